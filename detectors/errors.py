@@ -1,0 +1,17 @@
+"""What can go wrong in `detectors`."""
+
+
+class DetectorError(Exception):
+    """Root of every error that `detectors` raises on purpose."""
+
+
+class SchemaError(DetectorError, ValueError):
+    """A feature schema is malformed, or an array does not fit it."""
+
+
+class FitError(DetectorError, ValueError):
+    """The data cannot support what was asked of `fit`; the message says what would."""
+
+
+class BundleError(DetectorError):
+    """A bundle is damaged, of another version, or for another schema."""

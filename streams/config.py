@@ -1,0 +1,236 @@
+"""One frozen settings tree, read from vedette.toml and VEDETTE_* variables.
+
+A variable names a setting by its path: ``VEDETTE_KAFKA__BOOTSTRAP=host:9092`` sets ``[kafka] bootstrap``. Lists of
+tables (``[[models]]``) stand in the file only. A wrong key or value is a `ConfigError` with its path.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from streams.errors import ConfigError
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+ModelName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+
+#: Bytes of the secret keys of the client hash and of probe marks.
+KEY_BYTES = {"client": 16, "probe": 32}
+
+
+class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class KafkaSettings(_Settings):
+    """Where the broker is, and how to talk to it."""
+
+    bootstrap: str = "127.0.0.1:9092"
+    group: str = "vedette"
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    sasl_username: str | None = None
+    sasl_password_file: str | None = None
+    ssl_cafile: str | None = None
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+
+
+class RedisSettings(_Settings):
+    """Where Redis is. TLS by ``rediss://``."""
+
+    url: str = "redis://127.0.0.1:6379/0"
+    password_file: str | None = None
+
+
+class SecretSettings(_Settings):
+    """Files of hex-encoded secrets; VEDETTE_CLIENT_KEY and VEDETTE_PROBE_KEY hold them directly."""
+
+    client_key_file: str | None = None
+    probe_key_file: str | None = None
+
+
+class ModelSettings(_Settings):
+    """One watched model: its events, its bundle, its endpoint."""
+
+    name: ModelName
+    topic: str
+    bundle: str
+    """Path of the bundle that `vedette fit` wrote."""
+    format: Literal["auto", "native", "oip", "compact"] = "auto"
+    client: Annotated[str, msgspec.Meta(pattern=r"^(key|(header|field|parameter):.+)$")] = "key"
+    """Where the client's identity stands in an event."""
+    endpoint: str | None = None
+    """Base URL of the model's Open Inference Protocol endpoint, for probes."""
+    probe_data: str | None = None
+    """npz with `inputs` and `labels` (rows that probes start from) and `surrogate_*`, for probes."""
+
+
+class WorkerSettings(_Settings):
+    """The stream worker."""
+
+    max_batch_rows: Count = 4000
+    max_record_bytes: Count = 16 * 1024 * 1024
+    clients_per_partition: Count = 20_000
+    index_rows: Count = 10_000
+    snapshot_seconds: Positive = 10.0
+    watchdog_seconds: Positive = 60.0
+    shutdown_seconds: Positive = 10.0
+    web_host: str = "127.0.0.1"
+    web_port: Port = 0
+    """0 picks a free port; the worker's status in Redis tells which."""
+
+
+class ProbeSettings(_Settings):
+    """The prober."""
+
+    burst_every_seconds: Positive = 300.0
+    campaign_every_seconds: Positive = 900.0
+    control_every_seconds: Positive = 300.0
+    burst_size: Count = 20
+    eps: Positive = 0.2
+    campaign_queries: Count = 300
+    queries_per_second: Positive = 20.0
+    timeout_seconds: Positive = 30.0
+    mark_ttl_seconds: Positive = 120.0
+    min_recall: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.8
+    min_units: Count = 3
+    """Finished probes of an attack before its recall is judged."""
+    client_header: str = "X-Client-Id"
+
+
+class ConsoleSettings(_Settings):
+    """The web console. It binds to loopback unless a token is set."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8600
+    token_file: str | None = None
+
+
+class Settings(_Settings):
+    """Everything Vedette can be told."""
+
+    models: Annotated[tuple[ModelSettings, ...], msgspec.Meta(min_length=1)]
+    kafka: KafkaSettings = KafkaSettings()
+    redis: RedisSettings = RedisSettings()
+    secrets: SecretSettings = SecretSettings()
+    worker: WorkerSettings = WorkerSettings()
+    probes: ProbeSettings = ProbeSettings()
+    console: ConsoleSettings = ConsoleSettings()
+    week_seconds: Positive = 604_800.0
+    """Length of the period that the page budget is stated for."""
+
+    def model(self, name: str | None) -> ModelSettings:
+        """The model of that name; with None, the only one."""
+        if name is None:
+            if len(self.models) > 1:
+                raise ConfigError(f"several models are declared; name one of: {', '.join(m.name for m in self.models)}")
+            return self.models[0]
+        for model in self.models:
+            if model.name == name:
+                return model
+        raise ConfigError(f"no model {name!r} is declared; declared: {', '.join(m.name for m in self.models)}")
+
+
+def load(path: str | Path | None, environ: Mapping[str, str] | None = None) -> Settings:
+    """Read settings from a TOML file and the environment.
+
+    Raises
+    ------
+    ConfigError
+        With the path of the setting and what is allowed there.
+    """
+    environ = os.environ if environ is None else environ
+    where = Path(path or environ.get("VEDETTE_CONFIG", "vedette.toml"))
+    try:
+        data: dict[str, Any] = tomllib.loads(where.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no settings file at {where}; name one with --config or VEDETTE_CONFIG") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as wrong:
+        raise ConfigError(f"{where} is not valid TOML: {wrong}") from None
+    _apply_variables(data, environ)
+    return parse(data, str(where))
+
+
+def parse(data: Mapping[str, Any], source: str) -> Settings:
+    """Settings from plain data; `source` names it in errors."""
+    try:
+        settings = msgspec.convert(data, Settings, strict=True)
+    except msgspec.ValidationError as wrong:
+        raise ConfigError(f"{source}: {_plain(str(wrong))}") from None
+    names = [model.name for model in settings.models]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{source}: models: the name {name!r} is declared twice")
+    return settings
+
+
+_SECRET_VARIABLES = {"VEDETTE_CONFIG", "VEDETTE_CLIENT_KEY", "VEDETTE_PROBE_KEY"}
+_SECTIONS = {"KAFKA", "REDIS", "SECRETS", "WORKER", "PROBES", "CONSOLE"}
+
+
+def _apply_variables(data: dict[str, Any], environ: Mapping[str, str]) -> None:
+    for variable, text in environ.items():
+        if not variable.startswith("VEDETTE_") or variable in _SECRET_VARIABLES:
+            continue
+        section, _, key = variable.removeprefix("VEDETTE_").partition("__")
+        if not key:
+            continue
+        if section not in _SECTIONS:
+            allowed = ", ".join(f"VEDETTE_{name}__..." for name in sorted(_SECTIONS))
+            raise ConfigError(f"{variable}: no such section of settings; allowed: {allowed}")
+        data.setdefault(section.lower(), {})[key.lower()] = _value(text)
+
+
+def _value(text: str) -> Any:
+    if re.fullmatch(r"-?\d+", text):
+        return int(text)
+    if re.fullmatch(r"-?\d*\.\d+(e-?\d+)?", text):
+        return float(text)
+    if text in ("true", "false"):
+        return text == "true"
+    return text
+
+
+def _plain(message: str) -> str:
+    found = re.fullmatch(r"(.*?) - at `\$\.?(.*)`", message)
+    return f"{found.group(2)}: {found.group(1)}" if found else message
+
+
+def secret(settings: Settings, which: Literal["client", "probe"], environ: Mapping[str, str] | None = None) -> bytes:
+    """The secret key of the client hash (16 bytes) or of probe marks (32 bytes).
+
+    Raises
+    ------
+    ConfigError
+        When it is set nowhere, unreadable, or not hex of the right length. The message never shows the secret.
+    """
+    environ = os.environ if environ is None else environ
+    variable = f"VEDETTE_{which.upper()}_KEY"
+    path = settings.secrets.client_key_file if which == "client" else settings.secrets.probe_key_file
+    length = KEY_BYTES[which]
+    if variable in environ:
+        source, text = variable, environ[variable]
+    elif path is not None:
+        source = path
+        try:
+            text = Path(path).read_text(encoding="ascii")
+        except (OSError, UnicodeDecodeError):
+            raise ConfigError(f"secrets.{which}_key_file: cannot read {path}") from None
+    else:
+        raise ConfigError(f"secrets.{which}_key_file: not set; write {length} random bytes as hex into a file, or {variable}")
+    try:
+        key = bytes.fromhex(text.strip())
+    except ValueError:
+        key = b""
+    if len(key) != length:
+        raise ConfigError(f"{source}: must hold {2 * length} hex digits ({length} bytes)")
+    return key

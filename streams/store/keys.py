@@ -1,0 +1,164 @@
+"""Every Redis key that Vedette uses, in one place. docs/redis.md documents them for consumers.
+
+Partition keys share the hash tag ``{topic:partition}``, model keys the hash tag ``{model}``, so that a script's keys
+always lie in one cluster slot. Readers merge partitions.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from streams.errors import ConfigError
+
+#: Version of the key layout and of the messages in it; stands in the watermark hash and in every message.
+LAYOUT_VERSION = 1
+
+MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionKeys:
+    """Keys of one partition of the event topic."""
+
+    topic: str
+    partition: int
+
+    @property
+    def tag(self) -> str:
+        """The common prefix, with its hash tag."""
+        return f"vedette:{{{self.topic}:{self.partition}}}"
+
+    @property
+    def watermark(self) -> str:
+        """Hash: w (next offset to record), epoch, bundle, topic_id, identity, layout, since; the truth of progress."""
+        return f"{self.tag}:w"
+
+    @property
+    def totals(self) -> str:
+        """Hash of counters since the beginning: records, rows, scored, probes, invalid, duplicates, ... ."""
+        return f"{self.tag}:totals"
+
+    def minute(self, minute: int) -> str:
+        """Hash of counters of one minute of broker time (minutes since the epoch); has a TTL."""
+        return f"{self.tag}:minute:{minute}"
+
+    def hour(self, hour: int) -> str:
+        """Hourly roll-up of the same counters; has a longer TTL."""
+        return f"{self.tag}:hour:{hour}"
+
+    @property
+    def histograms(self) -> str:
+        """Hash: detector -> packed little-endian uint32 histogram of -log10 p, mergeable by addition."""
+        return f"{self.tag}:histograms"
+
+    @property
+    def signals(self) -> str:
+        """Stream of signals, read by the correlator. Entry ids are ``offset+1``-``row*16+rule``, the field is ``m``."""
+        return f"{self.tag}:signals"
+
+    @property
+    def probes(self) -> str:
+        """Stream of probe verdicts, read by the prober. The field is ``m``."""
+        return f"{self.tag}:probes"
+
+    @property
+    def probe_uses(self) -> str:
+        """Hash: probe id -> coordinates of its first use and its expiry."""
+        return f"{self.tag}:probe-uses"
+
+    @property
+    def snapshots(self) -> str:
+        """Hash: the two published snapshots' manifests (``a``, ``b``) and which is newer."""
+        return f"{self.tag}:snapshots"
+
+    def chunk(self, digest: str) -> str:
+        """One content-addressed chunk of a snapshot."""
+        return f"{self.tag}:chunk:{digest}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelKeys:
+    """Keys of one watched model."""
+
+    model: str
+
+    def __post_init__(self) -> None:
+        if not MODEL_NAME.fullmatch(self.model):
+            raise ConfigError(f"model name {self.model!r} must match {MODEL_NAME.pattern}")
+
+    @property
+    def tag(self) -> str:
+        """The common prefix, with its hash tag."""
+        return f"vedette:{{{self.model}}}"
+
+    @property
+    def alerts(self) -> str:
+        """Public stream for alert consumers: one entry per incident change that matters to them. The field is ``m``."""
+        return f"{self.tag}:alerts"
+
+    @property
+    def log(self) -> str:
+        """Stream of every incident change, for the console and for audit. The field is ``m``."""
+        return f"{self.tag}:incident-log"
+
+    @property
+    def incidents(self) -> str:
+        """Sorted set: incident id by last-seen (seconds)."""
+        return f"{self.tag}:incidents"
+
+    @property
+    def open_incidents(self) -> str:
+        """Hash: grouping key (technique|entity) -> id of the open incident."""
+        return f"{self.tag}:open-incidents"
+
+    def incident(self, incident: str) -> str:
+        """Hash: ``m`` (the incident as JSON), ``version``."""
+        return f"{self.tag}:incident:{incident}"
+
+    def evidence(self, incident: str) -> str:
+        """List of evidence JSON of one incident, newest last, bounded; has a TTL."""
+        return f"{self.tag}:evidence:{incident}"
+
+    @property
+    def progress(self) -> str:
+        """Hash: ``topic:partition`` -> id of the last signal that the correlator applied."""
+        return f"{self.tag}:correlator-progress"
+
+    @property
+    def mode(self) -> str:
+        """String: ``pilot`` or ``paging``."""
+        return f"{self.tag}:mode"
+
+    @property
+    def bundle(self) -> str:
+        """Hash: the bundle in force (path, digest, from)."""
+        return f"{self.tag}:bundle"
+
+    def lease(self, role: str) -> str:
+        """Hash: holder, token (fencing), of the role ``correlator``, ``prober`` or ``trainer``; expires."""
+        return f"{self.tag}:lease:{role}"
+
+    def fence(self, role: str) -> str:
+        """Counter that hands out the role's fencing tokens; never expires."""
+        return f"{self.tag}:fence:{role}"
+
+    @property
+    def probe_results(self) -> str:
+        """Hash: attack -> ProbeSummary JSON (recall with interval, latency)."""
+        return f"{self.tag}:probe-results"
+
+    @property
+    def probe_log(self) -> str:
+        """Stream of finished probes (ProbeOutcome)."""
+        return f"{self.tag}:probe-log"
+
+    @property
+    def probe_plans(self) -> str:
+        """Hash: campaign id -> ProbePlan JSON of probes under way; a standby prober takes over from it."""
+        return f"{self.tag}:probe-plans"
+
+    @property
+    def workers(self) -> str:
+        """Hash: worker id -> WorkerStatus JSON, refreshed; stale entries are dead workers."""
+        return f"{self.tag}:workers"

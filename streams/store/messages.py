@@ -1,0 +1,210 @@
+"""Messages in Redis, as JSON. docs/schemas/ holds their JSON Schemas, generated from these types."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+LevelName = Literal["ticket", "page"]
+State = Literal["new", "in_progress", "suppressed", "resolved"]
+
+
+class ReasonMessage(msgspec.Struct, frozen=True):
+    """Why one detector speaks."""
+
+    detector: str
+    p: float
+    text: str
+    extrapolated: bool = False
+
+
+class SignalMessage(msgspec.Struct, frozen=True):
+    """One rule crossed its threshold at one row of the event topic. The id is the same after any replay."""
+
+    id: str
+    model: str
+    topic: str
+    partition: int
+    offset: int
+    row: int
+    time: int
+    """Broker time of the row, microseconds since the epoch."""
+    at: int
+    """When the worker recorded it, microseconds since the epoch (for latency only)."""
+    rule: str
+    level: LevelName
+    technique: str
+    entity: Literal["client", "cluster", "population"]
+    entity_id: str
+    statistic: float
+    threshold: float
+    reasons: list[ReasonMessage]
+    members: list[tuple[int, int]]
+    """(offset, row) in the same partition, oldest first, bounded."""
+    clients: list[str]
+    """The member's client hashes (16 hex digits), without repetition."""
+    input: list[float]
+    nearest: list[float]
+    label: int
+    nearest_label: int
+    measures: dict[str, float]
+    bundle: str
+    pilot: bool = False
+    stale: bool = False
+    version: int = 1
+
+
+class Change(msgspec.Struct, frozen=True):
+    """One entry of an incident's history."""
+
+    at: int
+    by: str
+    what: str
+
+
+class Incident(msgspec.Struct, frozen=True):
+    """One attack on one model by one entity."""
+
+    id: str
+    model: str
+    technique: str
+    entity: Literal["client", "cluster", "population", "monitoring"]
+    entity_id: str
+    title: str
+    level: LevelName
+    state: State
+    first_seen: int
+    last_seen: int
+    """Broker time, microseconds."""
+    opened_at: int
+    """When the correlator opened it, microseconds."""
+    signals: int
+    rules: dict[str, int]
+    clients: list[str]
+    partitions: list[int]
+    max_ratio: float
+    """Largest statistic / threshold seen."""
+    assignee: str | None = None
+    history: list[Change] = []
+    atlas_version: str = "5.6.0"
+    bundle: str = ""
+    version: int = 1
+
+
+class Alert(msgspec.Struct, frozen=True):
+    """Entry of the public `alerts` stream."""
+
+    id: str
+    """Unique: incident id and change number."""
+    incident: str
+    model: str
+    change: Literal["opened", "raised", "updated", "acknowledged", "resolved", "reopened", "trimmed-from"]
+    level: LevelName
+    state: State
+    technique: str
+    entity: str
+    entity_id: str
+    title: str
+    first_seen: int
+    last_seen: int
+    at: int
+    version: int = 1
+
+
+class ProbeVerdict(msgspec.Struct, frozen=True):
+    """What a worker says of one probe record."""
+
+    probe: str
+    status: Literal["scored", "expired", "replayed"]
+    partition: int
+    offset: int
+    rows: int
+    time: int
+    at: int
+    issued: int
+    level: int
+    """Highest `Level` that the probe client's overlay reached at this record (0 silent, 1 ticket, 2 page)."""
+    ratio: float
+    """Largest statistic / paging threshold after this record."""
+    pvalues: dict[str, float]
+    """Smallest p-value of each detector in this record."""
+    fused: float
+    version: int = 1
+
+
+class ProbePlan(msgspec.Struct, frozen=True):
+    """A probe under way: what was sent, and until when its verdicts are waited for."""
+
+    campaign: str
+    attack: str
+    kind: Literal["burst", "campaign", "control"]
+    threat: str
+    client: str
+    sent: int
+    """Records sent."""
+    inputs: int
+    """Rows sent."""
+    issued: int
+    deadline: int
+    version: int = 1
+
+
+class ProbeOutcome(msgspec.Struct, frozen=True):
+    """A finished probe."""
+
+    campaign: str
+    attack: str
+    kind: Literal["burst", "campaign", "control"]
+    threat: str
+    inputs: int
+    arrived: int
+    """Rows that came back with a verdict."""
+    detected: bool
+    ticketed: bool
+    queries_to_ticket: int | None
+    queries_to_page: int | None
+    latency_ms: float | None
+    """From the broker time of the completing row to its record in Redis."""
+    finished: int
+    version: int = 1
+
+
+class ProbeSummary(msgspec.Struct, frozen=True):
+    """Recall of one attack over its finished probes."""
+
+    attack: str
+    kind: str
+    threat: str
+    n: int
+    """Inputs for bursts, campaigns for query campaigns."""
+    units: int
+    """Independent units that the interval is over (bursts or campaigns)."""
+    detected: int
+    recall: float
+    low: float
+    high: float
+    """Wilson interval, 95 %."""
+    latency_p50_ms: float | None
+    latency_p99_ms: float | None
+    updated: int
+    version: int = 1
+
+
+class WorkerStatus(msgspec.Struct, frozen=True):
+    """What a worker says of itself every second."""
+
+    worker: str
+    at: int
+    partitions: list[int]
+    lag: int
+    rows: int
+    """Rows recorded since the start."""
+    rows_per_second: float
+    batch_ms_p99: float
+    rss_bytes: int
+    oldest_verdict_age_ms: float
+    bundle: str
+    web: str
+    """host:port of its /metrics and /health, empty if off."""
+    version: int = 1
