@@ -1,0 +1,225 @@
+"""The `vedette` command.
+
+Each subcommand imports its own room only when it runs, so that `vedette incidents list` does not pay for compiled
+kernels. An error on purpose (`VedetteError`) becomes one sentence on standard error and the exit code of its class.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from streams import config
+from streams.errors import ConfigError, VedetteError
+
+#: The import packages of this distribution; their names are generic, so every start checks whose they are.
+PACKAGES = ("detectors", "attacks", "streams")
+
+
+@dataclass(slots=True)
+class Session:
+    """What the options before the subcommand said; settings are read only when a subcommand needs them."""
+
+    config: str | None
+    model: str | None
+    _settings: config.Settings | None = None
+
+    @property
+    def settings(self) -> config.Settings:
+        """The settings tree, read once."""
+        if self._settings is None:
+            self._settings = config.load(self.config)
+        return self._settings
+
+    @property
+    def model_settings(self) -> config.ModelSettings:
+        """The model that --model names, or the only one."""
+        return self.settings.model(self.model)
+
+
+def verify_packages() -> None:
+    """Make sure that the three packages come from one distribution, not from a stranger of the same name."""
+    home = Path(__file__).resolve().parent.parent
+    for name in PACKAGES:
+        found = importlib.import_module(name).__file__
+        if found is None or Path(found).resolve().parent.parent != home:
+            raise ConfigError(
+                f"the package {name!r} resolves to {found or 'nothing'}, not to Vedette's in {home}; "
+                "give Vedette a virtual environment of its own"
+            )
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--config", "config_path", metavar="FILE", help="Settings file; default vedette.toml or VEDETTE_CONFIG.")
+@click.option("--model", metavar="NAME", help="The watched model; may be left out where only one is declared.")
+@click.version_option(package_name="vedette")
+@click.pass_context
+def vedette(context: click.Context, config_path: str | None, model: str | None) -> None:
+    """Watch machine-learning models in production for adversarial inputs."""
+    verify_packages()
+    context.obj = Session(config_path, model)
+
+
+@vedette.command()
+@click.pass_obj
+def worker(session: Session) -> int:
+    """Consume events, score them, record verdicts in Redis."""
+    from streams.worker.app import run
+
+    return run(session.settings, session.model_settings.name)
+
+
+@vedette.command()
+@click.pass_obj
+def correlator(session: Session) -> int:
+    """Make incidents of the workers' signals."""
+    from streams.incidents.correlator import run
+
+    return run(session.settings, session.model_settings.name)
+
+
+@vedette.command()
+@click.pass_obj
+def prober(session: Session) -> int:
+    """Send probes on a schedule and follow each to its verdict."""
+    from streams.probes.prober import run
+
+    return run(session.settings, session.model_settings.name)
+
+
+@vedette.command()
+@click.pass_obj
+def console(session: Session) -> int:
+    """Serve the web console."""
+    from streams.console.app import run
+
+    return run(session.settings)
+
+
+@vedette.command()
+@click.option("--json", "as_json", is_flag=True, help="Print findings as JSON.")
+@click.pass_obj
+def doctor(session: Session, as_json: bool) -> int:
+    """Examine broker, Redis, bundle, clocks and settings, and say what to mend."""
+    from streams.doctor import run
+
+    return run(session.settings, session.model_settings.name, as_json)
+
+
+@vedette.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--wait", "wait_seconds", default=30.0, show_default=True, help="How long to wait for the worker.")
+@click.pass_obj
+def audit(session: Session, as_json: bool, wait_seconds: float) -> int:
+    """Re-count the raw topic and prove that no row was lost or counted twice."""
+    from streams.audit import run
+
+    return run(session.settings, session.model_settings.name, as_json=as_json, wait_seconds=wait_seconds)
+
+
+@vedette.command()
+@click.option("--partitions", default=4, show_default=True, type=click.IntRange(1, 10_000))
+@click.option("--replication", default=1, show_default=True, type=click.IntRange(1, 7))
+@click.pass_obj
+def topics(session: Session, partitions: int, replication: int) -> int:
+    """Create the topics that the declared models need, where they do not exist yet."""
+    from streams.topics import ensure
+
+    for model in session.settings.models:
+        for name in ensure(session.settings.kafka, model.topic, partitions, replication):
+            click.echo(f"created {name}")
+    return 0
+
+
+@vedette.command()
+@click.option("--reference", required=True, metavar="FILE", help="Benign rows (Parquet, CSV, npz or JSON lines).")
+@click.option("--benign", metavar="FILE|topic", help="Benign events with clients and order: a file, or 'topic' for the model's topic.")
+@click.option("--schema", "schema_path", metavar="FILE", help="Feature schema (JSON); inferred from the reference if left out.")
+@click.option("--crafted", metavar="FILE", help="Crafted rows (npz with `inputs`) that train the fusion of detectors.")
+@click.option("--out", required=True, metavar="FILE", help="Where to write the bundle.")
+@click.option("--budget", default=1, show_default=True, type=click.IntRange(0), help="False pages a week, at most.")
+@click.option("--clients-per-week", type=click.IntRange(1), help="Clients expected in a week; default: those of --benign.")
+@click.option("--week-seconds", type=float, help="Length of the budget's period; default from the settings.")
+@click.option("--partitions", type=click.IntRange(1), help="Partitions of the event topic (for the index's budget).")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.pass_obj
+def fit(session: Session, **options: Any) -> int:
+    """Fit and calibrate a bundle from reference rows and benign events."""
+    from streams.training.fit import run
+
+    return run(session, **options)
+
+
+@vedette.command()
+@click.argument("file")
+@click.option("--bundle", metavar="FILE", help="Bundle to score with; default: the model's from the settings.")
+@click.option("--out", metavar="FILE", help="Write verdicts, a row each, as Parquet.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@click.pass_obj
+def score(session: Session, file: str, bundle: str | None, out: str | None, as_json: bool) -> int:
+    """Score a file of events without Kafka or Redis."""
+    from streams.training.score import run
+
+    return run(session, file, bundle, out, as_json)
+
+
+@vedette.command()
+@click.option("--headless", is_flag=True, help="No live view; end after --seconds and judge the main job.")
+@click.option("--seconds", type=click.FloatRange(min=10), help="Length of the traffic; default: until Ctrl-C (headless: 60).")
+@click.option("--report", metavar="FILE", help="Write the figures as JSON.")
+@click.option("--kafka", metavar="HOST:PORT", help="Use this broker instead of the embedded one.")
+@click.option("--redis", metavar="URL", help="Use this Redis instead of the embedded one.")
+@click.option("--port", default=8600, show_default=True, help="Port of the console; the next free one if it is taken.")
+@click.option("--seed", default=20, show_default=True)
+def demo(**options: Any) -> int:
+    """Everything on an embedded broker and Redis: a real model, real traffic, real attacks."""
+    from streams.demo.stage import run
+
+    return run(**options)
+
+
+def _add_incidents() -> None:
+    from streams.incidents.terminal import incidents
+
+    vedette.add_command(incidents)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the `vedette` command."""
+    sys.exit(invoke(arguments))
+
+
+def invoke(arguments: list[str] | None = None) -> int:
+    """Run one command line and return its exit code."""
+    _add_incidents()
+    command: Callable[..., Any] = vedette.main
+    try:
+        return int(command(args=arguments, prog_name="vedette", standalone_mode=False) or 0)
+    except VedetteError as error:
+        click.echo(f"vedette: {error}", err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+
+
+def print_json(value: Any) -> None:
+    """Print plain data for programs."""
+    click.echo(json.dumps(value, indent=2, sort_keys=False))
+
+
+if __name__ == "__main__":
+    main()
