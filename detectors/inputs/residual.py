@@ -1,0 +1,100 @@
+"""Class-conditional PCA residual: does the input lie off the surface on which its class lives?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.contract import Reference, View
+from detectors.kernels import rows
+from detectors.schema import FeatureSchema
+from detectors.view import CONSTANT_SCALE_SHARE
+
+#: Share of a class's variance that its basis keeps.
+KEPT_VARIANCE = 0.95
+#: A class with fewer rows than this uses the pooled basis of all.
+MIN_ROWS = 20
+
+
+class PcaResidual:
+    """Distance of the standardised input from the principal subspace (95 % of variance) of its predicted class.
+
+    Blind to: perturbations inside the subspace, and to everything in classes that fill their space.
+
+    References
+    ----------
+    Hotelling's residual statistic (Q), Jackson & Mudholkar, Technometrics 21(3), 1979; used on adversarial inputs by
+    Hendrycks & Gimpel, "Early Methods for Detecting Adversarial Images", ICLR workshop 2017.
+    """
+
+    name = "pca_residual"
+
+    def __init__(self) -> None:
+        self.means_: NDArray[np.float64] = np.empty((0, 0))
+        self.bases_: NDArray[np.float64] = np.empty((0, 0, 0))
+
+    def fit(self, reference: Reference, schema: FeatureSchema, rng: np.random.Generator) -> Self:
+        """A mean and a basis for each class."""
+        inputs, labels = reference.inputs, reference.labels
+        if reference.truth is not None:
+            right = labels == reference.truth
+            inputs, labels = inputs[right], labels[right]
+        mean, spread = inputs.mean(axis=0), inputs.std(axis=0)
+        typical = float(spread[spread > 0].mean()) if np.any(spread > 0) else 1.0
+        standardised = (inputs - mean) / np.maximum(spread, CONSTANT_SCALE_SHARE * typical)
+        pooled = _basis(standardised)
+        found = []
+        for label in range(len(schema.classes)):
+            members = standardised[labels == label]
+            found.append(_basis(members) if len(members) >= MIN_ROWS else pooled)
+        width = max(basis.shape[1] for _, basis in found)
+        self.means_ = np.stack([centre for centre, _ in found])
+        self.bases_ = np.zeros((len(found), schema.width, width))
+        for place, (_, basis) in enumerate(found):
+            self.bases_[place, :, : basis.shape[1]] = basis
+        return self
+
+    def score(self, view: View) -> NDArray[np.float64]:
+        """(n,) residual lengths in standard deviations."""
+        out = np.empty(len(view.batch))
+        rows.residual(view.standardised, view.batch.labels, self.means_, self.bases_, out)
+        return out
+
+    def explain(self, view: View, row: int) -> str:
+        """What the residual means."""
+        score = float(self.score(_One(view, row))[0])
+        return f"the input holds {score:.1f} sd of structure that rows of its predicted class do not have"
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Means and bases."""
+        return {"means": self.means_, "bases": self.bases_}
+
+    @classmethod
+    def restore(cls, arrays: Mapping[str, NDArray[Any]], schema: FeatureSchema) -> Self:
+        """The inverse of `arrays`."""
+        made = cls()
+        made.means_, made.bases_ = np.ascontiguousarray(arrays["means"]), np.ascontiguousarray(arrays["bases"])
+        return made
+
+
+def _basis(rows_of_class: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    centre = rows_of_class.mean(axis=0)
+    values, vectors = np.linalg.eigh(np.cov(rows_of_class, rowvar=False).reshape(len(centre), len(centre)))
+    values, vectors = values[::-1], vectors[:, ::-1]
+    share = np.cumsum(np.maximum(values, 0.0))
+    kept = int(np.searchsorted(share, KEPT_VARIANCE * share[-1])) + 1 if share[-1] > 0 else 1
+    return centre, vectors[:, : min(kept, len(centre))]
+
+
+class _One:
+    """The part of a view that one row needs."""
+
+    def __init__(self, view: View, row: int) -> None:
+        self.batch = view.batch.take(slice(row, row + 1))
+        self.standardised = view.standardised[row : row + 1]
+        self.own_distance = view.own_distance[row : row + 1]
+        self.other_distance = view.other_distance[row : row + 1]
+        self.nearest_own = view.nearest_own[row : row + 1]

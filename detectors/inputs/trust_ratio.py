@@ -1,0 +1,56 @@
+"""Trust ratio: is the input nearer to another class than to the one the model says?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.contract import Reference, View
+from detectors.kernels import rows
+from detectors.schema import FeatureSchema
+
+#: Added to both distances so that copies of reference rows stay finite.
+FLOOR = 1e-3
+
+
+class TrustRatio:
+    """ln of the distance to the predicted class over the distance to the nearest other class.
+
+    Blind to: adversarial inputs that land deep inside another class's region.
+
+    References
+    ----------
+    Jiang, Kim, Guan & Gupta, "To Trust Or Not To Trust A Classifier", NeurIPS 2018, section 3 (inverted: a larger score
+    is less trustworthy).
+    """
+
+    name = "trust_ratio"
+
+    def fit(self, reference: Reference, schema: FeatureSchema, rng: np.random.Generator) -> Self:
+        """Nothing of its own to learn: the view's condensed reference is shared."""
+        return self
+
+    def score(self, view: View) -> NDArray[np.float64]:
+        """(n,) log ratios."""
+        out = np.empty(len(view.batch))
+        own, other = view.own_distance, view.other_distance
+        rows.log_ratio(own * own, other * other, FLOOR, out)
+        return out
+
+    def explain(self, view: View, row: int) -> str:
+        """Both distances in words."""
+        own, other = float(view.own_distance[row]), float(view.other_distance[row])
+        nearer = "nearer to another class" if other < own else "unusually far from its class for how near another one is"
+        return f"the input is {nearer}: {own:.1f} sd to the predicted class, {other:.1f} sd to the nearest other"
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Nothing is stored."""
+        return {}
+
+    @classmethod
+    def restore(cls, arrays: Mapping[str, NDArray[Any]], schema: FeatureSchema) -> Self:
+        """The inverse of `arrays`."""
+        return cls()
