@@ -68,3 +68,15 @@ class Fenced(VedetteError):
     """Another worker owns the partition now, or W moved under us: the batch was not applied."""
 
     exit_code = 18
+
+
+class UnknownIncident(VedetteError):
+    """No incident of that id; it may have expired."""
+
+    exit_code = 20
+
+
+class Conflict(VedetteError):
+    """Somebody else changed the incident first, or its state does not allow the change."""
+
+    exit_code = 21

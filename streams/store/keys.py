@@ -126,6 +126,19 @@ class ModelKeys:
         return f"{self.tag}:correlator-progress"
 
     @property
+    def openings(self) -> str:
+        """Hash: ``topic:partition`` -> ``minute:count`` of incidents opened in that minute of broker time."""
+        return f"{self.tag}:correlator-openings"
+
+    def recent(self, group: str) -> str:
+        """String: id of the newest incident of a group, open or not; expires when it may no longer re-open."""
+        return f"{self.tag}:recent:{group}"
+
+    def alias(self, name: str) -> str:
+        """String: grouping key that a cluster, or an account seen in one, belongs to; expires."""
+        return f"{self.tag}:alias:{name}"
+
+    @property
     def mode(self) -> str:
         """String: ``pilot`` or ``paging``."""
         return f"{self.tag}:mode"

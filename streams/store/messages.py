@@ -8,6 +8,8 @@ import msgspec
 
 LevelName = Literal["ticket", "page"]
 State = Literal["new", "in_progress", "suppressed", "resolved"]
+Verdict = Literal["true", "false", "benign"]
+"""Of a resolved incident: a real attack, a false alarm, or real but harmless (a test, a known client)."""
 
 
 class ReasonMessage(msgspec.Struct, frozen=True):
@@ -89,6 +91,34 @@ class Incident(msgspec.Struct, frozen=True):
     history: list[Change] = []
     atlas_version: str = "5.6.0"
     bundle: str = ""
+    version: int = 1
+    queries: int = 0
+    """Size of the largest cluster of queries that a signal spoke of."""
+    pilot: bool = False
+    """Some signal would have paged, had Vedette not run in pilot."""
+    resolved_at: int | None = None
+    """When it was last resolved, microseconds; None while it is open."""
+    verdict: Verdict | None = None
+    """What the responder who resolved it said."""
+
+
+class IncidentChange(msgspec.Struct, frozen=True):
+    """Entry of the `incident-log` stream: every change of every incident."""
+
+    id: str
+    """Unique: incident id and change number."""
+    incident: str
+    model: str
+    change: Literal["opened", "raised", "signal", "acknowledged", "resolved", "reopened"]
+    by: str
+    """`vedette`, `prober`, or who acted."""
+    what: str
+    level: LevelName
+    state: State
+    at: int
+    """Broker time of the signal, or the clock of who acted; microseconds."""
+    signal: str | None = None
+    """Id of the signal that made the change."""
     version: int = 1
 
 

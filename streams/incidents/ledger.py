@@ -1,0 +1,250 @@
+"""Incidents in Redis: what the correlator, the service and the prober read, and the one script by which they write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+from redis import Redis
+
+from streams.errors import Conflict, Fenced, UnknownIncident
+from streams.incidents.grouping import (
+    EVIDENCE_FIRST,
+    EVIDENCE_KEPT,
+    FLOOD_GROUP,
+    REOPEN_MICROSECONDS,
+    Book,
+    Draft,
+    Fold,
+    Opening,
+    Stored,
+    aliases_of,
+    direct_group,
+    evidence_kept,
+)
+from streams.lease import Role
+from streams.store.keys import ModelKeys
+from streams.store.messages import Incident, SignalMessage
+
+#: Evidence is forgotten so long after the incident's last signal.
+EVIDENCE_TTL_SECONDS = 30 * 24 * 3600
+#: Redis' clock may run apart from broker time; the names outlive the window in which they are needed.
+RECENT_TTL_SECONDS = 2 * REOPEN_MICROSECONDS // 1_000_000
+#: Attempts of a change against others who change the same incident at the same time.
+ATTEMPTS = 20
+
+SCRIPT = Path(__file__).with_name("apply.lua").read_text(encoding="utf-8")
+
+
+class Outdated(Exception):
+    """What a plan was made from has changed meanwhile: read again and plan again. Nothing was written."""
+
+    def __init__(self, what: str, stored: str) -> None:
+        super().__init__(f"{what} is now {stored!r}")
+        self.what = what
+        self.stored = stored
+
+
+class _Evidence(msgspec.Struct):
+    body: str
+    page: int
+
+
+class _Write(msgspec.Struct):
+    id: str
+    group: str
+    base: int
+    version: int
+    was_open: str
+    open: int
+    seen: float
+    body: str
+    kept: int
+    firsts: int
+    evidence: list[_Evidence]
+    log: list[str]
+    alerts: list[str]
+
+
+class _Plan(msgspec.Struct):
+    token: str
+    place: str
+    base: str
+    upto: str
+    openings: str
+    writes: list[_Write]
+    aliases: list[str]
+
+
+class Step(msgspec.Struct, frozen=True):
+    """How far the correlator has read one partition: from which entry it started, and up to which it has folded."""
+
+    place: str
+    """``topic:partition``."""
+    base: str
+    upto: str
+    opening: Opening | None = None
+
+
+class Ledger:
+    """Reads and writes one model's incidents."""
+
+    def __init__(self, redis: Redis, keys: ModelKeys) -> None:
+        self.redis = redis
+        self.keys = keys
+        self._script = redis.register_script(SCRIPT)
+
+    def incident(self, name: str) -> Stored:
+        """One incident.
+
+        Raises
+        ------
+        UnknownIncident
+        """
+        found = self.incidents([name])
+        if not found:
+            raise UnknownIncident(f"no incident {name!r} of model {self.keys.model!r}; it may have expired")
+        return found[name]
+
+    def incidents(self, names: Iterable[str]) -> dict[str, Stored]:
+        """Those of the named incidents that exist."""
+        wanted = list(dict.fromkeys(names))
+        pipe = self.redis.pipeline(transaction=False)
+        for name in wanted:
+            pipe.hmget(self.keys.incident(name), "m", "version", "group")
+        found = {}
+        for name, (body, version, group) in zip(wanted, pipe.execute(), strict=True):
+            if body is not None:
+                decoded = msgspec.json.decode(body, type=Incident)
+                found[name] = Stored(decoded, int(version), group.decode())
+        return found
+
+    def book(self, place: str, signals: Sequence[SignalMessage]) -> Book:
+        """Everything that folding these signals may need, in three round trips."""
+        names = sorted({name for signal in signals for name in aliases_of(signal)})
+        aliases = self._texts([self.keys.alias(name) for name in names])
+        book = Book(aliases={name: group for name, group in zip(names, aliases, strict=True) if group})
+        groups = sorted({FLOOD_GROUP, *map(direct_group, signals), *book.aliases.values()})
+        pipe = self.redis.pipeline(transaction=False)
+        pipe.hmget(self.keys.open_incidents, groups)
+        pipe.mget([self.keys.recent(group) for group in groups])
+        pipe.hget(self.keys.openings, place)
+        opened, recent, opening = pipe.execute()
+        book.open = {group: name.decode() for group, name in zip(groups, opened, strict=True) if name}
+        book.recent = {group: name.decode() for group, name in zip(groups, recent, strict=True) if name}
+        book.incidents = self.incidents([*book.open.values(), *book.recent.values()])
+        if opening:
+            book.opening = Opening.parse(opening.decode())
+        return book
+
+    def open_incident(self, group: str) -> Stored | None:
+        """The group's open incident."""
+        name = self.redis.hget(self.keys.open_incidents, group)
+        return self.incidents([name.decode()]).get(name.decode()) if name else None
+
+    def apply(
+        self,
+        drafts: Iterable[Draft],
+        role: Role = "correlator",
+        *,
+        token: int | None = None,
+        step: Step | None = None,
+        aliases: dict[str, str] | None = None,
+    ) -> None:
+        """Write all drafts and the progress, or nothing.
+
+        Parameters
+        ----------
+        role, token
+            Whose lease must still be ours. None: no lease is needed (a person acts).
+        step
+            The correlator's progress, compared and set in the same script.
+
+        Raises
+        ------
+        Fenced
+            Another process took the lease over.
+        Outdated
+            An incident or the progress changed since it was read.
+        """
+        aliases = aliases or {}
+        writes = [_write(draft) for draft in drafts]
+        plan = _Plan(
+            token="" if token is None else str(token),
+            place=step.place if step else "",
+            base=step.base if step else "",
+            upto=step.upto if step else "",
+            openings=str(step.opening) if step and step.opening else "",
+            writes=writes,
+            aliases=list(aliases.values()),
+        )
+        keys = self.keys
+        touched = [keys.fence(role), keys.progress, keys.openings, keys.incidents]
+        touched += [keys.open_incidents, keys.log, keys.alerts]
+        for write in writes:
+            touched += [keys.incident(write.id), keys.evidence(write.id), keys.recent(write.group)]
+        touched += [keys.alias(name) for name in aliases]
+        packed = msgspec.msgpack.encode(plan)
+        answer = [
+            part.decode() if isinstance(part, bytes) else str(part)
+            for part in self._script(keys=touched, args=[packed, EVIDENCE_TTL_SECONDS, RECENT_TTL_SECONDS])
+        ]
+        if answer[0] == "fenced":
+            raise Fenced(f"another {role} holds the lease of model {keys.model!r} now; nothing was written")
+        if answer[0] != "ok":
+            raise Outdated(answer[0], answer[1])
+
+    def change(self, name: str, alter: Callable[[Draft], None]) -> Incident:
+        """Change one incident, again and again until nobody else changed it meanwhile.
+
+        `alter` changes the draft, or leaves it as it is where nothing is to do, or raises. It may run several times.
+        """
+        for _ in range(ATTEMPTS):
+            stored = self.incident(name)
+            opened = self.redis.hget(self.keys.open_incidents, stored.group)
+            draft = Draft(stored.incident, stored.group, stored.version, stored.version, (opened or b"").decode())
+            alter(draft)
+            if draft.version == draft.base:
+                return draft.incident
+            try:
+                self.apply([draft])
+            except Outdated:
+                continue
+            return draft.incident
+        raise Conflict(f"incident {name} changes too fast; try again")
+
+    def _texts(self, keys: list[str]) -> list[str | None]:
+        return [value.decode() if value else None for value in (self.redis.mget(keys) if keys else [])]
+
+
+def fold(model: str, book: Book, entries: Iterable[tuple[SignalMessage, str]], now: int) -> Fold:
+    """Fold decoded signals with their JSON, in order."""
+    folded = Fold(model, book, now)
+    for signal, text in entries:
+        folded.add(signal, text)
+    return folded
+
+
+def _write(draft: Draft) -> _Write:
+    texts = [text for text, _ in draft.evidence]
+    kept = evidence_kept(texts) if texts else EVIDENCE_KEPT
+    return _Write(
+        id=draft.incident.id,
+        group=draft.group,
+        base=draft.base,
+        version=draft.version,
+        was_open=draft.was_open,
+        open=int(draft.is_open),
+        seen=draft.incident.last_seen / 1e6,
+        body=_text(draft.incident),
+        kept=kept,
+        firsts=min(EVIDENCE_FIRST, kept // 2),
+        evidence=[_Evidence(text, int(page)) for text, page in draft.evidence],
+        log=[_text(entry) for entry in draft.log],
+        alerts=[_text(entry) for entry in draft.alerts],
+    )
+
+
+def _text(message: msgspec.Struct) -> str:
+    return msgspec.json.encode(message).decode()

@@ -1,0 +1,68 @@
+"""Incident titles in plain words."""
+
+from __future__ import annotations
+
+from streams.store.messages import Incident, SignalMessage
+
+#: MITRE ATLAS technique -> what it is called in a title.
+TECHNIQUES = {
+    "AML.T0015": "Evasion",
+    "AML.T0024.002": "Model extraction",
+    "AML.T0043": "Adversarial inputs",
+    "AML.T0043.000": "White-box adversarial inputs",
+    "AML.T0043.001": "Query-based evasion",
+    "AML.T0043.002": "Transferred adversarial inputs",
+    "AML.T0043.003": "Manually modified inputs",
+    "AML.T0046": "Flood of signals",
+}
+
+#: Hex digits of a client's hash that a title shows.
+SHOWN_DIGITS = 4
+
+
+def queries_of(signal: SignalMessage) -> int:
+    """How many queries the signal speaks of."""
+    return max(int(signal.measures.get("size", 0)), len(signal.members), 1)
+
+
+def client_name(client: str) -> str:
+    """A client's hash, shortened for people."""
+    return f"{client[:SHOWN_DIGITS]}…"
+
+
+def title(incident: Incident) -> str:
+    """What happens, by whom, and how we know, in one line.
+
+    A function of the incident's merged fields alone, so that it doesn't depend on the order of partitions.
+    """
+    what = TECHNIQUES.get(incident.technique, incident.technique)
+    if incident.entity == "population":
+        return f"{what}: {incident.signals:,} signals from {_many(len(incident.clients))}"
+    if incident.level == "ticket":
+        what = f"Possible {what[0].lower()}{what[1:]}"
+    who = f"by client {client_name(incident.entity_id)}"
+    if incident.entity == "cluster":
+        who = f"spread over {_many(len(incident.clients))}"
+    line = f"{what} {who}: {_finding(incident)}"
+    return f"{line} (pilot: would have paged)" if incident.pilot and incident.level == "ticket" else line
+
+
+def _finding(incident: Incident) -> str:
+    rules = incident.rules
+    if any(rule.endswith("-intent") for rule in rules):
+        return f"{incident.queries:,} near-identical queries walking along a decision boundary"
+    if any(rule.endswith("-cluster") for rule in rules):
+        return f"{incident.queries:,} near-identical queries"
+    if "input-sequence" in rules:
+        return "a run of inputs unlike benign traffic"
+    return f"{incident.signals:,} signals ({', '.join(sorted(rules))})"
+
+
+def _many(clients: int) -> str:
+    if clients >= CLIENTS_KEPT:
+        return f"{CLIENTS_KEPT} or more accounts"
+    return f"{clients} account{'' if clients == 1 else 's'}"
+
+
+#: Clients that an incident names at most.
+CLIENTS_KEPT = 256
