@@ -81,6 +81,10 @@ class Lease:
             self._token = None
         return self._token is not None
 
+    def drop(self) -> None:
+        """Forget the token without asking Redis; `acquire` gets it back if the lease is still ours."""
+        self._token = None
+
     def release(self) -> None:
         """Give the lease back, so that a standby need not wait for its end."""
         if self._token is not None:
@@ -118,5 +122,5 @@ class Lease:
                 self._token = None
 
     def _call(self, operation: str) -> int:
-        arguments = [operation, self.holder, self._token or 0, round(self.seconds * 1000)]
+        arguments: list[str | int] = [operation, self.holder, self._token or 0, round(self.seconds * 1000)]
         return int(self._script(keys=self._keys, args=arguments))

@@ -37,6 +37,13 @@ ATTEMPTS = 20
 SCRIPT = Path(__file__).with_name("apply.lua").read_text(encoding="utf-8")
 
 
+def as_text(reply: object) -> str:
+    """A Redis reply as text; empty for none."""
+    if isinstance(reply, bytes):
+        return reply.decode()
+    return "" if reply is None else str(reply)
+
+
 class Outdated(Exception):
     """What a plan was made from has changed meanwhile: read again and plan again. Nothing was written."""
 
@@ -117,7 +124,7 @@ class Ledger:
         for name, (body, version, group) in zip(wanted, pipe.execute(), strict=True):
             if body is not None:
                 decoded = msgspec.json.decode(body, type=Incident)
-                found[name] = Stored(decoded, int(version), group.decode())
+                found[name] = Stored(decoded, int(version), as_text(group))
         return found
 
     def book(self, place: str, signals: Sequence[SignalMessage]) -> Book:
@@ -131,17 +138,17 @@ class Ledger:
         pipe.mget([self.keys.recent(group) for group in groups])
         pipe.hget(self.keys.openings, place)
         opened, recent, opening = pipe.execute()
-        book.open = {group: name.decode() for group, name in zip(groups, opened, strict=True) if name}
-        book.recent = {group: name.decode() for group, name in zip(groups, recent, strict=True) if name}
+        book.open = {group: as_text(name) for group, name in zip(groups, opened, strict=True) if name}
+        book.recent = {group: as_text(name) for group, name in zip(groups, recent, strict=True) if name}
         book.incidents = self.incidents([*book.open.values(), *book.recent.values()])
         if opening:
-            book.opening = Opening.parse(opening.decode())
+            book.opening = Opening.parse(as_text(opening))
         return book
 
     def open_incident(self, group: str) -> Stored | None:
         """The group's open incident."""
-        name = self.redis.hget(self.keys.open_incidents, group)
-        return self.incidents([name.decode()]).get(name.decode()) if name else None
+        name = as_text(self.redis.hget(self.keys.open_incidents, group))
+        return self.incidents([name]).get(name) if name else None
 
     def apply(
         self,
@@ -186,14 +193,12 @@ class Ledger:
             touched += [keys.incident(write.id), keys.evidence(write.id), keys.recent(write.group)]
         touched += [keys.alias(name) for name in aliases]
         packed = msgspec.msgpack.encode(plan)
-        answer = [
-            part.decode() if isinstance(part, bytes) else str(part)
-            for part in self._script(keys=touched, args=[packed, EVIDENCE_TTL_SECONDS, RECENT_TTL_SECONDS])
-        ]
-        if answer[0] == "fenced":
+        answer = self._script(keys=touched, args=[packed, EVIDENCE_TTL_SECONDS, RECENT_TTL_SECONDS])
+        verdict, *detail = map(as_text, answer)
+        if verdict == "fenced":
             raise Fenced(f"another {role} holds the lease of model {keys.model!r} now; nothing was written")
-        if answer[0] != "ok":
-            raise Outdated(answer[0], answer[1])
+        if verdict != "ok":
+            raise Outdated(verdict, detail[0])
 
     def change(self, name: str, alter: Callable[[Draft], None]) -> Incident:
         """Change one incident, again and again until nobody else changed it meanwhile.
@@ -202,8 +207,8 @@ class Ledger:
         """
         for _ in range(ATTEMPTS):
             stored = self.incident(name)
-            opened = self.redis.hget(self.keys.open_incidents, stored.group)
-            draft = Draft(stored.incident, stored.group, stored.version, stored.version, (opened or b"").decode())
+            opened = as_text(self.redis.hget(self.keys.open_incidents, stored.group))
+            draft = Draft(stored.incident, stored.group, stored.version, stored.version, opened)
             alter(draft)
             if draft.version == draft.base:
                 return draft.incident
@@ -215,7 +220,7 @@ class Ledger:
         raise Conflict(f"incident {name} changes too fast; try again")
 
     def _texts(self, keys: list[str]) -> list[str | None]:
-        return [value.decode() if value else None for value in (self.redis.mget(keys) if keys else [])]
+        return [as_text(value) or None for value in (self.redis.mget(keys) if keys else [])]
 
 
 def fold(model: str, book: Book, entries: Iterable[tuple[SignalMessage, str]], now: int) -> Fold:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 from redis import Redis
 
+from streams.errors import Conflict
 from streams.incidents.grouping import Draft, group_key, incident_id
 from streams.incidents.ledger import ATTEMPTS, Ledger, Outdated
-from streams.errors import Conflict
 from streams.store.keys import ModelKeys
 from streams.store.messages import Incident, LevelName
 

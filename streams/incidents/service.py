@@ -15,7 +15,7 @@ from redis import Redis
 
 from streams.errors import ConfigError, Conflict
 from streams.incidents.grouping import Draft
-from streams.incidents.ledger import Ledger
+from streams.incidents.ledger import Ledger, as_text
 from streams.store.keys import ModelKeys
 from streams.store.messages import Incident, LevelName, SignalMessage, Verdict
 
@@ -57,14 +57,12 @@ class IncidentService:
         self._keys = ModelKeys(model)
         self._ledger = Ledger(redis, self._keys)
 
-    def list(
-        self, state: StateFilter | None = None, level: LevelName | None = None, limit: int = 50
-    ) -> list[Incident]:
+    def list(self, state: StateFilter | None = None, level: LevelName | None = None, limit: int = 50) -> list[Incident]:
         """Incidents, last seen first; `state` "open" means all but resolved."""
         found: list[Incident] = []
         start = 0
         while len(found) < limit:
-            names = [name.decode() for name in self._redis.zrevrange(self._keys.incidents, start, start + PAGE - 1)]
+            names = [as_text(name) for name in self._redis.zrevrange(self._keys.incidents, start, start + PAGE - 1)]
             if not names:
                 break
             start += len(names)
@@ -192,5 +190,3 @@ def _last(incident: Incident) -> str:
 
 def _now(now: int | None) -> int:
     return time.time_ns() // 1000 if now is None else now
-
-

@@ -16,6 +16,8 @@ TECHNIQUES = {
     "AML.T0046": "Flood of signals",
 }
 
+#: Clients that an incident names at most.
+CLIENTS_KEPT = 256
 #: Hex digits of a client's hash that a title shows.
 SHOWN_DIGITS = 4
 
@@ -62,7 +64,3 @@ def _many(clients: int) -> str:
     if clients >= CLIENTS_KEPT:
         return f"{CLIENTS_KEPT} or more accounts"
     return f"{clients} account{'' if clients == 1 else 's'}"
-
-
-#: Clients that an incident names at most.
-CLIENTS_KEPT = 256
