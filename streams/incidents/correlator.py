@@ -23,7 +23,7 @@ from streams.errors import Fenced
 from streams.incidents.ledger import Ledger, Outdated, Step, as_text, fold
 from streams.lease import LEASE_SECONDS, Lease
 from streams.store.keys import ModelKeys, PartitionKeys
-from streams.store.messages import Alert, SignalMessage
+from streams.store.messages import Alert, SignalMessage, WorkerStatus
 
 log = logging.getLogger("vedette.correlator")
 
@@ -139,7 +139,14 @@ class Correlator:
         self.discover()
 
     def discover(self) -> None:
-        """Take in partitions that a worker has touched since the last look."""
+        """Take in partitions that a worker has touched or holds since the last look.
+
+        Redis alone is asked, so that the correlator does not depend on the broker: partitions are dense, and a worker
+        says which ones it holds.
+        """
+        for said in self.redis.hvals(self.keys.workers):
+            for partition in msgspec.json.decode(said, type=WorkerStatus).partitions:
+                self.progress.setdefault(partition, "")
         first, last = 0, max(self.progress, default=-1) + DISCOVER_AHEAD
         while first <= last:
             pipe = self.redis.pipeline(transaction=False)

@@ -1,5 +1,6 @@
 -- Trims a public stream to its newest `keep` entries, but never beyond what its slowest consumer group has read and
--- acknowledged. Above `cap` entries it trims all the same; a group that loses entries so finds an entry that says it.
+-- acknowledged. Above `cap` entries it trims all the same, to a tenth below it, so that this is rare; a group that loses
+-- entries so finds an entry that says it.
 -- KEYS: 1 stream
 -- ARGV: 1 keep, 2 cap, 3 most entries to look at in one call, 4 field,
 --       5 the entry, JSON, in which @GROUP@, @FROM@ and @FIRST@ are replaced
@@ -48,7 +49,7 @@ end
 local trimmed = redis.call('XTRIM', KEYS[1], 'MINID', first)
 local answer = {trimmed}
 if length - trimmed > cap then
-  answer[1] = trimmed + redis.call('XTRIM', KEYS[1], 'MAXLEN', cap)
+  answer[1] = trimmed + redis.call('XTRIM', KEYS[1], 'MAXLEN', cap - math.floor(cap / 10))
   first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1][1]
   for _, group in ipairs(groups) do
     if before(group.needs, first) then

@@ -17,7 +17,12 @@ SignalFactory = Callable[..., SignalMessage]
 
 
 def signal(
-    offset: int = 0, partition: int = 0, client: str = "3fa1" * 4, model: str = "digits", topic: str = "events", **changes: Any
+    offset: int = 0,
+    partition: int = 0,
+    client: str = "3fa1" * 4,
+    model: str = "digits",
+    topic: str = "events",
+    **changes: Any,
 ) -> SignalMessage:
     """A ticket of the rule `query-cluster` for one client; the broker time grows by a millisecond an offset."""
     plain = SignalMessage(

@@ -72,7 +72,11 @@ def test_signals_of_one_client_are_one_incident(make_signal: SignalFactory) -> N
 
 
 def test_techniques_and_clients_are_kept_apart(make_signal: SignalFactory) -> None:
-    signals = [make_signal(1), make_signal(2, client="b" * 16), make_signal(3, technique="AML.T0015", rule="input-sequence")]
+    signals = [
+        make_signal(1),
+        make_signal(2, client="b" * 16),
+        make_signal(3, technique="AML.T0015", rule="input-sequence"),
+    ]
     assert {draft.group for draft in fold(signals).drafts} == {
         "AML.T0043.001|client|" + "3fa1" * 4,
         "AML.T0043.001|client|" + "b" * 16,
@@ -247,7 +251,13 @@ def test_order_of_partitions_does_not_matter_to_the_flood(make_signal: SignalFac
             book.opening = Book().opening
             book = carry(book, fold(burst(partition), book))
         return {
-            name: (s.incident.signals, s.incident.title, s.incident.clients, s.incident.first_seen, s.incident.last_seen)
+            name: (
+                s.incident.signals,
+                s.incident.title,
+                s.incident.clients,
+                s.incident.first_seen,
+                s.incident.last_seen,
+            )
             for name, s in book.incidents.items()
         }
 

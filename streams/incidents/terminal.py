@@ -1,0 +1,263 @@
+"""`vedette incidents`: list, show, acknowledge, resolve and re-open in the terminal."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import click
+import msgspec
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from streams.config import ModelSettings, Settings
+from streams.incidents.service import IncidentService, IncidentView, StateFilter
+from streams.incidents.titles import TECHNIQUES
+from streams.store.messages import Incident, LevelName, SignalMessage
+
+#: Evidence signals, clients, changes and features that `show` prints at most.
+SHOWN_SIGNALS, SHOWN_CLIENTS, SHOWN_CHANGES, SHOWN_FEATURES = 5, 12, 12, 6
+#: A resolved incident has served its purpose, a page has not.
+COLOURS = {"page": "bold red", "ticket": "yellow"}
+ADVICE = {
+    "client": "Look at the client's recent traffic and its purpose; acknowledge, then limit or question the client if "
+    "it is no known test.",
+    "cluster": "The cluster spans accounts. An attacker can copy a victim's queries to frame him: examine each "
+    "account, block none on this evidence alone.",
+    "population": "Too many openings at once. Work on the single incidents first, pages before tickets; the flood may "
+    "hide one of them.",
+    "monitoring": "Check prober, worker and the model's endpoint (`vedette doctor`): until it is resolved, silence "
+    "proves nothing.",
+}
+
+
+class Session(Protocol):
+    """What the commands need of the command line's context object."""
+
+    @property
+    def settings(self) -> Settings: ...
+
+    @property
+    def model_settings(self) -> ModelSettings: ...
+
+
+def list_command(
+    service: IncidentService,
+    console: Console,
+    state: StateFilter | None = None,
+    level: LevelName | None = None,
+    limit: int = 50,
+    as_json: bool = False,
+) -> int:
+    """Print incidents, last seen first."""
+    found = service.list(state, level, limit)
+    if as_json:
+        _print_json(found)
+    elif found:
+        console.print(_table(found))
+    else:
+        console.print("No incidents." if state is None and level is None else "No such incidents.")
+    return 0
+
+
+def show_command(service: IncidentService, console: Console, incident: str, as_json: bool = False) -> int:
+    """Print one incident with its evidence."""
+    view = service.show(incident)
+    if as_json:
+        _print_json({"incident": view.incident, "version": view.version, "evidence": view.evidence})
+    else:
+        console.print(_page(view))
+    return 0
+
+
+def acknowledge_command(
+    service: IncidentService, console: Console, incident: str, by: str, as_json: bool = False
+) -> int:
+    """Take an incident."""
+    return _changed(service.acknowledge(incident, by), console, as_json)
+
+
+def resolve_command(
+    service: IncidentService, console: Console, incident: str, by: str, verdict: str, note: str, as_json: bool = False
+) -> int:
+    """Close an incident with a verdict."""
+    return _changed(service.resolve(incident, by, verdict, note), console, as_json)
+
+
+def reopen_command(service: IncidentService, console: Console, incident: str, by: str, as_json: bool = False) -> int:
+    """Take a resolved incident up again."""
+    return _changed(service.reopen(incident, by), console, as_json)
+
+
+@click.group()
+def incidents() -> None:
+    """Incidents: list, show, acknowledge, resolve, re-open."""
+
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_BY = click.option("--by", default=getpass.getuser, show_default="your user name", help="Who acts.")
+
+
+@incidents.command("list")
+@click.option("--state", type=click.Choice(["open", "new", "in_progress", "suppressed", "resolved"]))
+@click.option("--level", type=click.Choice(["ticket", "page"]))
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000))
+@_JSON
+@click.pass_obj
+def _list(session: Session, state: StateFilter | None, level: LevelName | None, limit: int, as_json: bool) -> int:
+    """Incidents, last seen first."""
+    return list_command(_service(session), Console(), state, level, limit, as_json)
+
+
+@incidents.command("show")
+@click.argument("incident")
+@_JSON
+@click.pass_obj
+def _show(session: Session, incident: str, as_json: bool) -> int:
+    """One incident with its evidence."""
+    return show_command(_service(session), Console(), incident, as_json)
+
+
+@incidents.command("ack")
+@click.argument("incident")
+@_BY
+@_JSON
+@click.pass_obj
+def _acknowledge(session: Session, incident: str, by: str, as_json: bool) -> int:
+    """Take an incident: it is in progress and yours."""
+    return acknowledge_command(_service(session), Console(), incident, by, as_json)
+
+
+@incidents.command("resolve")
+@click.argument("incident")
+@click.option("--verdict", required=True, type=click.Choice(["true", "false", "benign"]))
+@click.option("--note", default="", help="Why; stands in the incident's history.")
+@_BY
+@_JSON
+@click.pass_obj
+def _resolve(session: Session, incident: str, verdict: str, note: str, by: str, as_json: bool) -> int:
+    """Close an incident: a true attack, a false alarm, or real but benign."""
+    return resolve_command(_service(session), Console(), incident, by, verdict, note, as_json)
+
+
+@incidents.command("reopen")
+@click.argument("incident")
+@_BY
+@_JSON
+@click.pass_obj
+def _reopen(session: Session, incident: str, by: str, as_json: bool) -> int:
+    """Take a resolved incident up again."""
+    return reopen_command(_service(session), Console(), incident, by, as_json)
+
+
+def _service(session: Session) -> IncidentService:
+    from streams.store.client import connect
+
+    return IncidentService(connect(session.settings.redis), session.model_settings.name)
+
+
+def _changed(incident: Incident, console: Console, as_json: bool) -> int:
+    if as_json:
+        _print_json(incident)
+    else:
+        who = f" by {incident.assignee}" if incident.assignee else ""
+        console.print(_line(f"{incident.id}  {_state(incident)}{who}  {incident.title}"))
+    return 0
+
+
+def _print_json(value: object) -> None:
+    click.echo(json.dumps(msgspec.to_builtins(value), indent=2))
+
+
+def _table(found: Sequence[Incident]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("id", "level", "state", "last seen (UTC)", "signals", "incident"):
+        table.add_column(name, no_wrap=name != "incident", justify="right" if name == "signals" else "left")
+    for one in found:
+        colour = "dim" if one.state == "resolved" else COLOURS[one.level]
+        cells = (one.id, one.level, _state(one), _moment(one.last_seen), f"{one.signals:,}", one.title)
+        table.add_row(*(_line(cell) for cell in cells), style=colour)
+    return table
+
+
+def _page(view: IncidentView) -> RenderableType:
+    one = view.incident
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column()
+    rows = [
+        ("incident", f"{one.id}, change {view.version}"),
+        ("level", one.level),
+        ("state", _state(one) + (f", {one.assignee}" if one.assignee else "")),
+        ("technique", f"{one.technique} {TECHNIQUES.get(one.technique, '')} (MITRE ATLAS {one.atlas_version})"),
+        ("entity", f"{one.entity} {one.entity_id}"),
+        ("seen", f"{_moment(one.first_seen)} to {_moment(one.last_seen)} UTC"),
+        ("signals", f"{one.signals:,}: " + ", ".join(f"{rule} {count:,}" for rule, count in one.rules.items())),
+        ("strongest", f"{one.max_ratio:.2f} times its threshold"),
+        ("clients", _bounded(one.clients, SHOWN_CLIENTS)),
+        ("partitions", ", ".join(map(str, one.partitions))),
+        ("bundle", one.bundle),
+        ("what to do", ADVICE[one.entity]),
+    ]
+    for name, value in rows:
+        facts.add_row(name, _line(value))
+    parts: list[RenderableType] = [_line(one.title, style=COLOURS[one.level]), facts]
+    if one.history:
+        history = Table("when (UTC)", "who", "what", title="History", title_justify="left", box=None, pad_edge=False)
+        for change in one.history[-SHOWN_CHANGES:]:
+            history.add_row(_moment(change.at), _line(change.by), _line(change.what))
+        parts += [_line(), history]
+    for signal in view.evidence[:SHOWN_SIGNALS]:
+        parts += [_line(), _evidence(signal)]
+    if len(view.evidence) > SHOWN_SIGNALS:
+        parts += [
+            _line(),
+            _line(f"{len(view.evidence) - SHOWN_SIGNALS} more signals in --json and on the console", "dim"),
+        ]
+    return Group(*parts)
+
+
+def _evidence(signal: SignalMessage) -> RenderableType:
+    where = f"{signal.topic}/{signal.partition}/{signal.offset} row {signal.row}"
+    lines = [
+        _line(f"{signal.rule} at {where}, {_moment(signal.time)} UTC", style="bold"),
+        _line(f"  statistic {signal.statistic:.3g} against {signal.threshold:.3g}; answered class {signal.label}"),
+        _line(
+            f"  {len(signal.members)} queries in evidence, offsets {_bounded([str(m[0]) for m in signal.members], 8)}"
+        ),
+    ]
+    for reason in signal.reasons:
+        p = f"p {'<' if reason.extrapolated else '='} {reason.p:.2g}"
+        lines.append(_line(f"  {reason.detector}: {reason.text} ({p})"))
+    if signal.nearest and len(signal.nearest) == len(signal.input):
+        changed = sorted(range(len(signal.input)), key=lambda i: -abs(signal.input[i] - signal.nearest[i]))
+        parts = [
+            f"[{i}] {signal.nearest[i]:.3g} -> {signal.input[i]:.3g}"
+            for i in changed[:SHOWN_FEATURES]
+            if signal.input[i] != signal.nearest[i]
+        ]
+        lines.append(_line(f"  against the nearest reference: {'; '.join(parts) or 'no difference'}"))
+    return Group(*lines)
+
+
+def _line(text: str = "", style: str = "") -> Text:
+    """Text that is shown as it is: no markup, and nothing that a terminal would obey."""
+    return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text), style)
+
+
+def _state(incident: Incident) -> str:
+    state = incident.state.replace("_", " ")
+    return f"{state} ({incident.verdict})" if incident.verdict else state
+
+
+def _bounded(values: Sequence[str], most: int) -> str:
+    rest = f" and {len(values) - most:,} more" if len(values) > most else ""
+    return (", ".join(values[:most]) or "none") + rest
+
+
+def _moment(microseconds: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(microseconds / 1e6))

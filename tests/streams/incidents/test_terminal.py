@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+from redis import Redis
+from rich.console import Console
+
+from streams.config import ModelSettings, Settings, parse
+from streams.errors import Conflict
+from streams.incidents import terminal
+from streams.incidents.ledger import Ledger, fold
+from streams.incidents.service import IncidentService
+from streams.store.keys import ModelKeys
+from streams.store.messages import Incident, SignalMessage
+
+SignalFactory = Callable[..., SignalMessage]
+
+
+@dataclass
+class Shell:
+    settings: Settings
+
+    @property
+    def model_settings(self) -> ModelSettings:
+        return self.settings.model(None)
+
+
+@pytest.fixture
+def shell(redis_url: str) -> Shell:
+    model = {"name": "digits", "topic": "events", "bundle": "none"}
+    return Shell(parse({"models": [model], "redis": {"url": redis_url}}, "test"))
+
+
+@pytest.fixture
+def name(redis: Redis, make_signal: SignalFactory) -> str:
+    hostile = "[red]bold[/red]\x1b[31m"
+    signals = [make_signal(1), make_signal(2, level="page", rule="query-intent", bundle=hostile)]
+    ledger = Ledger(redis, ModelKeys("digits"))
+    entries = [(signal, msgspec.json.encode(signal).decode()) for signal in signals]
+    drafts = list(fold("digits", ledger.book("events:0", signals), entries, now=1).drafts)
+    ledger.apply(drafts)
+    return drafts[0].incident.id
+
+
+def printed(redis: Redis, command: Callable[..., int], *arguments: object) -> str:
+    out = io.StringIO()
+    assert command(IncidentService(redis, "digits"), Console(file=out, width=140), *arguments) == 0
+    return out.getvalue()
+
+
+def test_list_shows_what_matters_in_a_line(redis: Redis, name: str) -> None:
+    assert printed(redis, terminal.list_command, None, "ticket") == "No such incidents.\n"
+    (line,) = [line for line in printed(redis, terminal.list_command).splitlines() if name in line]
+    for part in ("page", "new", "Query-based evasion by client 3fa1…"):
+        assert part in line
+
+
+def test_empty_list_says_so(redis: Redis) -> None:
+    assert printed(redis, terminal.list_command) == "No incidents.\n"
+
+
+def test_show_has_evidence_history_and_what_to_do(redis: Redis, name: str) -> None:
+    text = printed(redis, terminal.show_command, name)
+    for part in (
+        "AML.T0043.001 Query-based evasion (MITRE ATLAS 5.6.0)",
+        "query-cluster 1, query-intent 1",
+        "raised to page by query-intent",
+        "query-intent at events/0/2 row 0",
+        "trust_ratio: nearer to another class (p = 0.01)",
+        "[0] 0.5 -> 0",
+        "what to do",
+    ):
+        assert part in text
+
+
+def test_hostile_text_is_printed_not_obeyed(redis: Redis, name: str) -> None:
+    text = printed(redis, terminal.show_command, name)
+    assert "[red]bold[/red]" in text
+    assert "\x1b" not in text
+
+
+def test_commands_of_the_shell(shell: Shell, redis: Redis, name: str) -> None:
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(
+            terminal.incidents, arguments, obj=shell, catch_exceptions=False, standalone_mode=False
+        )
+        assert result.return_value == 0
+        return result.output
+
+    listed = msgspec.convert(json.loads(run("list", "--json")), list[Incident])
+    assert [incident.id for incident in listed] == [name]
+    shown = json.loads(run("show", name, "--json"))
+    assert [signal["offset"] for signal in shown["evidence"]] == [2, 1]
+    assert "in progress by ada" in run("ack", name, "--by", "ada")
+    assert (
+        json.loads(run("resolve", name, "--verdict", "benign", "--note", "ours", "--by", "ada", "--json"))["verdict"]
+        == "benign"
+    )
+    assert "new" in run("reopen", name, "--by", "ada")
+    run("resolve", name, "--verdict", "true", "--by", "ada")
+    with pytest.raises(Conflict):
+        CliRunner().invoke(
+            terminal.incidents, ["ack", name, "--by", "bob"], obj=shell, catch_exceptions=False, standalone_mode=False
+        )
