@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -12,14 +13,58 @@ from numpy.typing import NDArray
 
 from detectors.condense import condense
 from detectors.contract import Batch, Reference
+from detectors.errors import FitError, SchemaError
 from detectors.kernels import exact, rows
 
 #: Rows of a block of the product with the reference: the block's result stays in the second-level cache.
 BLOCK_ROWS = 128
 #: Condensed reference rows, unless asked otherwise.
 REFERENCE_ROWS = 1000
+#: A feature's scale is at least this share of its observed range, so that a rare value doesn't count for hundreds of sd.
+RANGE_SHARE = 0.02
 #: A feature that never varied gets this share of the mean spread as its scale, so that a change in it weighs heavily.
 CONSTANT_SCALE_SHARE = 0.1
+
+
+def correct_rows(reference: Reference, classes: int, width: int | None = None) -> Reference:
+    """The rows to learn "normal" from: checked, contiguous, and without those that the model is known to have got wrong.
+
+    Raises
+    ------
+    FitError
+        When there are no rows, shapes disagree, a value is not finite, or a label is not 0 <= label < `classes`.
+    """
+    inputs = np.ascontiguousarray(reference.inputs, dtype=np.float64)
+    if inputs.ndim != 2 or inputs.shape[1] == 0 or (width is not None and inputs.shape[1] != width):
+        wanted = "(n, d)" if width is None else f"(n, {width})"
+        raise FitError(f"reference inputs have shape {inputs.shape}; they must be {wanted}, one row an input")
+    if len(reference.labels) != len(inputs):
+        raise FitError(f"the reference has {len(inputs)} inputs but {len(reference.labels)} labels")
+    bad = np.flatnonzero(~np.isfinite(inputs).all(axis=1))
+    if len(bad):
+        raise FitError(f"{len(bad)} reference rows hold NaN or infinity, first row {bad[0]}; remove them before the fit")
+    labels = reference.labels.astype(np.int32)
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(wrong):
+        raise FitError(f"reference row {wrong[0]} has label {labels[wrong[0]]}; labels are 0 to {classes - 1}")
+    if reference.truth is None:
+        kept = Reference(inputs, labels, reference.outputs)
+    else:
+        right = labels == reference.truth
+        outputs = None if reference.outputs is None else reference.outputs[right]
+        kept = Reference(inputs[right], labels[right], outputs, reference.truth[right])
+    if len(kept) == 0:
+        raise FitError("no reference row is left to learn from; give benign rows that the model predicts correctly")
+    return kept
+
+
+def feature_scales(inputs: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and scale (d,) of every feature: its standard deviation, kept away from zero."""
+    spread = inputs.std(axis=0)
+    width = inputs.max(axis=0) - inputs.min(axis=0)
+    varies = spread > 0
+    typical = float(spread[varies].mean()) if varies.any() else 1.0
+    return inputs.mean(axis=0), np.where(varies, np.maximum(spread, RANGE_SHARE * width), CONSTANT_SCALE_SHARE * typical)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +77,20 @@ class ReferenceFrame:
     inputs : float64 (r, d)
         Condensed reference rows in the units of the schema.
     labels : int32 (r,)
+        Ascending.
     standardised : float64 (r, d)
-        The same on the grid of exact products.
+        The same rows on the grid of exact products.
     norms : float64 (r,)
         Squared lengths.
     bounds : int64 (k + 1,)
         Class c stands in rows bounds[c]:bounds[c + 1].
     grid : float
         Steps a standard deviation.
+    thin : float32 (d, r)
+        The standardised rows as columns, for proposals.
+    thin_norms : float32 (r,)
+    longest : float
+        Length of the longest standardised row.
     """
 
     mean: NDArray[np.float64]
@@ -50,23 +101,31 @@ class ReferenceFrame:
     norms: NDArray[np.float64]
     bounds: NDArray[np.int64]
     grid: float
+    thin: NDArray[np.float32]
+    thin_norms: NDArray[np.float32]
+    longest: float
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, k."""
+        return len(self.bounds) - 1
+
+    @property
+    def width(self) -> int:
+        """Number of features, d."""
+        return self.inputs.shape[1]
 
     @classmethod
     def fit(cls, reference: Reference, classes: int, rng: np.random.Generator, size: int = REFERENCE_ROWS) -> Self:
-        """Learn scales and condense. Rows that the model is known to have got wrong are left out of the reference."""
-        inputs = np.ascontiguousarray(reference.inputs, dtype=np.float64)
-        labels = reference.labels.astype(np.int32)
-        if reference.truth is not None:
-            right = labels == reference.truth
-            inputs, labels = inputs[right], labels[right]
-        mean = inputs.mean(axis=0)
-        spread = inputs.std(axis=0)
-        typical = float(spread[spread > 0].mean()) if np.any(spread > 0) else 1.0
-        scale = np.maximum(spread, CONSTANT_SCALE_SHARE * typical)
-        grid = exact.grid_for(inputs.shape[1])
-        standardised = exact.standardise(inputs, mean, scale, grid)
-        chosen = condense(standardised, labels, classes, size, rng)
-        return cls._of(mean, scale, inputs[chosen], labels[chosen], classes)
+        """Learn scales and condense to about `size` rows.
+
+        Rows that the model is known to have got wrong are left out. `FitError` says what the rows lack.
+        """
+        kept = correct_rows(reference, classes)
+        mean, scale = feature_scales(kept.inputs)
+        standardised = exact.standardise(kept.inputs, mean, scale, exact.grid_for(kept.inputs.shape[1]))
+        chosen = condense(standardised, kept.labels, classes, size, rng)
+        return cls._of(mean, scale, kept.inputs[chosen], kept.labels[chosen], classes)
 
     @classmethod
     def _of(
@@ -79,8 +138,20 @@ class ReferenceFrame:
     ) -> Self:
         grid = exact.grid_for(inputs.shape[1])
         standardised = exact.standardise(inputs, mean, scale, grid)
-        bounds = np.searchsorted(labels, np.arange(classes + 1)).astype(np.int64)
-        return cls(mean, scale, inputs, labels, standardised, exact.square_norms(standardised), bounds, grid)
+        norms = exact.square_norms(standardised)
+        return cls(
+            mean=mean,
+            scale=scale,
+            inputs=inputs,
+            labels=labels,
+            standardised=standardised,
+            norms=norms,
+            bounds=np.searchsorted(labels, np.arange(classes + 1)).astype(np.int64),
+            grid=grid,
+            thin=np.ascontiguousarray(standardised.T, dtype=np.float32),
+            thin_norms=norms.astype(np.float32),
+            longest=math.sqrt(float(norms.max())),
+        )
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What a bundle stores; the rest follows from it."""
@@ -89,48 +160,86 @@ class ReferenceFrame:
     @classmethod
     def restore(cls, arrays: Mapping[str, NDArray[Any]], classes: int) -> Self:
         """The inverse of `arrays`."""
-        return cls._of(arrays["mean"], arrays["scale"], arrays["inputs"], arrays["labels"], classes)
+        mean, scale, inputs = (np.array(arrays[name], dtype=np.float64) for name in ("mean", "scale", "inputs"))
+        return cls._of(mean, scale, inputs, np.array(arrays["labels"], dtype=np.int32), classes)
 
 
 class BatchView:
-    """`contract.View` of one batch; every quantity is computed on first use."""
+    """`contract.View` of one batch.
+
+    Rows are checked and standardised at once; every other quantity is computed on first use.
+
+    Raises
+    ------
+    SchemaError
+        When the batch has another number of features than the reference, or a row holds a NaN, an infinity, or a label
+        that is not a class. Such rows are refused where events are decoded; here they would silently spoil decisions.
+    """
 
     def __init__(self, frame: ReferenceFrame, batch: Batch) -> None:
+        inputs, labels = _owned(batch.inputs, np.float64), _owned(batch.labels, np.int32)
+        if inputs.ndim != 2 or inputs.shape[1] != frame.width or labels.shape != (len(inputs),):
+            raise SchemaError(
+                f"the batch has inputs of shape {inputs.shape} and labels of shape {labels.shape}; "
+                f"the reference needs (n, {frame.width}) and (n,)"
+            )
         self.frame = frame
-        self._batch = batch
+        self._batch = replace(batch, inputs=inputs, labels=labels)
+        self._standardised = np.empty(inputs.shape)
+        self._thin = np.empty(inputs.shape, dtype=np.float32)
+        self._norms = np.empty(len(inputs))
+        bad = rows.prepare(
+            inputs,
+            labels,
+            frame.mean,
+            frame.scale,
+            frame.grid,
+            frame.classes,
+            self._standardised,
+            self._thin,
+            self._norms,
+        )
+        if bad >= 0:
+            raise SchemaError(_complaint(inputs[bad], int(labels[bad]), int(bad), frame.classes))
 
     @property
     def batch(self) -> Batch:
-        """The rows."""
+        """The rows; inputs and labels in C order and writeable memory, as kernels want them."""
         return self._batch
 
-    @cached_property
+    @property
     def standardised(self) -> NDArray[np.float64]:
         """(n, d) rows in standard deviations, on the grid of exact products."""
-        frame = self.frame
-        return exact.standardise(self._batch.inputs, frame.mean, frame.scale, frame.grid)
+        return self._standardised
+
+    @property
+    def norms(self) -> NDArray[np.float64]:
+        """(n,) exact squared lengths of the standardised rows."""
+        return self._norms
 
     @cached_property
     def single(self) -> NDArray[np.float32]:
-        """(n, d) raw inputs in single precision, for trees."""
-        return self._batch.inputs.astype(np.float32)
+        """(n, d) raw inputs in single precision, for trees; infinite beyond its range."""
+        with np.errstate(over="ignore"):
+            return self._batch.inputs.astype(np.float32)
 
     @cached_property
     def _neighbours(self) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
         frame, n = self.frame, len(self._batch)
         own, other = np.empty(n), np.empty(n)
         index = np.empty(n, dtype=np.int64)
-        norms = exact.square_norms(self.standardised)
-        block = np.empty((BLOCK_ROWS, len(frame.norms)))
-        transposed = frame.standardised.T
+        block = np.empty((min(n, BLOCK_ROWS), len(frame.norms)), dtype=np.float32)
         for start in range(0, n, BLOCK_ROWS):
             stop = min(start + BLOCK_ROWS, n)
-            products = np.matmul(self.standardised[start:stop], transposed, out=block[: stop - start])
             rows.nearest(
-                products,
-                norms[start:stop],
+                np.matmul(self._thin[start:stop], frame.thin, out=block[: stop - start]),
+                self._standardised[start:stop],
+                self._norms[start:stop],
                 self._batch.labels[start:stop],
+                frame.standardised,
                 frame.norms,
+                frame.thin_norms,
+                frame.longest,
                 frame.bounds,
                 own[start:stop],
                 index[start:stop],
@@ -148,17 +257,35 @@ class BatchView:
         """(n,) squared distance to the nearest reference row of any other class."""
         return self._neighbours[2]
 
-    @property
+    @cached_property
     def own_distance(self) -> NDArray[np.float64]:
-        """(n,) distance to the 5th nearest reference row of the predicted class."""
+        """(n,) distance to the 5th nearest reference row of the predicted class.
+
+        The farthest of a class with fewer rows; the nearest row of all where the class has none.
+        """
         return np.sqrt(self.own_squared)
 
-    @property
+    @cached_property
     def other_distance(self) -> NDArray[np.float64]:
-        """(n,) distance to the nearest reference row of any other class."""
+        """(n,) distance to the nearest reference row of any other class; the own distance where there is no other."""
         return np.sqrt(self.other_squared)
 
     @property
     def nearest_own(self) -> NDArray[np.int64]:
-        """(n,) index of the nearest condensed reference row of the predicted class; -1 where there is none."""
+        """(n,) index of the nearest condensed reference row of the predicted class; -1 where the class has none."""
         return self._neighbours[1]
+
+
+def _owned(values: NDArray[Any], kind: type[np.generic]) -> NDArray[Any]:
+    """The values in C order and writeable memory: kernels are compiled for nothing else."""
+    return np.require(values, dtype=kind, requirements=["C", "W"])
+
+
+def _complaint(inputs: NDArray[np.float64], label: int, row: int, classes: int) -> str:
+    columns = np.flatnonzero(~np.isfinite(inputs))
+    if len(columns):
+        return (
+            f"row {row} of the batch: feature {columns[0]} is {inputs[columns[0]]} ({len(columns)} such values); "
+            "rows with NaN or infinity must be refused where events are decoded"
+        )
+    return f"row {row} of the batch: label {label}; labels are 0 to {classes - 1}"

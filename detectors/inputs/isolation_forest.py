@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from detectors.contract import Reference, View
 from detectors.kernels import rows
 from detectors.schema import FeatureSchema
+from detectors.view import correct_rows
 
 #: Trees of the forest (PyOD's default).
 TREES = 100
@@ -31,7 +32,7 @@ class IsolationForest:
 
     def __init__(self, trees: int = TREES) -> None:
         self.trees = trees
-        self.features_: NDArray[np.int16] = np.empty((0, 0), dtype=np.int16)
+        self.features_: NDArray[np.uint16] = np.empty((0, 0), dtype=np.uint16)
         self.thresholds_: NDArray[np.float32] = np.empty((0, 0), dtype=np.float32)
         self.leaves_: NDArray[np.float64] = np.empty((0, 0))
         self.denominator_ = 1.0
@@ -41,8 +42,9 @@ class IsolationForest:
         """Fit with PyOD, then compile."""
         from pyod.models.iforest import IForest
 
+        kept = correct_rows(reference, len(schema.classes), schema.width)
         forest = IForest(n_estimators=self.trees, random_state=int(rng.integers(2**31)))
-        forest.fit(np.ascontiguousarray(reference.inputs))
+        forest.fit(kept.inputs)
         return self.compile(forest)
 
     def compile(self, forest: Any) -> Self:
@@ -52,7 +54,7 @@ class IsolationForest:
         used = list(inner.estimators_features_)
         depth = max(int(tree.max_depth) for tree in trees)
         size = (1 << depth) - 1
-        self.features_ = np.zeros((len(trees), size), dtype=np.int16)
+        self.features_ = np.zeros((len(trees), size), dtype=np.uint16)
         self.thresholds_ = np.full((len(trees), size), np.inf, dtype=np.float32)
         self.leaves_ = np.zeros((len(trees), size + 1))
         for place, (tree, columns) in enumerate(zip(trees, used, strict=True)):
@@ -82,18 +84,17 @@ class IsolationForest:
 
     def score(self, view: View) -> NDArray[np.float64]:
         """(n,) PyOD's outlier scores."""
-        single = getattr(view, "single", None)
-        if single is None:
-            single = view.batch.inputs.astype(np.float32)
-        return self.decision_function(single)
+        return self.decision_function(getattr(view, "single", view.batch.inputs))
 
     def decision_function(self, inputs: NDArray[Any]) -> NDArray[np.float64]:
         """Scores of raw rows (n, d), as PyOD's method of that name."""
-        depth = np.empty(len(inputs))
-        single = np.ascontiguousarray(inputs, dtype=np.float32)
+        with np.errstate(over="ignore"):
+            single = np.require(inputs, dtype=np.float32, requirements=["C", "W"])
+        depths, out = np.empty(len(single)), np.empty(len(single))
         levels = int(self.leaves_.shape[1]).bit_length() - 1
-        rows.forest_depth(single, self.features_, self.thresholds_, self.leaves_, levels, depth)
-        return np.asarray(np.exp2(-depth / self.denominator_) + self.offset_)
+        rows.forest_depth(single, self.features_, self.thresholds_, self.leaves_, levels, depths)
+        rows.isolation(depths, self.denominator_, self.offset_, out)
+        return out
 
     def explain(self, view: View, row: int) -> str:
         """What isolation means."""
@@ -112,8 +113,8 @@ class IsolationForest:
     def restore(cls, arrays: Mapping[str, NDArray[Any]], schema: FeatureSchema) -> Self:
         """The inverse of `arrays`."""
         made = cls(trees=len(arrays["features"]))
-        made.features_, made.thresholds_ = arrays["features"], arrays["thresholds"]
-        made.leaves_ = arrays["leaves"]
+        made.features_, made.thresholds_ = np.array(arrays["features"]), np.array(arrays["thresholds"])
+        made.leaves_ = np.array(arrays["leaves"])
         made.denominator_, made.offset_ = (float(v) for v in arrays["scalars"])
         return made
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.contract import Reference, View
-from detectors.kernels import rows
+from detectors.kernels import exact, rows
 from detectors.schema import FeatureSchema
-from detectors.view import CONSTANT_SCALE_SHARE
+from detectors.view import correct_rows, feature_scales
 
 #: Share of a class's variance that its basis keeps.
 KEPT_VARIANCE = 0.95
@@ -35,48 +35,50 @@ class PcaResidual:
     def __init__(self) -> None:
         self.means_: NDArray[np.float64] = np.empty((0, 0))
         self.bases_: NDArray[np.float64] = np.empty((0, 0, 0))
+        self.ranks_: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
     def fit(self, reference: Reference, schema: FeatureSchema, rng: np.random.Generator) -> Self:
         """A mean and a basis for each class."""
-        inputs, labels = reference.inputs, reference.labels
-        if reference.truth is not None:
-            right = labels == reference.truth
-            inputs, labels = inputs[right], labels[right]
-        mean, spread = inputs.mean(axis=0), inputs.std(axis=0)
-        typical = float(spread[spread > 0].mean()) if np.any(spread > 0) else 1.0
-        standardised = (inputs - mean) / np.maximum(spread, CONSTANT_SCALE_SHARE * typical)
+        kept = correct_rows(reference, len(schema.classes), schema.width)
+        mean, scale = feature_scales(kept.inputs)
+        standardised = exact.standardise(kept.inputs, mean, scale, exact.grid_for(schema.width))
         pooled = _basis(standardised)
         found = []
         for label in range(len(schema.classes)):
-            members = standardised[labels == label]
+            members = standardised[kept.labels == label]
             found.append(_basis(members) if len(members) >= MIN_ROWS else pooled)
-        width = max(basis.shape[1] for _, basis in found)
         self.means_ = np.stack([centre for centre, _ in found])
-        self.bases_ = np.zeros((len(found), schema.width, width))
+        self.ranks_ = np.array([basis.shape[1] for _, basis in found], dtype=np.int64)
+        self.bases_ = np.zeros((len(found), schema.width, int(self.ranks_.max())))
         for place, (_, basis) in enumerate(found):
             self.bases_[place, :, : basis.shape[1]] = basis
         return self
 
     def score(self, view: View) -> NDArray[np.float64]:
         """(n,) residual lengths in standard deviations."""
-        out = np.empty(len(view.batch))
-        rows.residual(view.standardised, view.batch.labels, self.means_, self.bases_, out)
+        return self._lengths(view.standardised, view.batch.labels)
+
+    def _lengths(self, standardised: NDArray[np.float64], labels: NDArray[np.int32]) -> NDArray[np.float64]:
+        out = np.empty(len(standardised))
+        rows.residual(standardised, labels, self.means_, self.bases_, self.ranks_, out)
         return out
 
     def explain(self, view: View, row: int) -> str:
         """What the residual means."""
-        score = float(self.score(_One(view, row))[0])
+        one = slice(row, row + 1)
+        score = float(self._lengths(view.standardised[one], view.batch.labels[one])[0])
         return f"the input holds {score:.1f} sd of structure that rows of its predicted class do not have"
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Means and bases."""
-        return {"means": self.means_, "bases": self.bases_}
+        """Means, bases and how many of their columns are in use."""
+        return {"means": self.means_, "bases": self.bases_, "ranks": self.ranks_}
 
     @classmethod
     def restore(cls, arrays: Mapping[str, NDArray[Any]], schema: FeatureSchema) -> Self:
         """The inverse of `arrays`."""
         made = cls()
-        made.means_, made.bases_ = np.ascontiguousarray(arrays["means"]), np.ascontiguousarray(arrays["bases"])
+        made.means_, made.bases_ = np.array(arrays["means"]), np.array(arrays["bases"])
+        made.ranks_ = np.array(arrays["ranks"])
         return made
 
 
@@ -88,13 +90,3 @@ def _basis(rows_of_class: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDA
     kept = int(np.searchsorted(share, KEPT_VARIANCE * share[-1])) + 1 if share[-1] > 0 else 1
     return centre, vectors[:, : min(kept, len(centre))]
 
-
-class _One:
-    """The part of a view that one row needs."""
-
-    def __init__(self, view: View, row: int) -> None:
-        self.batch = view.batch.take(slice(row, row + 1))
-        self.standardised = view.standardised[row : row + 1]
-        self.own_distance = view.own_distance[row : row + 1]
-        self.other_distance = view.other_distance[row : row + 1]
-        self.nearest_own = view.nearest_own[row : row + 1]

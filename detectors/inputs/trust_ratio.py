@@ -12,7 +12,7 @@ from detectors.contract import Reference, View
 from detectors.kernels import rows
 from detectors.schema import FeatureSchema
 
-#: Added to both distances so that copies of reference rows stay finite.
+#: Added to both distances (standard deviations), so that copies of reference rows stay finite.
 FLOOR = 1e-3
 
 
@@ -34,17 +34,18 @@ class TrustRatio:
         return self
 
     def score(self, view: View) -> NDArray[np.float64]:
-        """(n,) log ratios."""
+        """(n,) log ratios; 0 where either side has no reference rows."""
         out = np.empty(len(view.batch))
-        own, other = view.own_distance, view.other_distance
-        rows.log_ratio(own * own, other * other, FLOOR, out)
+        rows.log_ratio(view.own_distance, view.other_distance, FLOOR, out)
         return out
 
     def explain(self, view: View, row: int) -> str:
         """Both distances in words."""
         own, other = float(view.own_distance[row]), float(view.other_distance[row])
-        nearer = "nearer to another class" if other < own else "unusually far from its class for how near another one is"
-        return f"the input is {nearer}: {own:.1f} sd to the predicted class, {other:.1f} sd to the nearest other"
+        distances = f"{own:.1f} sd to the predicted class, {other:.1f} sd to the nearest other"
+        if other < own:
+            return f"the input is nearer to another class than to the predicted one: {distances}"
+        return f"the input lies between classes: {distances}"
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Nothing is stored."""

@@ -1,4 +1,8 @@
-"""Kernels over single rows: neighbours, residuals, trees, p-values, codes and sketches."""
+"""Kernels over single rows: standard form, neighbours, residuals, trees, constraints, p-values, codes and sketches.
+
+`math.log` and `exp` come from the machine's C library and differ in the last bit between libraries and processors, so
+what decides uses `steady_log` and `steady_exp2`, made of correctly rounded operations alone.
+"""
 
 from __future__ import annotations
 
@@ -9,115 +13,366 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from detectors.kernels.exact import CLIP_SD
+
 #: Neighbour of the predicted class whose distance is the yardstick.
 OWN_RANK = 5
-#: Rows of a tree's walk that go side by side.
-TREE_LANES = 16
+#: Reference rows whose least approximate distance is found at a time.
+CHUNK_ROWS = 64
+#: Rows that walk down a tree side by side.
+TREE_LANES = 8
+#: Rows that stay in the first-level cache while all trees pass.
+TREE_BLOCK_ROWS = 64
 #: Dimensions of the secret random projection.
 CODE_DIMS = 12
 #: Standard deviations of a projected value that int8 spans on each side.
 CODE_RANGE_SD = 6.0
+#: Unit roundoff of float32.
+SINGLE_ROUNDOFF = 2.0**-24
+#: What a feature adds that was constant in the reference and is not now.
+PATTERN_WEIGHT = 0.25
+#: Most that one feature can add to the sum of violations, so that sums stay finite.
+VIOLATION_CAP = 16.0
+
+_SINGLE_INF = np.float32(np.inf)
+_SINGLE_TWO = np.float32(2.0)
+_ONE = np.uint64(1)
+_LN2_HIGH = 6.93147180369123816490e-01
+_LN2_LOW = 1.90821492927058770002e-10
+_LN2 = math.log(2.0)
+
+
+@njit(cache=True, nogil=True)
+def steady_log(x: float) -> float:
+    """ln x of a positive normal number, the same bits on every machine; within 2 units in the last place.
+
+    x = m 2^e with m in [1/sqrt 2, sqrt 2); ln m = 2 artanh((m - 1) / (m + 1)).
+    """
+    m, e = math.frexp(x)
+    if m < 0.7071067811865476:
+        m *= 2.0
+        e -= 1
+    s = (m - 1.0) / (m + 1.0)
+    z = s * s
+    series = 1.0 / 23.0
+    for k in range(10, 0, -1):
+        series = series * z + 1.0 / (2.0 * k + 1.0)
+    return e * _LN2_HIGH + (2.0 * s + (2.0 * s * (z * series) + e * _LN2_LOW))
+
+
+@njit(cache=True, nogil=True)
+def steady_exp2(x: float) -> float:
+    """2**x for -1000 <= x <= 1000, the same bits on every machine; within 2 units in the last place."""
+    whole = math.floor(x + 0.5)
+    y = (x - whole) * _LN2
+    series = 1.0
+    for k in range(15, 0, -1):
+        series = series * y / k + 1.0
+    return math.ldexp(series, int(whole))
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc"})
+def exact_dot(a: Any, i: int, b: Any, j: int) -> float:
+    """Inner product of row i of `a` and row j of `b`, both on the grid: exact, so any order of additions is the same."""
+    total = 0.0
+    for f in range(a.shape[1]):
+        total += a[i, f] * b[j, f]
+    return total
+
+
+@njit(cache=True, nogil=True)
+def prepare(
+    inputs: Any, labels: Any, mean: Any, scale: Any, grid: float, classes: int, standard: Any, thin: Any, norms: Any
+) -> int:
+    """Check rows and bring them into standard form.
+
+    Parameters
+    ----------
+    inputs : float64 (n, d)
+    labels : int32 (n,)
+    mean, scale : float64 (d,)
+    grid : float
+        Steps a standard deviation (`exact.grid_for`).
+    classes : int
+    standard : float64 (n, d), filled
+        As `exact.standardise` gives it.
+    thin : float32 (n, d), filled
+        The same, rounded.
+    norms : float64 (n,), filled
+        Exact squared lengths.
+
+    Returns
+    -------
+    int
+        -1, or the first row that holds a value that is not finite, or a label that is not 0 <= label < classes.
+    """
+    limit = CLIP_SD * grid
+    for i in range(inputs.shape[0]):
+        bad = labels[i] < 0 or labels[i] >= classes
+        for f in range(inputs.shape[1]):
+            x = inputs[i, f]
+            bad |= not (abs(x) < np.inf)
+            v = np.rint((x - mean[f]) / scale[f] * grid)
+            v = limit if v > limit else v
+            v = -limit if v < -limit else v
+            standard[i, f] = v / grid
+            thin[i, f] = np.float32(v / grid)
+        if bad:
+            return i
+        norms[i] = exact_dot(standard, i, standard, i)
+    return -1
 
 
 @njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
 def nearest(
     products: Any,
+    standard: Any,
     norms: Any,
     labels: Any,
+    reference: Any,
     reference_norms: Any,
+    thin_norms: Any,
+    longest: float,
     bounds: Any,
     own: Any,
     own_index: Any,
     other: Any,
 ) -> None:
-    """Squared distance to the 5th nearest row of the predicted class, the nearest's index, and the nearest other's.
+    """Exact squared distance to the 5th nearest row of the predicted class, the nearest's index, the nearest other's.
 
-    products (n, r) exact inner products; reference rows are sorted by class, class c in bounds[c]:bounds[c + 1].
-    The flags only let minima be taken in any order, which is exact.
+    A product in single precision, whose bits depend on the batch, only proposes: every reference row that could be the
+    wanted one within the bound of its error (Higham, "Accuracy and Stability of Numerical Algorithms", 2002, section
+    3.1) is measured again, exactly. Of equal distances the first row counts. Reference rows are sorted by class, class c
+    in bounds[c]:bounds[c + 1]. Where the predicted class has no reference rows, its distance is that of the nearest
+    other and its index -1; where no other class has, the other distance is the own one.
+
+    The flags only allow minima in any order, which is exact: no value here is a NaN, and a zero's sign doesn't matter.
+
+    Parameters
+    ----------
+    products : float32 (n, r)
+        Inner products of rows and reference rows.
+    standard, norms : float64 (n, d), (n,)
+    labels : int32 (n,)
+    reference, reference_norms : float64 (r, d), (r,)
+    thin_norms : float32 (r,)
+        The same norms, rounded.
+    longest : float
+        Length of the longest reference row.
+    bounds : int64 (k + 1,)
+    own, other : float64 (n,), filled
+    own_index : int64 (n,), filled
     """
-    r = products.shape[1]
+    r, d = reference.shape
+    chunks = (r + CHUNK_ROWS - 1) // CHUNK_ROWS
+    flat = np.full(chunks * CHUNK_ROWS, _SINGLE_INF, dtype=np.float32)
+    chunked = flat.reshape(chunks, CHUNK_ROWS)
+    least_of = np.empty(chunks, dtype=np.float32)
+    rough = np.empty(OWN_RANK, dtype=np.float32)
     best = np.empty(OWN_RANK, dtype=np.float64)
     for i in range(products.shape[0]):
-        c = labels[i]
-        low, high = bounds[c], bounds[c + 1]
-        row = products[i]
+        low, high = bounds[labels[i]], bounds[labels[i] + 1]
+        # 2 (d + 2) u |x||y| for the product and the casts, 4 u (|y|^2 + 2 |x||y|) for the rest; twice, and some slack.
+        longest_product = math.sqrt(norms[i]) * longest
+        doubt = 2.2 * SINGLE_ROUNDOFF * ((2 * d + 12) * longest_product + 4.0 * longest * longest)
+        for j in range(r):
+            flat[j] = thin_norms[j] - _SINGLE_TWO * products[i, j]
+        rough[:] = _SINGLE_INF
+        for j in range(high - low):
+            a = flat[low + j]
+            if a < rough[OWN_RANK - 1]:
+                k = OWN_RANK - 1
+                while k > 0 and rough[k - 1] > a:
+                    rough[k] = rough[k - 1]
+                    k -= 1
+                rough[k] = a
         best[:] = np.inf
         where = -1
-        for j in range(low, high):
-            d = reference_norms[j] - 2.0 * row[j]
-            if d < best[OWN_RANK - 1]:
-                if d < best[0]:
-                    where = j
-                k = OWN_RANK - 1
-                while k > 0 and best[k - 1] > d:
-                    best[k] = best[k - 1]
-                    k -= 1
-                best[k] = d
-        least = np.inf
-        for j in range(low):
-            d = reference_norms[j] - 2.0 * row[j]
-            least = d if d < least else least
-        for j in range(high, r):
-            d = reference_norms[j] - 2.0 * row[j]
-            least = d if d < least else least
         last = min(OWN_RANK, high - low) - 1
+        limit = rough[last] + doubt
+        for j in range(low, high):
+            a = flat[j]
+            flat[j] = _SINGLE_INF
+            if a <= limit:
+                e = reference_norms[j] - 2.0 * exact_dot(standard, i, reference, j)
+                if e < best[OWN_RANK - 1]:
+                    if e < best[0]:
+                        where = j
+                    k = OWN_RANK - 1
+                    while k > 0 and best[k - 1] > e:
+                        best[k] = best[k - 1]
+                        k -= 1
+                    best[k] = e
+        least = _SINGLE_INF
+        for b in range(chunks):
+            a = _SINGLE_INF
+            for k in range(CHUNK_ROWS):
+                a = chunked[b, k] if chunked[b, k] < a else a
+            least_of[b] = a
+            least = a if a < least else least
+        nearest_other = np.inf
+        if high - low < r:
+            limit = least + doubt
+            for b in range(chunks):
+                if least_of[b] <= limit:
+                    for k in range(CHUNK_ROWS):
+                        if chunked[b, k] <= limit:
+                            j = b * CHUNK_ROWS + k
+                            e = reference_norms[j] - 2.0 * exact_dot(standard, i, reference, j)
+                            nearest_other = e if e < nearest_other else nearest_other
         own_index[i] = where
-        own[i] = max(norms[i] + best[last], 0.0) if last >= 0 else np.inf
-        other[i] = max(norms[i] + least, 0.0)
+        mine = best[last] if last >= 0 else nearest_other
+        theirs = nearest_other if high - low < r else mine
+        own[i] = max(norms[i] + mine, 0.0)
+        other[i] = max(norms[i] + theirs, 0.0)
 
 
 @njit(cache=True, nogil=True)
 def log_ratio(own: Any, other: Any, floor: float, out: Any) -> None:
-    """ln((sqrt(own) + floor) / (sqrt(other) + floor)) of squared distances; 0 where one of them is unknown."""
+    """ln((own + floor) / (other + floor)) of distances (n,)."""
     for i in range(own.shape[0]):
-        if math.isinf(own[i]) or math.isinf(other[i]):
-            out[i] = 0.0
-        else:
-            out[i] = math.log((math.sqrt(own[i]) + floor) / (math.sqrt(other[i]) + floor))
+        out[i] = steady_log((own[i] + floor) / (other[i] + floor))
 
 
 @njit(cache=True, nogil=True)
-def residual(rows: Any, labels: Any, means: Any, bases: Any, out: Any) -> None:
-    """Length of what remains of a row after projection on its predicted class's basis (d, q)."""
+def residual(standard: Any, labels: Any, means: Any, bases: Any, ranks: Any, out: Any) -> None:
+    """Length of what remains of a row after projection on its predicted class's basis.
+
+    standard (n, d), means (k, d), bases (k, d, q) orthonormal columns, of which ranks (k,) int64 are in use, out (n,).
+    """
     d, q = bases.shape[1], bases.shape[2]
     part = np.empty(q, dtype=np.float64)
-    for i in range(rows.shape[0]):
+    for i in range(standard.shape[0]):
         c = labels[i]
         part[:] = 0.0
         total = 0.0
         for f in range(d):
-            x = rows[i, f] - means[c, f]
+            x = standard[i, f] - means[c, f]
             total += x * x
             for j in range(q):
                 part[j] += x * bases[c, f, j]
-        for j in range(q):
+        for j in range(ranks[c]):
             total -= part[j] * part[j]
         out[i] = math.sqrt(total) if total > 0.0 else 0.0
 
 
 @njit(cache=True, nogil=True)
-def forest_depth(rows: Any, features: Any, thresholds: Any, leaves: Any, depth: int, out: Any) -> None:
+def forest_depth(inputs: Any, features: Any, thresholds: Any, leaves: Any, depth: int, out: Any) -> None:
     """Summed leaf values over complete trees of one depth; a row goes right where row[feature] > threshold.
 
-    rows (n, d) float32, features and thresholds (t, 2**depth - 1), leaves (t, 2**depth), out (n,) float64.
+    inputs (n, d) float32, features (t, 2**depth - 1) uint16, thresholds (t, 2**depth - 1) float32,
+    leaves (t, 2**depth) float64, out (n,) float64. Each row adds its leaves in the order of the trees.
+
+    Eight rows go side by side, in names of their own: the compiler keeps names in registers, but not an array.
     """
-    n = rows.shape[0]
-    place = np.zeros(TREE_LANES, dtype=np.int64)
-    inner = (1 << depth) - 1
+    n = inputs.shape[0]
+    inner = np.uint64((1 << depth) - 1)
     out[:] = 0.0
-    for t in range(features.shape[0]):
-        feature, threshold, leaf = features[t], thresholds[t], leaves[t]
-        for start in range(0, n, TREE_LANES):
-            lanes = min(TREE_LANES, n - start)
-            for lane in range(lanes):
-                place[lane] = 0
-            for _ in range(depth):
-                for lane in range(lanes):
-                    at = place[lane]
-                    right = 1 if rows[start + lane, feature[at]] > threshold[at] else 0
-                    place[lane] = 2 * at + 1 + right
-            for lane in range(lanes):
-                out[start + lane] += leaf[place[lane] - inner]
+    for start in range(0, n, TREE_BLOCK_ROWS):
+        stop = min(n, start + TREE_BLOCK_ROWS)
+        for t in range(features.shape[0]):
+            i = start
+            while i + TREE_LANES <= stop:
+                a = b = c = d = e = f = g = h = np.uint64(0)
+                for _ in range(depth):
+                    a = a + a + _ONE + np.uint64(inputs[i, features[t, a]] > thresholds[t, a])
+                    b = b + b + _ONE + np.uint64(inputs[i + 1, features[t, b]] > thresholds[t, b])
+                    c = c + c + _ONE + np.uint64(inputs[i + 2, features[t, c]] > thresholds[t, c])
+                    d = d + d + _ONE + np.uint64(inputs[i + 3, features[t, d]] > thresholds[t, d])
+                    e = e + e + _ONE + np.uint64(inputs[i + 4, features[t, e]] > thresholds[t, e])
+                    f = f + f + _ONE + np.uint64(inputs[i + 5, features[t, f]] > thresholds[t, f])
+                    g = g + g + _ONE + np.uint64(inputs[i + 6, features[t, g]] > thresholds[t, g])
+                    h = h + h + _ONE + np.uint64(inputs[i + 7, features[t, h]] > thresholds[t, h])
+                out[i] += leaves[t, a - inner]
+                out[i + 1] += leaves[t, b - inner]
+                out[i + 2] += leaves[t, c - inner]
+                out[i + 3] += leaves[t, d - inner]
+                out[i + 4] += leaves[t, e - inner]
+                out[i + 5] += leaves[t, f - inner]
+                out[i + 6] += leaves[t, g - inner]
+                out[i + 7] += leaves[t, h - inner]
+                i += TREE_LANES
+            while i < stop:
+                a = np.uint64(0)
+                for _ in range(depth):
+                    a = a + a + _ONE + np.uint64(inputs[i, features[t, a]] > thresholds[t, a])
+                out[i] += leaves[t, a - inner]
+                i += 1
+
+
+@njit(cache=True, nogil=True)
+def isolation(depths: Any, denominator: float, offset: float, out: Any) -> None:
+    """2 ** (-depth / denominator) + offset (Liu et al. 2008, equation 2, as scikit-learn and PyOD shift it)."""
+    for i in range(depths.shape[0]):
+        out[i] = steady_exp2(-depths[i] / denominator) + offset
+
+
+@njit(cache=True, nogil=True)
+def violations(
+    inputs: Any,
+    low: Any,
+    high: Any,
+    width: Any,
+    learned_low: Any,
+    learned_high: Any,
+    learned_width: Any,
+    constant: Any,
+    whole: Any,
+    groups: Any,
+    group_bounds: Any,
+    tolerance: float,
+    out: Any,
+) -> None:
+    """What each feature adds to the sum of violations.
+
+    inputs (n, d); per feature (d,): stated range low, high (infinite where there is none) and its width, learned range
+    and its width, constant bool (learned_low is then the only value seen), whole bool. groups int64: columns of the
+    one-hot groups one after another, group g in group_bounds[g]:group_bounds[g + 1]. out (n, d), filled.
+    """
+    for i in range(inputs.shape[0]):
+        for f in range(inputs.shape[1]):
+            x = inputs[i, f]
+            stated = max(low[f] - x, x - high[f]) / width[f] - tolerance
+            seen = max(learned_low[f] - x, x - learned_high[f]) / learned_width[f]
+            part = stated if stated > 0.0 else 0.0
+            if constant[f]:
+                part += PATTERN_WEIGHT if seen > tolerance else 0.0
+            else:
+                part += seen if seen > 0.0 else 0.0
+            if whole[f] and abs(x - np.rint(x)) > tolerance:
+                part += 1.0
+            out[i, f] = part if part < VIOLATION_CAP else VIOLATION_CAP
+        for g in range(group_bounds.shape[0] - 1):
+            hot, total = 0, 0.0
+            for k in range(group_bounds[g], group_bounds[g + 1]):
+                x = inputs[i, groups[k]]
+                hot += 1 if abs(x) > tolerance else 0
+                total += x
+            if hot != 1 or abs(total - 1.0) > tolerance:
+                out[i, groups[group_bounds[g]]] += 1.0
+
+
+@njit(cache=True, nogil=True)
+def row_sums(parts: Any, out: Any) -> None:
+    """Sums of rows (n, d), from left to right."""
+    for i in range(parts.shape[0]):
+        total = 0.0
+        for f in range(parts.shape[1]):
+            total += parts[i, f]
+        out[i] = total
+
+
+@njit(cache=True, nogil=True)
+def at_least(ascending: Any, x: float) -> int:
+    """How many of the ascending values (m,) are >= x, by a binary search that never waits for a branch."""
+    base, size = 0, ascending.shape[0]
+    while size > 1:
+        half = size >> 1
+        base = base + half if ascending[base + half - 1] < x else base
+        size -= half
+    if size == 1 and ascending[base] < x:
+        base += 1
+    return ascending.shape[0] - base
 
 
 @njit(cache=True, nogil=True)
@@ -126,19 +381,11 @@ def conformal_ranks(scores: Any, labels: Any, centres: Any, spreads: Any, calibr
 
     scores (n, D), centres and spreads (k, D), calibration (D, m) ascending, out (n, D) int32.
     """
-    m = calibration.shape[1]
-    for i in range(scores.shape[0]):
-        c = labels[i]
-        for j in range(scores.shape[1]):
-            s = (scores[i, j] - centres[c, j]) / spreads[c, j]
-            low, high = 0, m
-            while low < high:
-                middle = (low + high) >> 1
-                if calibration[j, middle] < s:
-                    low = middle + 1
-                else:
-                    high = middle
-            out[i, j] = m - low
+    for j in range(scores.shape[1]):
+        ascending = calibration[j]
+        for i in range(scores.shape[0]):
+            c = labels[i]
+            out[i, j] = at_least(ascending, (scores[i, j] - centres[c, j]) / spreads[c, j])
 
 
 @njit(cache=True, nogil=True)
@@ -147,20 +394,12 @@ def fuse(ranks: Any, surprise: Any, weights: Any, calibration: Any, fused: Any, 
 
     surprise (m + 1,) is -ln((1 + r) / (m + 1)) by rank; weights (D,); calibration (c,) ascending.
     """
-    m = calibration.shape[0]
     for i in range(ranks.shape[0]):
         total = 0.0
         for j in range(ranks.shape[1]):
             total += weights[j] * surprise[ranks[i, j]]
-        low, high = 0, m
-        while low < high:
-            middle = (low + high) >> 1
-            if calibration[middle] < total:
-                low = middle + 1
-            else:
-                high = middle
         fused[i] = total
-        rank[i] = m - low
+        rank[i] = at_least(calibration, total)
 
 
 @njit(cache=True, nogil=True)
@@ -278,3 +517,34 @@ def empty_codes(n: int) -> tuple[NDArray[np.int8], NDArray[np.uint32], NDArray[n
         np.empty(n, dtype=np.uint64),
         np.empty(n, dtype=np.uint64),
     )
+
+
+def warm_up() -> None:
+    """Compile, or load from the cache, with the types that the detectors and the ensemble pass."""
+    n, d, k, m = 2, 3, 2, 4
+    inputs, standard = np.zeros((n, d)), np.empty((n, d))
+    thin, norms = np.empty((n, d), dtype=np.float32), np.empty(n)
+    labels = np.zeros(n, dtype=np.int32)
+    column, ones = np.zeros(d), np.ones(d)
+    prepare(inputs, labels, column, ones, 1.0, k, standard, thin, norms)
+    own, other, index = np.empty(n), np.empty(n), np.empty(n, dtype=np.int64)
+    bounds = np.array([0, 1, 2], dtype=np.int64)
+    products, thin_norms = np.zeros((n, n), dtype=np.float32), np.zeros(n, dtype=np.float32)
+    nearest(products, standard, norms, labels, standard, norms, thin_norms, 1.0, bounds, own, index, other)
+    out = np.empty(n)
+    log_ratio(own, other, 1.0, out)
+    residual(standard, labels, np.zeros((k, d)), np.zeros((k, d, 1)), np.ones(k, dtype=np.int64), out)
+    node = np.zeros((1, 1), dtype=np.uint16)
+    forest_depth(thin, node, np.zeros((1, 1), dtype=np.float32), np.zeros((1, 2)), 1, out)
+    isolation(out, 1.0, 0.0, own)
+    flags, none = np.zeros(d, dtype=np.bool_), np.zeros(0, dtype=np.int64)
+    limits = (column, ones, ones, column, ones, ones, flags, flags)
+    violations(inputs, *limits, none, np.zeros(1, dtype=np.int64), 1e-6, standard)
+    row_sums(standard, out)
+    ranks = np.zeros((n, d), dtype=np.int32)
+    conformal_ranks(inputs, labels, np.zeros((k, d)), np.ones((k, d)), np.zeros((d, m)), ranks)
+    fuse(ranks, np.zeros(m + 1), ones, np.zeros(m), out, np.empty(n, dtype=np.int32))
+    code, sketch, simhash, row_hash = empty_codes(n)
+    planes = np.zeros((d, CODE_DIMS)), np.ones(CODE_DIMS), np.zeros((d, 64))
+    codes(standard, inputs, *planes, np.uint64(1), 1, code, sketch, simhash, row_hash)
+    sketch_rank(sketch, sketch, np.empty(n, dtype=np.int32))
