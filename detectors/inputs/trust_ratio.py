@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from detectors.contract import Reference, View
 from detectors.kernels import rows
 from detectors.schema import FeatureSchema
+from detectors.view import correct_rows
 
 #: Added to both distances (standard deviations), so that copies of reference rows stay finite.
 FLOOR = 1e-3
@@ -30,7 +31,8 @@ class TrustRatio:
     name = "trust_ratio"
 
     def fit(self, reference: Reference, schema: FeatureSchema, rng: np.random.Generator) -> Self:
-        """Nothing of its own to learn: the view's condensed reference is shared."""
+        """Check the reference; there is nothing of its own to learn, as the view's condensed reference is shared."""
+        correct_rows(reference, len(schema.classes), schema.width)
         return self
 
     def score(self, view: View) -> NDArray[np.float64]:

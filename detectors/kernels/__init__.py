@@ -17,14 +17,13 @@ CACHE_PREFIX = "numba-"
 BLAS_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 
 
-def source_digest() -> str:
-    """16 hex digits over every source file that kernels may call: `detectors` and `streams.events`."""
-    root = Path(__file__).resolve().parent.parent
+def source_digest(root: Path) -> str:
+    """16 hex digits over every source file under `root` that kernels may call: `detectors` and `streams/events`."""
     digest = hashlib.blake2b(digest_size=8)
-    for folder in (root, root.parent / "streams" / "events"):
+    for folder in (root / "detectors", root / "streams" / "events"):
         for source in sorted(folder.rglob("*.py")):
             content = source.read_bytes()
-            digest.update(f"{source.relative_to(root.parent).as_posix()}\0{len(content)}\0".encode())
+            digest.update(f"{source.relative_to(root).as_posix()}\0{len(content)}\0".encode())
             digest.update(content)
     return digest.hexdigest()
 
@@ -41,7 +40,7 @@ def kernel_cache() -> Path:
     Path
         The directory, also left in NUMBA_CACHE_DIR, so that child processes share it.
     """
-    name = CACHE_PREFIX + source_digest()
+    name = CACHE_PREFIX + source_digest(Path(__file__).resolve().parents[2])
     chosen = os.environ.get("NUMBA_CACHE_DIR")
     if chosen:
         parent = Path(chosen)

@@ -25,10 +25,7 @@ def grid_for(width: int) -> float:
 
 def on_grid(values: NDArray[np.float64], grid: float) -> NDArray[np.float64]:
     """Values rounded to multiples of 1/grid and clipped to `CLIP_SD`."""
-    scaled = np.rint(values * grid)
-    np.clip(scaled, -CLIP_SD * grid, CLIP_SD * grid, out=scaled)
-    scaled /= grid
-    return scaled
+    return np.asarray(np.rint(np.clip(values, -CLIP_SD, CLIP_SD) * grid) / grid)
 
 
 def standardise(

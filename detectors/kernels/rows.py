@@ -489,24 +489,27 @@ def popcount64(value: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def sketch_rank(sketch: Any, reference: Any, out: Any) -> None:
-    """Number of differing bits to the 5th nearest reference sketch."""
-    counts = np.empty(reference.shape[0], dtype=np.int32)
-    tally = np.zeros(33, dtype=np.int32)
+    """Number of differing bits to the 5th nearest reference sketch; 32 where there are fewer than 5.
+
+    sketch (n,) uint32, reference (r,) uint32, out (n,) int32, filled.
+    """
+    differing = np.empty(reference.shape[0], dtype=np.uint8)
     for i in range(sketch.shape[0]):
         s = sketch[i]
         for j in range(reference.shape[0]):
-            counts[j] = popcount32(s ^ reference[j])
-        tally[:] = 0
-        for j in range(reference.shape[0]):
-            tally[counts[j]] += 1
-        seen = 0
-        bits = 32
-        for b in range(33):
-            seen += tally[b]
-            if seen >= OWN_RANK:
-                bits = b
-                break
-        out[i] = bits
+            differing[j] = np.uint8(popcount32(s ^ reference[j]))
+        low, high = 0, 32
+        while low < high:
+            middle = (low + high) >> 1
+            bits = np.uint8(middle)
+            near = np.uint32(0)
+            for j in range(reference.shape[0]):
+                near += np.uint32(differing[j] <= bits)
+            if near >= OWN_RANK:
+                high = middle
+            else:
+                low = middle + 1
+        out[i] = low
 
 
 def empty_codes(n: int) -> tuple[NDArray[np.int8], NDArray[np.uint32], NDArray[np.uint64], NDArray[np.uint64]]:
