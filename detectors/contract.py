@@ -131,6 +131,10 @@ class View(Protocol):
         """(n,) distance to the 5th nearest reference row of the predicted class, standardised L2."""
 
     @property
+    def own_nearest(self) -> NDArray[np.float64]:
+        """(n,) distance to the nearest reference row of the predicted class, standardised L2."""
+
+    @property
     def other_distance(self) -> NDArray[np.float64]:
         """(n,) distance to the nearest reference row of any other class, standardised L2."""
 

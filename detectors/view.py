@@ -20,14 +20,14 @@ from detectors.kernels import exact, rows
 BLOCK_ROWS = 128
 #: Condensed reference rows, unless asked otherwise.
 REFERENCE_ROWS = 1000
-#: A feature's scale is at least this share of its observed range, so that a rare value doesn't count for hundreds of sd.
+#: A feature's scale is at least this share of its observed range, so that a rare value isn't hundreds of sd away.
 RANGE_SHARE = 0.02
 #: A feature that never varied gets this share of the mean spread as its scale, so that a change in it weighs heavily.
 CONSTANT_SCALE_SHARE = 0.1
 
 
 def correct_rows(reference: Reference, classes: int, width: int | None = None) -> Reference:
-    """The rows to learn "normal" from: checked, contiguous, and without those that the model is known to have got wrong.
+    """The rows to learn "normal" from: checked, contiguous, without those that the model is known to have got wrong.
 
     Raises
     ------
@@ -42,7 +42,9 @@ def correct_rows(reference: Reference, classes: int, width: int | None = None) -
         raise FitError(f"the reference has {len(inputs)} inputs but {len(reference.labels)} labels")
     bad = np.flatnonzero(~np.isfinite(inputs).all(axis=1))
     if len(bad):
-        raise FitError(f"{len(bad)} reference rows hold NaN or infinity, first row {bad[0]}; remove them before the fit")
+        raise FitError(
+            f"{len(bad)} reference rows hold NaN or infinity, first row {bad[0]}; remove them before the fit"
+        )
     labels = reference.labels.astype(np.int32)
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(wrong):
@@ -64,7 +66,9 @@ def feature_scales(inputs: NDArray[np.float64]) -> tuple[NDArray[np.float64], ND
     width = inputs.max(axis=0) - inputs.min(axis=0)
     varies = spread > 0
     typical = float(spread[varies].mean()) if varies.any() else 1.0
-    return inputs.mean(axis=0), np.where(varies, np.maximum(spread, RANGE_SHARE * width), CONSTANT_SCALE_SHARE * typical)
+    return inputs.mean(axis=0), np.where(
+        varies, np.maximum(spread, RANGE_SHARE * width), CONSTANT_SCALE_SHARE * typical
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +79,11 @@ class ReferenceFrame:
     ----------
     mean, scale : float64 (d,)
     inputs : float64 (r, d)
-        Condensed reference rows in the units of the schema.
+        Reference rows in the units of the schema, one near each centre: what people are shown.
     labels : int32 (r,)
         Ascending.
     standardised : float64 (r, d)
-        The same rows on the grid of exact products.
+        Centres that stand for the reference (`condense`), on the grid of exact products: what distances go to.
     norms : float64 (r,)
         Squared lengths.
     bounds : int64 (k + 1,)
@@ -113,7 +117,7 @@ class ReferenceFrame:
     @property
     def width(self) -> int:
         """Number of features, d."""
-        return self.inputs.shape[1]
+        return len(self.mean)
 
     @classmethod
     def fit(cls, reference: Reference, classes: int, rng: np.random.Generator, size: int = REFERENCE_ROWS) -> Self:
@@ -124,8 +128,8 @@ class ReferenceFrame:
         kept = correct_rows(reference, classes)
         mean, scale = feature_scales(kept.inputs)
         standardised = exact.standardise(kept.inputs, mean, scale, exact.grid_for(kept.inputs.shape[1]))
-        chosen = condense(standardised, kept.labels, classes, size, rng)
-        return cls._of(mean, scale, kept.inputs[chosen], kept.labels[chosen], classes)
+        found = condense(standardised, kept.labels, classes, size, rng)
+        return cls._of(mean, scale, kept.inputs[found.rows], kept.labels[found.rows], found.centres, classes)
 
     @classmethod
     def _of(
@@ -134,10 +138,11 @@ class ReferenceFrame:
         scale: NDArray[np.float64],
         inputs: NDArray[np.float64],
         labels: NDArray[np.int32],
+        centres: NDArray[np.float64],
         classes: int,
     ) -> Self:
         grid = exact.grid_for(inputs.shape[1])
-        standardised = exact.standardise(inputs, mean, scale, grid)
+        standardised = exact.on_grid(centres, grid)
         norms = exact.square_norms(standardised)
         return cls(
             mean=mean,
@@ -155,13 +160,21 @@ class ReferenceFrame:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What a bundle stores; the rest follows from it."""
-        return {"mean": self.mean, "scale": self.scale, "inputs": self.inputs, "labels": self.labels}
+        return {
+            "mean": self.mean,
+            "scale": self.scale,
+            "inputs": self.inputs,
+            "labels": self.labels,
+            "centres": self.standardised,
+        }
 
     @classmethod
     def restore(cls, arrays: Mapping[str, NDArray[Any]], classes: int) -> Self:
         """The inverse of `arrays`."""
-        mean, scale, inputs = (np.array(arrays[name], dtype=np.float64) for name in ("mean", "scale", "inputs"))
-        return cls._of(mean, scale, inputs, np.array(arrays["labels"], dtype=np.int32), classes)
+        mean, scale, inputs, centres = (
+            np.array(arrays[name], dtype=np.float64) for name in ("mean", "scale", "inputs", "centres")
+        )
+        return cls._of(mean, scale, inputs, np.array(arrays["labels"], dtype=np.int32), centres, classes)
 
 
 class BatchView:
@@ -224,9 +237,9 @@ class BatchView:
             return self._batch.inputs.astype(np.float32)
 
     @cached_property
-    def _neighbours(self) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
+    def _neighbours(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
         frame, n = self.frame, len(self._batch)
-        own, other = np.empty(n), np.empty(n)
+        own, first, other = np.empty(n), np.empty(n), np.empty(n)
         index = np.empty(n, dtype=np.int64)
         block = np.empty((min(n, BLOCK_ROWS), len(frame.norms)), dtype=np.float32)
         for start in range(0, n, BLOCK_ROWS):
@@ -242,10 +255,11 @@ class BatchView:
                 frame.longest,
                 frame.bounds,
                 own[start:stop],
+                first[start:stop],
                 index[start:stop],
                 other[start:stop],
             )
-        return own, index, other
+        return own, first, index, other
 
     @property
     def own_squared(self) -> NDArray[np.float64]:
@@ -255,7 +269,7 @@ class BatchView:
     @property
     def other_squared(self) -> NDArray[np.float64]:
         """(n,) squared distance to the nearest reference row of any other class."""
-        return self._neighbours[2]
+        return self._neighbours[3]
 
     @cached_property
     def own_distance(self) -> NDArray[np.float64]:
@@ -266,6 +280,11 @@ class BatchView:
         return np.sqrt(self.own_squared)
 
     @cached_property
+    def own_nearest(self) -> NDArray[np.float64]:
+        """(n,) distance to the nearest reference row of the predicted class; of all rows where the class has none."""
+        return np.sqrt(self._neighbours[1])
+
+    @cached_property
     def other_distance(self) -> NDArray[np.float64]:
         """(n,) distance to the nearest reference row of any other class; the own distance where there is no other."""
         return np.sqrt(self.other_squared)
@@ -273,7 +292,7 @@ class BatchView:
     @property
     def nearest_own(self) -> NDArray[np.int64]:
         """(n,) index of the nearest condensed reference row of the predicted class; -1 where the class has none."""
-        return self._neighbours[1]
+        return self._neighbours[2]
 
 
 def _owned(values: NDArray[Any], kind: type[np.generic]) -> NDArray[Any]:

@@ -13,7 +13,7 @@ from detectors.kernels import rows
 from detectors.schema import FeatureSchema
 from detectors.view import correct_rows
 
-#: Slack of ranges (as a share of their width), whole numbers and groups, for numbers that went through single precision.
+#: Slack of ranges (as a share of their width), whole numbers and groups: numbers may come from single precision.
 TOLERANCE = 1e-5
 #: A learned range reaches so many widths of the observed range beyond it.
 LEARNED_MARGIN = 0.25

@@ -89,4 +89,3 @@ def _basis(rows_of_class: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDA
     share = np.cumsum(np.maximum(values, 0.0))
     kept = int(np.searchsorted(share, KEPT_VARIANCE * share[-1])) + 1 if share[-1] > 0 else 1
     return centre, vectors[:, : min(kept, len(centre))]
-

@@ -1,7 +1,7 @@
 """Compiled kernels and exact products: the only room for either.
 
-Every kernel works on a row at a time in a fixed order of operations, or on integers, or takes sums that are exact in any
-order, so a row's result does not depend, to the bit, on what else is in the batch.
+Every kernel works on a row at a time in a fixed order of operations, or on integers, or takes sums that are exact in
+any order, so a row's result does not depend, to the bit, on what else is in the batch.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def source_digest(root: Path) -> str:
 def kernel_cache() -> Path:
     """Point numba at a cache that is keyed by the sources that kernels are made of.
 
-    Numba's own key misses a change of a function in another file, so the directory's name holds `source_digest`. It lies
-    in ``<sys.prefix>/var/vedette``, or in the user's cache where that is read-only; under NUMBA_CACHE_DIR where the user
-    has set it. Must run before numba is first imported; importing `detectors.kernels` does.
+    Numba's own key misses a change of a function in another file, so the directory's name holds `source_digest`. It
+    lies in ``<sys.prefix>/var/vedette``, or in the user's cache where that is read-only; under NUMBA_CACHE_DIR where
+    the user has set it. Importing `detectors.kernels` calls it, before any module of ours imports numba.
 
     Returns
     -------
@@ -55,7 +55,7 @@ def kernel_cache() -> Path:
     if "numba" in sys.modules:
         from numba import config
 
-        config.CACHE_DIR = str(cache)
+        config.CACHE_DIR = str(cache)  # type: ignore[attr-defined]  # set by numba at run time
     return cache
 
 

@@ -16,8 +16,8 @@ MANTISSA_BITS = 53
 def grid_for(width: int) -> float:
     """Steps a standard deviation such that every sum of `width` products of two clipped values is exact.
 
-    With d products of two numbers of b bits each, sums stay below 2**(2 b + log2 d); b = floor((53 - log2 d) / 2) in all,
-    of which 6 bits and a sign are taken by the range of +-64.
+    With d products of two numbers of b bits each, sums stay below 2**(2 b + log2 d); b = floor((53 - log2 d) / 2) in
+    all, of which 6 bits and a sign are taken by the range of +-64.
     """
     bits = math.floor((MANTISSA_BITS - math.log2(max(width, 1))) / 2)
     return float(2 ** (bits - 1 - int(math.log2(CLIP_SD))))

@@ -73,7 +73,7 @@ def steady_exp2(x: float) -> float:
 
 @njit(cache=True, nogil=True, fastmath={"reassoc"})
 def exact_dot(a: Any, i: int, b: Any, j: int) -> float:
-    """Inner product of row i of `a` and row j of `b`, both on the grid: exact, so any order of additions is the same."""
+    """Inner product of row i of `a` and row j of `b`, both on the grid: exact, so any order of additions will do."""
     total = 0.0
     for f in range(a.shape[1]):
         total += a[i, f] * b[j, f]
@@ -135,15 +135,16 @@ def nearest(
     longest: float,
     bounds: Any,
     own: Any,
+    own_first: Any,
     own_index: Any,
     other: Any,
 ) -> None:
-    """Exact squared distance to the 5th nearest row of the predicted class, the nearest's index, the nearest other's.
+    """Exact squared distances to the 5th nearest and the nearest row of the predicted class, and to the nearest other.
 
     A product in single precision, whose bits depend on the batch, only proposes: every reference row that could be the
     wanted one within the bound of its error (Higham, "Accuracy and Stability of Numerical Algorithms", 2002, section
-    3.1) is measured again, exactly. Of equal distances the first row counts. Reference rows are sorted by class, class c
-    in bounds[c]:bounds[c + 1]. Where the predicted class has no reference rows, its distance is that of the nearest
+    3.1) is measured again, exactly. Of equal distances the first row counts. Reference rows are sorted by class, class
+    c in bounds[c]:bounds[c + 1]. Where the predicted class has no reference rows, its distance is that of the nearest
     other and its index -1; where no other class has, the other distance is the own one.
 
     The flags only allow minima in any order, which is exact: no value here is a NaN, and a zero's sign doesn't matter.
@@ -160,8 +161,9 @@ def nearest(
     longest : float
         Length of the longest reference row.
     bounds : int64 (k + 1,)
-    own, other : float64 (n,), filled
+    own, own_first, other : float64 (n,), filled
     own_index : int64 (n,), filled
+        The nearest row of the predicted class.
     """
     r, d = reference.shape
     chunks = (r + CHUNK_ROWS - 1) // CHUNK_ROWS
@@ -224,6 +226,7 @@ def nearest(
         mine = best[last] if last >= 0 else nearest_other
         theirs = nearest_other if high - low < r else mine
         own[i] = max(norms[i] + mine, 0.0)
+        own_first[i] = max(norms[i] + (best[0] if last >= 0 else nearest_other), 0.0)
         other[i] = max(norms[i] + theirs, 0.0)
 
 
@@ -372,7 +375,7 @@ def at_least(ascending: Any, x: float) -> int:
         size -= half
     if size == 1 and ascending[base] < x:
         base += 1
-    return ascending.shape[0] - base
+    return int(ascending.shape[0]) - base
 
 
 @njit(cache=True, nogil=True)
@@ -428,8 +431,8 @@ def codes(
     """The small forms of a row that histories keep.
 
     code (n, 12) int8: random projection of the standardised row in steps of its spread; sketch (n,) uint32: one or two
-    hashed bits a feature, so that few differing bits mean few differing features; simhash (n,) uint64: signs of 64 random
-    projections (Charikar 2002); row_hash (n,) uint64 of the raw row's bytes.
+    hashed bits a feature, so that few differing bits mean few differing features; simhash (n,) uint64: signs of 64
+    random projections (Charikar 2002); row_hash (n,) uint64 of the raw row's bytes.
     """
     d = rows.shape[1]
     raw = inputs.view(np.uint64)
@@ -533,7 +536,9 @@ def warm_up() -> None:
     own, other, index = np.empty(n), np.empty(n), np.empty(n, dtype=np.int64)
     bounds = np.array([0, 1, 2], dtype=np.int64)
     products, thin_norms = np.zeros((n, n), dtype=np.float32), np.zeros(n, dtype=np.float32)
-    nearest(products, standard, norms, labels, standard, norms, thin_norms, 1.0, bounds, own, index, other)
+    nearest(
+        products, standard, norms, labels, standard, norms, thin_norms, 1.0, bounds, own, norms.copy(), index, other
+    )
     out = np.empty(n)
     log_ratio(own, other, 1.0, out)
     residual(standard, labels, np.zeros((k, d)), np.zeros((k, d, 1)), np.ones(k, dtype=np.int64), out)

@@ -47,7 +47,7 @@ def _round(v0: Any, v1: Any, v2: Any, v3: Any) -> Any:
 def siphash(data: Any, start: int, stop: int, k0: Any, k1: Any) -> Any:
     """The hash (uint64) of data[start:stop].
 
-    data (m,) uint8; k0 and k1 uint64, the halves of the key in little-endian order (`key_words`). For use inside kernels.
+    data (m,) uint8; k0 and k1 uint64, the halves of the key (`key_words`). For use inside kernels.
     """
     v0, v1, v2, v3 = _V0 ^ k0, _V1 ^ k1, _V2 ^ k0, _V3 ^ k1
     at = np.uint64(start)

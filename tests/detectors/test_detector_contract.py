@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import subprocess
 import sys
 from dataclasses import replace
@@ -122,7 +123,7 @@ def test_scores_do_not_depend_on_cuts(case: Case) -> None:
     for pieces in (2, 3, 5, 9, 17, 40):
         cuts = np.sort(rng.integers(0, len(case.batch) + 1, pieces))
         bounds = [0, *cuts.tolist(), len(case.batch)]
-        parts = [case.score(case.batch.take(slice(a, b))) for a, b in zip(bounds, bounds[1:], strict=False)]
+        parts = [case.score(case.batch.take(slice(a, b))) for a, b in itertools.pairwise(bounds)]
         assert np.concatenate(parts).tobytes() == whole
 
 
@@ -156,7 +157,8 @@ def test_fit_is_a_function_of_rows_and_seed(case: Case) -> None:
 
 def test_arrays_survive_a_file_without_pickling(case: Case) -> None:
     buffer = io.BytesIO()
-    np.savez(buffer, **case.detector.arrays())
+    stored_arrays: dict[str, Any] = dict(case.detector.arrays())
+    np.savez(buffer, **stored_arrays)
     buffer.seek(0)
     with np.load(buffer, allow_pickle=False) as stored:
         arrays = dict(stored)
@@ -217,7 +219,7 @@ def test_view_refuses_wrong_labels_and_shapes() -> None:
 
 
 def test_unknown_detector_is_named_with_those_there_are() -> None:
-    with pytest.raises(DetectorError, match="no detector is called 'nought'.*trust_ratio"):
+    with pytest.raises(DetectorError, match=r"no detector is called 'nought'.*trust_ratio"):
         registry.kind("nought")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import subprocess
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from detectors import kernels
-from detectors.contract import Batch, Reference
+from detectors.contract import Batch
 from detectors.kernels import exact, rows, siphash
 from detectors.view import BLOCK_ROWS, BatchView, ReferenceFrame
 
@@ -180,8 +181,15 @@ def frame_of(reference: NDArray[np.float64], labels: NDArray[np.int32], classes:
     """A frame whose standardised rows are the given ones, rounded."""
     order = np.argsort(labels, kind="stable")
     d = reference.shape[1]
-    arrays = {"mean": np.zeros(d), "scale": np.ones(d), "inputs": reference[order], "labels": labels[order]}
-    return ReferenceFrame.restore(arrays, classes)
+    chosen = reference[order]
+    given: dict[str, NDArray[Any]] = {
+        "mean": np.zeros(d),
+        "scale": np.ones(d),
+        "inputs": chosen,
+        "labels": labels[order],
+        "centres": chosen,
+    }
+    return ReferenceFrame.restore(given, classes)
 
 
 def batch_of(inputs: NDArray[np.float64], labels: NDArray[np.int32]) -> Batch:
@@ -189,21 +197,22 @@ def batch_of(inputs: NDArray[np.float64], labels: NDArray[np.int32]) -> Batch:
     return Batch(inputs, labels, wide.astype(np.uint64), wide, wide, labels)
 
 
-def plain_neighbours(view: BatchView) -> tuple[list[float], list[int], list[float]]:
+def plain_neighbours(view: BatchView) -> tuple[list[float], list[float], list[int], list[float]]:
     """Whole numbers of grid steps, sorted: no rounding anywhere."""
     frame = view.frame
     steps = (view.standardised * frame.grid).astype(np.int64).astype(object)
     reference = (frame.standardised * frame.grid).astype(np.int64).astype(object)
-    own, index, other = [], [], []
+    own, nearest, index, other = [], [], [], []
     for row, label in zip(steps, view.batch.labels, strict=True):
         squared = [int(((row - r) ** 2).sum()) for r in reference]
         mine = sorted((s, j) for j, s in enumerate(squared) if frame.labels[j] == label)
         others = sorted(s for j, s in enumerate(squared) if frame.labels[j] != label)
         first = mine[min(rows.OWN_RANK, len(mine)) - 1][0] if mine else others[0]
         own.append(first / frame.grid**2)
+        nearest.append((mine[0][0] if mine else others[0]) / frame.grid**2)
         index.append(mine[0][1] if mine else -1)
         other.append((others[0] if others else first) / frame.grid**2)
-    return own, index, other
+    return own, nearest, index, other
 
 
 @pytest.mark.parametrize(
@@ -227,11 +236,12 @@ def test_neighbours_match_whole_numbers(n: int, d: int, sizes: tuple[int, ...], 
     inputs[5] = 1e9
     predicted = np.random.default_rng(3).integers(0, len(sizes), n).astype(np.int32)
     view = BatchView(frame_of(reference, labels, len(sizes)), batch_of(inputs, predicted))
-    own, index, other = plain_neighbours(view)
+    own, nearest, index, other = plain_neighbours(view)
     assert view.own_squared.tolist() == own
     assert view.nearest_own.tolist() == index
     assert view.other_squared.tolist() == other
     assert view.own_distance.tolist() == [math.sqrt(s) for s in own]
+    assert view.own_nearest.tolist() == [math.sqrt(s) for s in nearest]
     assert view.other_distance.tolist() == [math.sqrt(s) for s in other]
 
 
@@ -241,22 +251,23 @@ def test_far_from_the_origin_the_proposals_still_hold_the_nearest() -> None:
     inputs = 63.0 + np.random.default_rng(2).normal(0, 2e-4, (20, 64))
     view = BatchView(frame_of(reference, labels, 2), batch_of(inputs, np.zeros(20, dtype=np.int32)))
     rough = view.frame.thin_norms - 2 * (inputs.astype(np.float32) @ view.frame.thin)
-    own, index, other = plain_neighbours(view)
+    own, nearest, index, other = plain_neighbours(view)
     assert rough[:, :400].argmin(axis=1).tolist() != index  # single precision alone is lost here
     assert view.nearest_own.tolist() == index
     assert (view.own_squared.tolist(), view.other_squared.tolist()) == (own, other)
+    assert view.own_nearest.tolist() == [math.sqrt(s) for s in nearest]
 
 
 def proposals_only(
     products: Any, standard: Any, norms: Any, labels: Any, reference: Any, reference_norms: Any, thin_norms: Any,
-    longest: float, bounds: Any, own: Any, own_index: Any, other: Any,
+    longest: float, bounds: Any, own: Any, own_first: Any, own_index: Any, other: Any,
 ) -> None:  # fmt: skip
     """`rows.nearest` without the exact second measurement."""
     squared = norms[:, None] + reference_norms - 2.0 * products.astype(np.float64)
     for i, label in enumerate(labels):
         mine = squared[i, bounds[label] : bounds[label + 1]]
         own[i] = np.sort(mine)[rows.OWN_RANK - 1]
-        own_index[i] = bounds[label] + mine.argmin()
+        own_first[i], own_index[i] = mine.min(), bounds[label] + mine.argmin()
         other[i] = np.delete(squared[i], slice(bounds[label], bounds[label + 1])).min()
 
 
@@ -266,7 +277,7 @@ def cut_and_whole(frame: ReferenceFrame, batch: Batch) -> tuple[bytes, bytes]:
         return view.own_squared.tobytes(), view.other_squared.tobytes()
 
     bounds = [0, 1, 2, 5, 38, 38, 200, 201, 330, len(batch)]
-    parts = [bits(batch.take(slice(a, b))) for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts = [bits(batch.take(slice(a, b))) for a, b in itertools.pairwise(bounds)]
     whole = bits(batch)
     return b"".join(own for own, _ in parts) + b"".join(other for _, other in parts), whole[0] + whole[1]
 
@@ -275,7 +286,9 @@ def test_distances_do_not_depend_on_cuts_and_without_the_recheck_they_do(monkeyp
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(10, dtype=np.int32), 30)
     frame = frame_of(rng.normal(size=(300, 64)), labels, 10)
-    batch = batch_of(rng.normal(size=(3 * BLOCK_ROWS + 50, 64)), rng.integers(0, 10, 3 * BLOCK_ROWS + 50).astype(np.int32))
+    batch = batch_of(
+        rng.normal(size=(3 * BLOCK_ROWS + 50, 64)), rng.integers(0, 10, 3 * BLOCK_ROWS + 50).astype(np.int32)
+    )
     cut, whole = cut_and_whole(frame, batch)
     assert cut == whole
     monkeypatch.setattr(rows, "nearest", proposals_only)
