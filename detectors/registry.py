@@ -15,9 +15,7 @@ from detectors.inputs.trust_ratio import TrustRatio
 #: The default ensemble, in the order of its columns.
 DEFAULT: tuple[str, ...] = ("trust_ratio", "pca_residual", "isolation_forest", "constraints")
 
-_OWN: dict[str, type[Any]] = {
-    kind.name: kind for kind in (TrustRatio, PcaResidual, IsolationForest, Constraints)
-}
+_OWN: dict[str, type[Any]] = {kind.name: kind for kind in (TrustRatio, PcaResidual, IsolationForest, Constraints)}
 
 
 def names() -> list[str]:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +16,7 @@ from numpy.typing import NDArray
 from pyod.models.iforest import IForest
 from sklearn.datasets import load_digits
 
+from detectors import registry
 from detectors.condense import MIN_ROWS_A_CLASS, condense
 from detectors.contract import Batch, Reference
 from detectors.errors import FitError
@@ -319,3 +325,51 @@ def test_each_violation_weighs_what_it_should(change: dict[int, float], score: f
 def test_constraints_score_nothing_before_a_fit(view: BatchView) -> None:
     with pytest.raises(ValueError, match="call fit or restore first"):
         Constraints().score(view)
+
+
+# --- other machines ---------------------------------------------------------------------------------------------------
+
+SCORE_FROM_FILES = """
+import hashlib, sys
+import numpy as np
+from detectors import registry
+from detectors.contract import Batch
+from detectors.schema import FeatureSchema
+from detectors.view import BatchView, ReferenceFrame
+schema = FeatureSchema.image((8, 8), [str(digit) for digit in range(10)])
+frame = ReferenceFrame.restore(np.load(sys.argv[1] + "/frame.npz"), 10)
+rows = np.load(sys.argv[1] + "/rows.npz")
+wide = np.zeros(len(rows["labels"]), dtype=np.int64)
+view = BatchView(frame, Batch(rows["inputs"], rows["labels"], wide.astype(np.uint64), wide, wide, rows["labels"]))
+digest = hashlib.sha256(view.own_distance.tobytes() + view.other_distance.tobytes() + view.nearest_own.tobytes())
+for name in registry.DEFAULT:
+    detector = registry.kind(name).restore(np.load(f"{sys.argv[1]}/{name}.npz"), schema)
+    digest.update(detector.score(view).tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_another_processor_gives_the_same_bits(tmp_path: Path, reference: Reference, view: BatchView) -> None:
+    batch = view.batch
+    saved: dict[str, dict[str, Any]] = {
+        "frame": dict(view.frame.arrays()),
+        "rows": {"inputs": batch.inputs, "labels": batch.labels},
+    }
+    for name in registry.DEFAULT:
+        saved[name] = dict(registry.kind(name)().fit(reference, DIGITS, np.random.default_rng(0)).arrays())
+    for name, arrays in saved.items():
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+
+    def digest(**environment: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", SCORE_FROM_FILES, str(tmp_path)],
+            capture_output=True,
+            text=True,
+            timeout=200,
+            env={**os.environ, **environment},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    plain = {"NUMBA_CPU_NAME": "generic", "OPENBLAS_CORETYPE": "Nehalem", "NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3"}
+    assert digest(**plain) == digest()
