@@ -9,13 +9,16 @@ from detectors.contract import Detector
 from detectors.errors import DetectorError
 from detectors.inputs.constraints import Constraints
 from detectors.inputs.isolation_forest import IsolationForest
+from detectors.inputs.mahalanobis import Mahalanobis
 from detectors.inputs.residual import PcaResidual
 from detectors.inputs.trust_ratio import TrustRatio
 
 #: The default ensemble, in the order of its columns.
-DEFAULT: tuple[str, ...] = ("trust_ratio", "pca_residual", "isolation_forest", "constraints")
+DEFAULT: tuple[str, ...] = ("trust_ratio", "pca_residual", "mahalanobis", "isolation_forest", "constraints")
 
-_OWN: dict[str, type[Any]] = {kind.name: kind for kind in (TrustRatio, PcaResidual, IsolationForest, Constraints)}
+_OWN: dict[str, type[Any]] = {
+    kind.name: kind for kind in (TrustRatio, PcaResidual, Mahalanobis, IsolationForest, Constraints)
+}
 
 
 def names() -> list[str]:

@@ -260,6 +260,27 @@ def residual(standard: Any, labels: Any, means: Any, bases: Any, ranks: Any, out
 
 
 @njit(cache=True, nogil=True)
+def whitened_length(standard: Any, labels: Any, means: Any, factors: Any, out: Any) -> None:
+    """Length of (row - mean) times the predicted class's matrix.
+
+    standard (n, d), means (k, d), factors (k, d, q), out (n,).
+    """
+    d, q = factors.shape[1], factors.shape[2]
+    part = np.empty(q, dtype=np.float64)
+    for i in range(standard.shape[0]):
+        c = labels[i]
+        part[:] = 0.0
+        for f in range(d):
+            x = standard[i, f] - means[c, f]
+            for j in range(q):
+                part[j] += x * factors[c, f, j]
+        total = 0.0
+        for j in range(q):
+            total += part[j] * part[j]
+        out[i] = math.sqrt(total)
+
+
+@njit(cache=True, nogil=True)
 def forest_depth(inputs: Any, features: Any, thresholds: Any, leaves: Any, depth: int, out: Any) -> None:
     """Summed leaf values over complete trees of one depth; a row goes right where row[feature] > threshold.
 
@@ -542,6 +563,7 @@ def warm_up() -> None:
     out = np.empty(n)
     log_ratio(own, other, 1.0, out)
     residual(standard, labels, np.zeros((k, d)), np.zeros((k, d, 1)), np.ones(k, dtype=np.int64), out)
+    whitened_length(standard, labels, np.zeros((k, d)), np.zeros((k, d, d)), out)
     node = np.zeros((1, 1), dtype=np.uint16)
     forest_depth(thin, node, np.zeros((1, 1), dtype=np.float32), np.zeros((1, 2)), 1, out)
     isolation(out, 1.0, 0.0, own)

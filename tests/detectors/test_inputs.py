@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from pyod.models.iforest import IForest
+from sklearn.covariance import LedoitWolf
 from sklearn.datasets import load_digits
 
 from detectors import registry
@@ -22,6 +23,7 @@ from detectors.contract import Batch, Reference
 from detectors.errors import FitError
 from detectors.inputs.constraints import LEARNED_MARGIN, Constraints
 from detectors.inputs.isolation_forest import IsolationForest
+from detectors.inputs.mahalanobis import Mahalanobis
 from detectors.inputs.residual import KEPT_VARIANCE, PcaResidual
 from detectors.inputs.trust_ratio import FLOOR, TrustRatio
 from detectors.kernels import rows
@@ -201,6 +203,28 @@ def test_small_class_borrows_the_pooled_basis() -> None:
     detector = PcaResidual().fit(Reference(sample.inputs[few], sample.labels[few]), DIGITS, np.random.default_rng(0))
     pooled = detector.ranks_[3]
     assert pooled > max(np.delete(detector.ranks_, 3))  # the union of classes takes more directions than one class
+
+
+# --- Mahalanobis ----------------------------------------------------------------------------------------------------
+
+
+def test_mahalanobis_equals_the_quadratic_form(reference: Reference, view: BatchView) -> None:
+    detector = Mahalanobis().fit(reference, DIGITS, np.random.default_rng(0))
+    scores = detector.score(view)
+    frame = view.frame
+    for label in range(10):
+        members = (reference.inputs[reference.labels == label] - frame.mean) / frame.scale
+        estimate = LedoitWolf().fit(members)
+        of_class = view.batch.labels == label
+        squared = estimate.mahalanobis(view.standardised[of_class])
+        np.testing.assert_allclose(scores[of_class], np.sqrt(squared), rtol=1e-3)
+
+
+def test_mahalanobis_sees_signs_that_no_single_feature_shows(reference: Reference, view: BatchView) -> None:
+    detector = Mahalanobis().fit(reference, DIGITS, np.random.default_rng(0))
+    signs = np.random.default_rng(0).choice([-0.1, 0.1], (300, 64))
+    moved = BatchView(view.frame, batch_of(np.clip(view.batch.inputs + signs, 0, 1), view.batch.labels))
+    assert (detector.score(moved) > detector.score(view)).mean() > 0.9
 
 
 # --- isolation forest -------------------------------------------------------------------------------------------------
