@@ -105,6 +105,12 @@ class ProbeSettings(_Settings):
     min_units: Count = 3
     """Finished probes of an attack before its recall is judged."""
     client_header: str = "X-Client-Id"
+    control_inputs: Count = 60
+    """Benign rows of one control, through the front door and straight to the topic."""
+    concurrent_campaigns: Count = 1
+    """Query campaigns under way at once, each as a client of its own; they share `queries_per_second`."""
+    surrogate_rows: Count = 400
+    """Rows that the endpoint is asked about to fit the surrogate, unless `probe_data` holds answers already."""
 
 
 class ConsoleSettings(_Settings):

@@ -178,6 +178,12 @@ class ProbePlan(msgspec.Struct, frozen=True):
     issued: int
     deadline: int
     version: int = 1
+    complete: bool = False
+    """Everything that was to be sent has been sent."""
+    since: dict[str, str] = {}
+    """Partition -> id of the last entry of its `probes` stream before the start; a standby reads on from there."""
+    fooled: int | None = None
+    """Crafted rows that the model answered otherwise than the rows they were made from; None where not asked."""
 
 
 class ProbeOutcome(msgspec.Struct, frozen=True):
@@ -198,6 +204,12 @@ class ProbeOutcome(msgspec.Struct, frozen=True):
     """From the broker time of the completing row to its record in Redis."""
     finished: int
     version: int = 1
+    abandoned: str = ""
+    """Why the probe could not be sent in full; such an outcome counts in no recall. Empty: it was."""
+    excluded: int = 0
+    """Rows whose mark came back expired or replayed."""
+    fooled: int | None = None
+    """Crafted rows that changed the model's answer; None where not asked."""
 
 
 class ProbeSummary(msgspec.Struct, frozen=True):
@@ -219,6 +231,10 @@ class ProbeSummary(msgspec.Struct, frozen=True):
     latency_p99_ms: float | None
     updated: int
     version: int = 1
+    queries_to_page_p50: float | None = None
+    """Median over the detected units."""
+    robust_accuracy: float | None = None
+    """Share of crafted inputs that the model still answered like the row they were made from; None where not asked."""
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):
