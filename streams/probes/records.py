@@ -19,6 +19,8 @@ from streams.errors import BrokerError, ConfigError, MissingTopic
 from streams.probes import marks
 from streams.topics import client_options
 
+#: How long the first contact with the broker may take.
+BOOTSTRAP_MILLISECONDS = 10_000
 #: How long a send may take before the probe is given up.
 SEND_SECONDS = 20.0
 
@@ -70,7 +72,9 @@ def encode(model: ModelSettings, client: str, inputs: NDArray[np.float64], outpu
     body: dict[str, Any]
     if form == "native":
         if place == "parameter":
-            raise ConfigError(f"models.{model.name}.client: {model.client!r} needs the format 'oip'; native has no parameters")
+            raise ConfigError(
+                f"models.{model.name}.client: {model.client!r} needs the format 'oip'; native has no parameters"
+            )
         one = len(inputs) == 1
         body = {
             "id": secrets.token_hex(16),
@@ -126,6 +130,7 @@ class DirectSender:
                 max_block_ms=round(SEND_SECONDS * 1000),
                 request_timeout_ms=round(SEND_SECONDS * 500),
                 delivery_timeout_ms=round(SEND_SECONDS * 1000),
+                bootstrap_timeout_ms=BOOTSTRAP_MILLISECONDS,
                 client_id="vedette-prober",
             )
         except KafkaError as error:
@@ -134,7 +139,7 @@ class DirectSender:
     def _require_topic(self, kafka: KafkaSettings) -> None:
         """A producer asked about a missing topic waits for it; an admin client answers at once."""
         try:
-            admin = KafkaAdminClient(**client_options(kafka))
+            admin = KafkaAdminClient(**client_options(kafka), bootstrap_timeout_ms=BOOTSTRAP_MILLISECONDS)
             try:
                 names = set(admin.list_topics())
             finally:

@@ -13,7 +13,15 @@ from streams.probes.outcome import RECENT_UNITS, blindness, judge, summarise, wi
 from streams.store.messages import ProbeOutcome, ProbePlan, ProbeVerdict
 
 PLAN = ProbePlan(
-    campaign="00" * 8, attack="hop_skip_jump", kind="campaign", threat="L2", client="c", sent=4, inputs=4, issued=0, deadline=9
+    campaign="00" * 8,
+    attack="hop_skip_jump",
+    kind="campaign",
+    threat="L2",
+    client="c",
+    sent=4,
+    inputs=4,
+    issued=0,
+    deadline=9,
 )
 OUTCOME = judge(PLAN, [], 7)
 
@@ -39,7 +47,13 @@ def verdict(counter: int, level: int = 0, **changes: Any) -> ProbeVerdict:
 def outcome(attack: str = "hop_skip_jump", detected: bool = True, **changes: Any) -> ProbeOutcome:
     kind = {"transfer_pgd": "burst", "control": "control"}.get(attack, "campaign")
     plain = msgspec.structs.replace(
-        OUTCOME, attack=attack, kind=kind, inputs=20, arrived=20, detected=detected, latency_ms=9.0 if detected else None
+        OUTCOME,
+        attack=attack,
+        kind=kind,
+        inputs=20,
+        arrived=20,
+        detected=detected,
+        latency_ms=9.0 if detected else None,
     )
     return msgspec.structs.replace(plain, **changes)
 

@@ -1,0 +1,106 @@
+"""The rows that probes start from."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streams.config import ModelSettings
+from streams.errors import ConfigError
+
+#: Fewest rows; below it attacks and controls would repeat themselves within minutes.
+LEAST_ROWS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeData:
+    """Benign rows, and optionally what the watched model answered on some of them.
+
+    Attributes
+    ----------
+    inputs : float64 (n, d)
+        Rows that attacks and controls start from.
+    surrogate_inputs : float64 (m, d) or None; surrogate_labels : int64 (m,) or None
+        Rows with the watched model's predicted class, for the surrogate of transfer attacks.
+    """
+
+    inputs: NDArray[np.float64]
+    surrogate_inputs: NDArray[np.float64] | None = None
+    surrogate_labels: NDArray[np.int64] | None = None
+
+
+def load(model: ModelSettings, width: int) -> ProbeData:
+    """Read the npz that `probe_data` names: `inputs`, and `surrogate_inputs` with `surrogate_labels` where known.
+
+    Raises
+    ------
+    ConfigError
+        Names the setting, the file and the array.
+    """
+    where = f"models.{model.name}.probe_data"
+    if model.probe_data is None:
+        raise ConfigError(f"{where}: not set; the prober needs an npz with benign rows `inputs` (n, {width})")
+    path = Path(model.probe_data)
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays: dict[str, NDArray[Any]] = {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{where}: cannot read {path}: {error}") from None
+    if "inputs" not in arrays:
+        raise ConfigError(f"{where}: {path} lacks the array `inputs`; it has {', '.join(sorted(arrays)) or 'none'}")
+    inputs = _rows(arrays["inputs"], "inputs", where, width)
+    if len(inputs) < LEAST_ROWS:
+        raise ConfigError(f"{where}: {path} has {len(inputs)} rows; give at least {LEAST_ROWS}, better hundreds")
+    if "surrogate_inputs" not in arrays or "surrogate_labels" not in arrays:
+        return ProbeData(inputs)
+    known = _rows(arrays["surrogate_inputs"], "surrogate_inputs", where, width)
+    labels = np.asarray(arrays["surrogate_labels"])
+    if labels.shape != (len(known),) or not np.issubdtype(labels.dtype, np.integer):
+        raise ConfigError(
+            f"{where}: `surrogate_labels` must be {len(known)} whole numbers, one a row of `surrogate_inputs`"
+        )
+    return ProbeData(inputs, known, labels.astype(np.int64))
+
+
+def _rows(array: NDArray[Any], name: str, where: str, width: int) -> NDArray[np.float64]:
+    if array.ndim != 2 or array.shape[1] != width or not np.issubdtype(array.dtype, np.number):
+        raise ConfigError(f"{where}: `{name}` must be numbers of shape (n, {width}), not {array.dtype} {array.shape}")
+    rows = np.ascontiguousarray(array, dtype=np.float64)
+    if not np.isfinite(rows).all():
+        raise ConfigError(f"{where}: `{name}` holds values that are not finite")
+    return rows
+
+
+class Deck:
+    """Deals rows without repetition until all have been dealt, then shuffles again.
+
+    A row that comes back soon would look like a repeated query to the detectors, and be judged for that.
+
+    Parameters
+    ----------
+    rows : float64 (n, d)
+    rng : numpy.random.Generator
+    """
+
+    def __init__(self, rows: NDArray[np.float64], rng: np.random.Generator) -> None:
+        self._rows = rows
+        self._rng = rng
+        self._order = rng.permutation(len(rows))
+        self._next = 0
+
+    def deal(self, n: int) -> NDArray[np.float64]:
+        """The next `n` rows, (n, d)."""
+        places: list[int] = []
+        while len(places) < n:
+            if self._next == len(self._order):
+                self._order = self._rng.permutation(len(self._rows))
+                self._next = 0
+            taken = self._order[self._next : self._next + n - len(places)]
+            places += taken.tolist()
+            self._next += len(taken)
+        return self._rows[places]
