@@ -14,16 +14,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streams.config import ModelSettings, ProbeSettings
-from streams.errors import VedetteError
+from streams.config import ProbeSettings
 from streams.probes import marks
 from streams.probes.data import Deck
 from streams.probes.pace import Pace, Stopped
@@ -35,6 +33,8 @@ from streams.probes.records import DirectSender
 PROBE_ROWS = 1
 #: Rows of one aside.
 ASIDE_ROWS = 64
+#: A surrogate fitted on the endpoint's answers is fitted anew after so long: the model may have been replaced.
+SURROGATE_SECONDS = 3600.0
 #: Issue time of asides.
 ASIDE_ISSUED = 0
 
@@ -161,7 +161,7 @@ class Desk:
         probe.inputs += len(inputs)
 
     def seconds_for(self, rows: int) -> float:
-        """Time that so many queries take when the pace is shared by all that may run at once, with room for the rest."""
+        """Time that so many queries take when all that may run at once share the pace, with room for the rest."""
         sharing = self.settings.concurrent_campaigns + 2
         return 60.0 + rows * sharing / self.settings.queries_per_second
 
@@ -202,3 +202,120 @@ class ControlFrontDoor:
     def run(self, probe: Probe) -> None:
         rows = self._rows.deal(self._desk.settings.control_inputs)
         self._desk.front_door(probe, len(rows)).predict(rows)
+
+
+class Transfer(Protocol):
+    """A transfer attack: crafts on a surrogate, without a question to the model."""
+
+    attack: str
+    threat: str
+
+    def fit(self, inputs: NDArray[np.float64], labels: NDArray[np.int64], rng: np.random.Generator) -> object:
+        """A surrogate of the model, from rows (n, d) and the classes (n,) that the model predicted."""
+
+    def craft(
+        self, surrogate: object, inputs: NDArray[np.float64], labels: NDArray[np.int64], rng: np.random.Generator
+    ) -> NDArray[np.float64]:
+        """Crafted rows (n, d), one for each row, away from its label."""
+
+
+class QueryAttack(Protocol):
+    """An attack that asks the model."""
+
+    attack: str
+    threat: str
+
+    def craft(
+        self, model: Endpoint, inputs: NDArray[np.float64], labels: NDArray[np.int64], rng: np.random.Generator
+    ) -> None:
+        """Attack rows (n, d) of the predicted classes (n,); every query goes through `model`."""
+
+
+class TransferBurst:
+    """`burst_size` crafted rows of one fresh client, straight to the topic, with the model's own answers.
+
+    Parameters
+    ----------
+    desk : Desk
+    rows : Deck
+        Benign rows to start from.
+    transfer : Transfer
+    known : (inputs (m, d), labels (m,)) or None
+        Rows with the model's predicted classes to fit the surrogate on; None asks the endpoint, and asks again every
+        `SURROGATE_SECONDS`.
+    """
+
+    kind: Kind = "burst"
+
+    def __init__(
+        self,
+        desk: Desk,
+        rows: Deck,
+        transfer: Transfer,
+        known: tuple[NDArray[np.float64], NDArray[np.int64]] | None = None,
+    ) -> None:
+        self.attack = transfer.attack
+        self.threat = transfer.threat
+        self._desk = desk
+        self._rows = rows
+        self._transfer = transfer
+        self._known = known
+        self._surrogate: object | None = None
+        self._fitted_at = 0.0
+
+    def seconds(self) -> float:
+        asked = 2 * self._desk.settings.burst_size + (0 if self._known else self._desk.settings.surrogate_rows)
+        return self._desk.seconds_for(asked)
+
+    def run(self, probe: Probe) -> None:
+        rng = self._desk.spawn()
+        surrogate = self._fresh_surrogate(probe, rng)
+        rows = self._rows.deal(self._desk.settings.burst_size)
+        before = classes(self._desk.ask(rows, probe.stop))
+        crafted = self._transfer.craft(surrogate, rows, before, rng)
+        answers = self._desk.ask(crafted, probe.stop)
+        probe.fooled = int(np.count_nonzero(classes(answers) != before))
+        self._desk.send(probe, crafted, answers)
+
+    def _fresh_surrogate(self, probe: Probe, rng: np.random.Generator) -> object:
+        now = time.monotonic()
+        stale = self._known is None and now - self._fitted_at > SURROGATE_SECONDS
+        if self._surrogate is None or stale:
+            if self._known is not None:
+                inputs, labels = self._known
+            else:
+                inputs = self._rows.sample(self._desk.settings.surrogate_rows, rng)
+                labels = classes(self._desk.ask(inputs, probe.stop))
+            self._surrogate, self._fitted_at = self._transfer.fit(inputs, labels, rng), now
+        return self._surrogate
+
+
+class QueryCampaign:
+    """One attacker who asks the endpoint row by row, and goes on with the next row when one is done.
+
+    Ends when its client has paged, or after `campaign_queries` queries.
+    """
+
+    kind: Kind = "campaign"
+
+    def __init__(self, desk: Desk, rows: Deck, attack: QueryAttack) -> None:
+        self.attack = attack.attack
+        self.threat = attack.threat
+        self._desk = desk
+        self._rows = rows
+        self._craft = attack
+
+    def seconds(self) -> float:
+        return self._desk.seconds_for(self._desk.settings.campaign_queries)
+
+    def run(self, probe: Probe) -> None:
+        rng = self._desk.spawn()
+        door = self._desk.front_door(probe, self._desk.settings.campaign_queries)
+        while True:
+            row = self._rows.deal(1)
+            self._craft.craft(door, row, classes(door.predict(row)), rng)
+
+
+def classes(scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Predicted classes (n,) of scores (n, k)."""
+    return np.asarray(np.argmax(scores, axis=1), dtype=np.int64)

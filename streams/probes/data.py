@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,7 @@ def _rows(array: NDArray[Any], name: str, where: str, width: int) -> NDArray[np.
 
 
 class Deck:
-    """Deals rows without repetition until all have been dealt, then shuffles again.
+    """Deals rows to threads, without repetition until all have been dealt, then shuffles again.
 
     A row that comes back soon would look like a repeated query to the detectors, and be judged for that.
 
@@ -92,15 +93,24 @@ class Deck:
         self._rng = rng
         self._order = rng.permutation(len(rows))
         self._next = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def sample(self, n: int, rng: np.random.Generator) -> NDArray[np.float64]:
+        """At most `n` different rows that stay in the deck, for questions that no detector sees."""
+        return self._rows[rng.permutation(len(self._rows))[:n]]
 
     def deal(self, n: int) -> NDArray[np.float64]:
         """The next `n` rows, (n, d)."""
         places: list[int] = []
-        while len(places) < n:
-            if self._next == len(self._order):
-                self._order = self._rng.permutation(len(self._rows))
-                self._next = 0
-            taken = self._order[self._next : self._next + n - len(places)]
-            places += taken.tolist()
-            self._next += len(taken)
+        with self._lock:
+            while len(places) < n:
+                if self._next == len(self._order):
+                    self._order = self._rng.permutation(len(self._rows))
+                    self._next = 0
+                taken = self._order[self._next : self._next + n - len(places)]
+                places += taken.tolist()
+                self._next += len(taken)
         return self._rows[places]

@@ -10,8 +10,8 @@ Two kinds, both under a key that only the prober and the workers hold:
 
 Both bind the mark to the topic and to the client; the header mark also to the partition and to the record's bytes, the
 front-door id to the inputs (its record is written by somebody else, in a form that the prober does not choose). Every
-field stands in the HMAC behind its length, and each kind has a label of its own, so that no mark can be read as another.
-A mark has exactly one spelling: verification spells the expected one and compares in constant time.
+field stands in the HMAC behind its length, and each kind has a label of its own, so no mark can be read as another. A
+mark has exactly one spelling: verification spells the expected one and compares in constant time.
 """
 
 from __future__ import annotations

@@ -375,7 +375,7 @@ def run(settings: Settings, model_name: str) -> int:
     BrokerError, MissingTopic, StoreError
         When the broker, the topic or Redis is not there at the start. Later it holds on until they are back.
     """
-    from streams.probes.craft import workshop
+    from streams.probes.workshop import workshop
     from streams.store.client import connect
 
     model = settings.model(model_name)

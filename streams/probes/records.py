@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +58,7 @@ def encode(model: ModelSettings, client: str, inputs: NDArray[np.float64], outpu
     Raises
     ------
     ConfigError
-        When the declared format has no place for the client's identity.
+        When the declared format has no place for the client's identity, or is one that probes are not written in.
     """
     place, _, name = model.client.partition(":")
     client_bytes = client.encode()
@@ -68,7 +67,10 @@ def encode(model: ModelSettings, client: str, inputs: NDArray[np.float64], outpu
     if form == "auto":
         form = "oip" if place == "parameter" else "native"
     if form == "compact":
-        return Envelope(client_bytes, _compact(model, place, client_bytes, inputs, outputs), headers)
+        raise ConfigError(
+            f"models.{model.name}.format: probes are not written as 'compact' records; set 'auto', which reads compact "
+            "records as well as the probes' JSON"
+        )
     body: dict[str, Any]
     if form == "native":
         if place == "parameter":
@@ -209,9 +211,3 @@ class DirectSender:
     def close(self) -> None:
         """Close the producer without waiting long."""
         self._producer.close(timeout=2)
-
-
-def _compact(
-    model: ModelSettings, place: str, client: bytes, inputs: NDArray[np.float64], outputs: NDArray[np.float64]
-) -> bytes:
-    raise NotImplementedError(model, place, client, inputs, outputs, Sequence)

@@ -155,7 +155,8 @@ def test_expiry_is_judged_by_broker_time(distance, expired):
     request = marks.sign_request(KEY, "t", bytes(8), 0, NOW, b"c", inputs)
     for candidate in (header_candidate(header, b"c", b"x"), request_candidate(request, b"c")):
         mark = marks.verify(candidate, "t", 0, NOW + distance, TTL, KEY, inputs)
-        assert mark is not None and mark.expired is expired
+        assert mark is not None
+        assert mark.expired is expired
 
 
 def test_true_request_id_counts_beside_a_forged_header():

@@ -114,7 +114,8 @@ def test_campaigns_are_stated_over_campaigns_and_abandoned_ones_left_out():
     ]
     (summary,) = summarise(units, 5)
     assert (summary.n, summary.detected, summary.units) == (3, 2, 3)
-    assert summary.latency_p99_ms == 30.0 and summary.robust_accuracy is None
+    assert summary.latency_p99_ms == 30.0
+    assert summary.robust_accuracy is None
     assert summarise([outcome(abandoned="x")], 5) == []
 
 

@@ -153,12 +153,17 @@ def test_every_kind_is_followed_to_its_outcome(redis: Redis, wait_until: WaitUnt
     with running(redis, crafters):
         wait_until(lambda: redis.hlen(KEYS.probe_results) == 4 and len(outcomes(redis)) >= 12, 20, "outcomes")
     burst = summary(redis, "transfer_pgd")
-    assert burst is not None and burst.n == 20 * burst.units and burst.detected == burst.n
-    assert burst.latency_p50_ms == 4.0 and burst.queries_to_page_p50 == 4
+    assert burst is not None
+    assert burst.n == 20 * burst.units
+    assert burst.detected == burst.n
+    assert burst.latency_p50_ms == 4.0
+    assert burst.queries_to_page_p50 == 4
     control = summary(redis, "control_direct")
-    assert control is not None and control.recall == 0.0
+    assert control is not None
+    assert control.recall == 0.0
     for outcome in outcomes(redis):
-        assert outcome.arrived == outcome.inputs and not outcome.abandoned
+        assert outcome.arrived == outcome.inputs
+        assert not outcome.abandoned
         assert outcome.detected == (outcome.kind != "control")
     assert blind(redis) is None
 
@@ -167,8 +172,10 @@ def test_campaign_ends_at_its_page(redis: Redis, wait_until: WaitUntil) -> None:
     endless = Scripted(Worker(redis, pages_at=5), records=100_000, pause=0.01)
     with running(redis, {"campaign": (endless,)}, settings(campaign_every_seconds=NEVER)):
         (outcome,) = wait_until(lambda: outcomes(redis), 20, "the campaign to end")
-    assert outcome.detected and outcome.queries_to_page == 5
-    assert 5 <= outcome.inputs < 1_000 and outcome.arrived == outcome.inputs
+    assert outcome.detected
+    assert outcome.queries_to_page == 5
+    assert 5 <= outcome.inputs < 1_000
+    assert outcome.arrived == outcome.inputs
     assert redis.hlen(KEYS.probe_plans) == 0
 
 
@@ -237,7 +244,8 @@ def test_standby_finishes_what_was_sent_and_abandons_what_was_not(redis: Redis, 
         worker.see(sent, 3)
         wait_until(lambda: len(outcomes(redis)) == 2, 20, "the sent probe to be finished")
     abandoned, finished = outcomes(redis)
-    assert abandoned.campaign == unsent.hex() and abandoned.abandoned
+    assert abandoned.campaign == unsent.hex()
+    assert abandoned.abandoned
     assert (finished.campaign, finished.arrived, finished.queries_to_page) == (sent.hex(), 4, 3)
 
 
@@ -252,7 +260,8 @@ def test_a_prober_that_lost_its_lease_writes_nothing_and_stops_what_it_makes(
         usurper = Lease(redis, KEYS, "prober", seconds=30)
         wait_until(usurper.acquire, 20, "the takeover")
         wait_until(crafter.made[0].stop.is_set, 20, "the campaign to be stopped")
-        assert redis.hlen(KEYS.probe_plans) == 1 and outcomes(redis) == []
+        assert redis.hlen(KEYS.probe_plans) == 1
+        assert outcomes(redis) == []
 
 
 def test_copies_and_strangers_count_for_nothing(redis: Redis, wait_until: WaitUntil) -> None:
@@ -267,7 +276,8 @@ def test_copies_and_strangers_count_for_nothing(redis: Redis, wait_until: WaitUn
         assert crafter.hold is not None
         crafter.made[0].stop.set()
         (outcome,) = wait_until(lambda: outcomes(redis), 20, "the outcome")
-    assert not outcome.detected and outcome.arrived == 1
+    assert not outcome.detected
+    assert outcome.arrived == 1
 
 
 def test_outcomes_survive_a_restart(redis: Redis, wait_until: WaitUntil) -> None:
@@ -276,7 +286,8 @@ def test_outcomes_survive_a_restart(redis: Redis, wait_until: WaitUntil) -> None
         with running(redis, {"campaign": (Scripted(worker),)}, settings(campaign_every_seconds=NEVER)):
             wait_until(lambda n=round_: len(outcomes(redis)) == n, 20, "an outcome")
     result = summary(redis, "hop_skip_jump")
-    assert result is not None and result.units == 2
+    assert result is not None
+    assert result.units == 2
 
 
 def test_pace_shares_its_rate_and_never_saves_up() -> None:
@@ -308,6 +319,8 @@ def test_schedule_does_not_catch_up() -> None:
     schedule = Schedule({"burst": 10.0}, now=0.0)
     assert schedule.due("burst", 0.0)
     schedule.started("burst", 1.0)
-    assert not schedule.due("burst", 9.9) and schedule.due("burst", 10.0)
+    assert not schedule.due("burst", 9.9)
+    assert schedule.due("burst", 10.0)
     schedule.started("burst", 75.0)
-    assert not schedule.due("burst", 84.9) and schedule.due("burst", 85.0)
+    assert not schedule.due("burst", 84.9)
+    assert schedule.due("burst", 85.0)

@@ -25,13 +25,23 @@ from streams.errors import ConfigError, MissingTopic
 from streams.events.batch import ProbeCandidate
 from streams.lease import Lease
 from streams.probes import marks
-from streams.probes.craft import ControlDirect, ControlFrontDoor, Desk, RequestId
+from streams.probes.craft import (
+    ControlDirect,
+    ControlFrontDoor,
+    Desk,
+    Endpoint,
+    QueryCampaign,
+    RequestId,
+    TransferBurst,
+    classes,
+)
 from streams.probes.data import Deck
-from streams.probes.prober import Probe, Prober
+from streams.probes.pace import Stopped
+from streams.probes.prober import Crafter, Probe, Prober
 from streams.probes.records import DirectSender, encode, partition_of
 from streams.probes.store import ProbeStore
 from streams.store.keys import ModelKeys, PartitionKeys
-from streams.store.messages import ProbeVerdict
+from streams.store.messages import ProbeSummary, ProbeVerdict
 
 KEY = bytes(range(32))
 MODEL = "digits"
@@ -183,8 +193,10 @@ def test_controls_come_back_as_probes_and_nothing_becomes_traffic(
     assert {outcome.attack for outcome in finished} == {"control_direct", "control_front_door"}
     for outcome in finished:
         assert (outcome.inputs, outcome.arrived, outcome.detected, outcome.abandoned) == (25, 25, False, "")
-    assert scene.worker.seen["traffic"] == 0 and scene.worker.seen["replayed"] == 0
-    assert scene.worker.seen["expired"] >= 25 and scene.worker.seen["scored"] >= 150
+    assert scene.worker.seen["traffic"] == 0
+    assert scene.worker.seen["replayed"] == 0
+    assert scene.worker.seen["expired"] >= 25
+    assert scene.worker.seen["scored"] >= 150
 
 
 def test_a_burst_lies_in_its_clients_partition_and_its_questions_are_excluded(
@@ -288,3 +300,119 @@ def test_a_client_parameter_needs_a_format_that_has_parameters() -> None:
     model = ModelSettings(name=MODEL, topic="t", bundle="unused", format="native", client="parameter:user")
     with pytest.raises(ConfigError, match=r"models\.digits\.client"):
         encode(model, "anna", np.ones((1, 2)), np.ones((1, 3)))
+    compact = ModelSettings(name=MODEL, topic="t", bundle="unused", format="compact")
+    with pytest.raises(ConfigError, match="set 'auto'"):
+        encode(compact, "anna", np.ones((1, 2)), np.ones((1, 3)))
+
+
+class SignStep:
+    """The smallest transfer attack: one signed step on a linear surrogate."""
+
+    attack = "transfer_pgd"
+    threat = "Linf 0.4, transfer"
+    fitted: list[int]
+
+    def __init__(self) -> None:
+        self.fitted = []
+
+    def fit(self, inputs: NDArray[np.float64], labels: NDArray[np.int64], rng: np.random.Generator) -> object:
+        self.fitted.append(len(inputs))
+        return np.linalg.lstsq(inputs, np.eye(CLASSES)[labels], rcond=None)[0]
+
+    def craft(
+        self, surrogate: object, inputs: NDArray[np.float64], labels: NDArray[np.int64], rng: np.random.Generator
+    ) -> NDArray[np.float64]:
+        assert isinstance(surrogate, np.ndarray)
+        return np.clip(inputs - 0.4 * np.sign(surrogate[:, labels].T), 0, 1)
+
+
+class Bisection:
+    """The smallest query attack: walks from the row to a random other and halves the way to the boundary."""
+
+    attack = "hop_skip_jump"
+    threat = "L2"
+
+    def craft(
+        self, model: Endpoint, inputs: NDArray[np.float64], labels: NDArray[np.int64], rng: np.random.Generator
+    ) -> None:
+        far = rng.uniform(size=inputs.shape)
+        low, high = 0.0, 1.0
+        for _ in range(10):
+            middle = (low + high) / 2
+            same = classes(model.predict(inputs + middle * (far - inputs))) == labels
+            low, high = (middle, high) if same[0] else (low, middle)
+
+
+def test_bursts_and_campaigns_are_found_and_stated_with_their_intervals(
+    kafka: str, topic: Callable[..., str], redis: Redis, wait_until: WaitUntil
+) -> None:
+    scene = Scene(kafka, topic(3), redis, pages_at=15)
+    transfer = SignStep()
+    crafters: dict[str, tuple[Crafter, ...]] = {
+        "burst": (TransferBurst(scene.desk, scene.deck, transfer),),
+        "campaign": (QueryCampaign(scene.desk, scene.deck, Bisection()),),
+    }
+    options = msgspec.structs.replace(
+        scene.settings, burst_every_seconds=0.3, campaign_every_seconds=0.3, concurrent_campaigns=3, surrogate_rows=100
+    )
+    scene.desk.settings = options
+    store = ProbeStore(redis, MODEL, scene.model.topic)
+    stop = threading.Event()
+    lease = Lease(redis, ModelKeys(MODEL), "prober")
+    prober = Prober(store, options, lease, crafters, scene.sender.partitions, scene.rng)
+    thread = threading.Thread(target=prober.run, args=(stop,), daemon=True)
+    thread.start()
+
+    def counted() -> bool:
+        found = Counter(outcome.attack for outcome in store.outcomes())
+        return found["transfer_pgd"] >= 3 and found["hop_skip_jump"] >= 3
+
+    wait_until(counted, 40, "three bursts and three campaigns")
+    stop.set()
+    thread.join(10)
+    scene.close()
+    results = {
+        a.decode(): msgspec.json.decode(s, type=ProbeSummary)
+        for a, s in redis.hgetall(store.keys.probe_results).items()
+    }
+    burst, campaign = results["transfer_pgd"], results["hop_skip_jump"]
+    assert (burst.recall, burst.n, burst.queries_to_page_p50) == (1.0, 20 * burst.units, 15)
+    assert burst.robust_accuracy is not None
+    assert burst.robust_accuracy < 0.9
+    assert (campaign.recall, campaign.n, campaign.queries_to_page_p50) == (1.0, campaign.units, 15)
+    assert 0 < campaign.low < campaign.high == 1.0
+    assert transfer.fitted == [100]
+    for outcome in store.outcomes():
+        assert outcome.arrived == outcome.inputs
+        assert outcome.inputs == 20 if outcome.kind == "burst" else 15 <= outcome.inputs < 300
+    assert scene.worker.seen["traffic"] == 0
+
+
+def test_an_undetected_campaign_spends_its_budget_and_no_query_more(scene: Scene, wait_until: WaitUntil) -> None:
+    probe = Probe(scene.rng.bytes(8), "anna")
+    campaign = QueryCampaign(
+        Desk(
+            msgspec.structs.replace(scene.settings, campaign_queries=33),
+            scene.model.topic,
+            KEY,
+            scene.endpoint.connect,
+            scene.sender,
+            scene.rng,
+        ),
+        scene.deck,
+        Bisection(),
+    )
+    with pytest.raises(Stopped):
+        campaign.run(probe)
+    assert (probe.sent, probe.inputs) == (33, 33)
+    wait_until(lambda: scene.worker.seen["scored"] == 33, 20, "every query")
+
+
+def test_known_answers_spare_the_endpoint(scene: Scene) -> None:
+    rows = scene.deck.deal(50)
+    transfer = SignStep()
+    probe = Probe(scene.rng.bytes(8), "anna")
+    TransferBurst(scene.desk, scene.deck, transfer, (rows, classes(scores(rows)))).run(probe)
+    assert transfer.fitted == [50]
+    assert probe.inputs == 20
+    assert probe.fooled is not None
