@@ -160,7 +160,7 @@ class Prober:
         self._reason: str | None = None
 
     def run(self, stop: threading.Event) -> None:
-        """Stand by for the lease and probe, until `stop` is set. Holds on while Redis or the broker is away."""
+        """Stand by for the lease and probe, until `stop` is set. Holds on while Redis is away."""
         away = False
         while not stop.is_set():
             try:
@@ -168,16 +168,16 @@ class Prober:
                     stop.wait(self.lease.renew_every)
                     continue
                 if away:
-                    log.info("Redis and the broker answer again")
+                    log.info("Redis answers again")
                 away = False
                 log.info("active for model %s with token %s", self.store.keys.model, self.lease.token)
                 self._active(stop)
             except Fenced as error:
                 log.warning("standing by: %s", error)
                 self.lease.drop()
-            except (RedisError, BrokerError) as error:
+            except RedisError as error:
                 if not away:
-                    log.warning("holding on: %s", error)
+                    log.warning("Redis is away or refuses, holding on: %s", error)
                 away = True
                 stop.wait(AWAY_SECONDS)
             finally:
@@ -213,6 +213,8 @@ class Prober:
                         self._start(kind, crafter)
                     schedule.started(kind, now)
             self._gather()
+            if not self._positions:
+                stop.wait(BLOCK_MILLISECONDS / 1000)
             for verdict in self.store.verdicts(self._positions, BLOCK_MILLISECONDS):
                 self._note(verdict)
             self._finish()
@@ -222,11 +224,12 @@ class Prober:
 
     def _take_over(self) -> None:
         """Load outcomes and plans; abandon plans that nobody is sending any more."""
-        partitions = self._partitions()
         plans = self.store.plans()
         self._outcomes = self.store.outcomes()
         self._reason = None
-        self._positions = self.store.tails(range(partitions))
+        self._positions = {}
+        self._discover()
+        self._positions = self.store.tails(self._positions)
         for plan in plans:
             for partition, after in plan.since.items():
                 place = int(partition)
@@ -237,9 +240,18 @@ class Prober:
         if plans:
             log.info("took over %d probes under way", len(plans))
 
-    def _start(self, kind: str, crafter: Crafter) -> None:
-        for partition in range(self._partitions()):
+    def _discover(self) -> None:
+        """Take in new partitions. A broker that is away is the probes' matter: they fail, and that is told."""
+        try:
+            partitions = self._partitions()
+        except BrokerError as error:
+            log.warning("partitions not known: %s", error)
+            return
+        for partition in range(partitions):
             self._positions.setdefault(partition, START)
+
+    def _start(self, kind: str, crafter: Crafter) -> None:
+        self._discover()
         now = self._clock()
         probe = Probe(self._rng.bytes(8), self._rng.bytes(16).hex())
         plan = ProbePlan(

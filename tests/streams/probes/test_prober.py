@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from streams.config import ProbeSettings
 from streams.errors import BrokerError
@@ -19,6 +20,7 @@ from streams.incidents.ledger import Ledger
 from streams.incidents.monitoring import GROUP
 from streams.lease import Lease
 from streams.probes import marks
+from streams.probes import prober as prober_module
 from streams.probes.pace import Pace, Schedule, Stopped
 from streams.probes.prober import Crafter, Kind, Probe, Prober
 from streams.probes.store import ProbeStore
@@ -107,16 +109,21 @@ def settings(**changes: Any) -> ProbeSettings:
 
 @contextmanager
 def running(
-    redis: Redis, crafters: dict[str, tuple[Crafter, ...]], options: ProbeSettings | None = None, seconds: float = 5.0
+    redis: Redis,
+    crafters: dict[str, tuple[Crafter, ...]],
+    options: ProbeSettings | None = None,
+    seconds: float = 5.0,
+    store: ProbeStore | None = None,
+    partitions: Callable[[], int] = lambda: PARTITIONS,
 ) -> Iterator[Prober]:
     stop = threading.Event()
     lease = Lease(redis, KEYS, "prober", seconds=seconds)
     prober = Prober(
-        ProbeStore(redis, "digits", TOPIC),
+        store or ProbeStore(redis, "digits", TOPIC),
         options or settings(),
         lease,
         crafters,
-        lambda: PARTITIONS,
+        partitions,
         np.random.default_rng(1),
     )
     thread = threading.Thread(target=prober.run, args=(stop,), daemon=True)
@@ -288,6 +295,55 @@ def test_outcomes_survive_a_restart(redis: Redis, wait_until: WaitUntil) -> None
     result = summary(redis, "hop_skip_jump")
     assert result is not None
     assert result.units == 2
+
+
+class Interrupted(ProbeStore):
+    """Redis goes away in the middle of the first campaign, and comes back."""
+
+    failures = 0
+
+    def verdicts(self, positions: dict[int, str], block_milliseconds: int) -> list[ProbeVerdict]:
+        found = super().verdicts(positions, block_milliseconds)
+        if found and self.failures == 0:
+            self.failures += 1
+            raise RedisConnectionError("connection refused")
+        return found
+
+
+def test_probing_goes_on_when_redis_was_away(
+    redis: Redis, wait_until: WaitUntil, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prober_module, "AWAY_SECONDS", 0.05)
+    store = Interrupted(redis, "digits", TOPIC)
+    crafter = Scripted(Worker(redis, pages_at=10), pause=0.01)
+    with running(redis, {"campaign": (crafter,)}, store=store):
+        wait_until(lambda: len(outcomes(redis)) >= 3, 20, "outcomes")
+    first, *others = outcomes(redis)
+    assert store.failures == 1
+    assert first.abandoned == "the prober that made it ended"
+    assert first.campaign == crafter.made[0].campaign.hex()
+    assert all(outcome.detected for outcome in others)
+
+
+def test_a_broker_that_is_away_makes_monitoring_blind_and_coming_back_mends_it(
+    redis: Redis, wait_until: WaitUntil
+) -> None:
+    away = threading.Event()
+    away.set()
+
+    def partitions() -> int:
+        if away.is_set():
+            raise BrokerError("no broker answers")
+        return PARTITIONS
+
+    worker = Worker(redis, pages_at=4)
+    crafter = Scripted(worker, fails=BrokerError("no broker answers"))
+    with running(redis, {"campaign": (crafter,)}, partitions=partitions):
+        incident = wait_until(lambda: blind(redis), 20, "the incident")
+        assert "could not be sent: no broker answers" in incident.title
+        crafter.fails = None
+        away.clear()
+        wait_until(lambda: blind(redis) is None, 20, "the incident to be resolved")
 
 
 def test_pace_shares_its_rate_and_never_saves_up() -> None:
