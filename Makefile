@@ -1,0 +1,43 @@
+# Everything runs in .venv, which the targets create by themselves. Needs Python 3.11 or 3.12 and make.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+.PHONY: demo test check bench faults clean
+
+# The demo needs no development tools, so the environment is filled in two steps.
+.venv/run.stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "Vedette needs Python 3.11 to 3.13; set PYTHON=/path/to/python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing Vedette into .venv ..."
+	@$(PIP) install --no-compile -c constraints.txt -e '.[embedded]'
+	@touch $@
+
+.venv/dev.stamp: .venv/run.stamp
+	@echo "installing development tools into .venv ..."
+	@$(PIP) install -c constraints.txt -e '.[dev,bench]'
+	@touch $@
+
+# A real model, real traffic and real attacks on this machine, until Ctrl-C.
+demo: .venv/run.stamp
+	@$(BIN)/vedette demo
+
+test: .venv/dev.stamp
+	$(BIN)/python -m pytest
+
+check: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+# Every benchmark with its targets; takes long.
+bench: .venv/dev.stamp
+	$(BIN)/python -m benchmarks.throughput --check
+
+# Faults in full: every kill point for several rounds, mutants, and 100,000 malformed records.
+faults: .venv/dev.stamp
+	VEDETTE_FAULTS=full $(BIN)/python -m pytest tests/faults tests/fuzz -v --timeout 3600
+
+clean:
+	rm -rf .venv build dist *.egg-info

@@ -1,0 +1,1 @@
+"""The demo: a real model, real traffic and real attacks on one machine."""

@@ -1,0 +1,93 @@
+"""Real servers for tests: Apache Kafka and Redis, embedded, or those that KAFKA and REDIS name."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from streams import embedded
+
+#: Pause between two looks at a condition.
+POLL_SECONDS = 0.02
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[str]:
+    """``host:port`` of a broker; its topics are ours only where their names are (fixture `topic`)."""
+    running = os.environ.get("KAFKA")
+    if running:
+        yield running
+        return
+    with embedded.kafka() as server:
+        yield server.address
+
+
+@pytest.fixture
+def topic(kafka: str) -> Iterator[Callable[..., str]]:
+    """Make a topic stamped by the broker and its dead-letter topic; both are deleted afterwards."""
+    from kafka import KafkaAdminClient
+
+    from streams.config import KafkaSettings
+    from streams.topics import DEAD_SUFFIX, ensure
+
+    made: list[str] = []
+
+    def make(partitions: int = 1) -> str:
+        name = f"vedette-test-{secrets.token_hex(4)}"
+        ensure(KafkaSettings(bootstrap=kafka), name, partitions)
+        made.append(name)
+        return name
+
+    yield make
+    if made:
+        admin = KafkaAdminClient(bootstrap_servers=kafka)
+        admin.delete_topics(list(itertools.chain.from_iterable((name, name + DEAD_SUFFIX) for name in made)))
+        admin.close()
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """URL of a Redis whose database is ours alone: tests empty it."""
+    running = os.environ.get("REDIS")
+    if running:
+        client = Redis.from_url(running)
+        size = client.dbsize()
+        client.close()
+        if size:
+            pytest.exit(f"REDIS={running} holds {size} keys, and tests empty it; name an empty database (.../15)", 4)
+        yield running
+        return
+    with embedded.redis() as server:
+        yield server.address
+
+
+@pytest.fixture
+def redis(redis_url: str) -> Iterator[Redis]:
+    """An empty database."""
+    client = Redis.from_url(redis_url, socket_timeout=10)
+    client.flushdb()
+    yield client
+    client.flushdb()
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[..., Any]:
+    """Look at a condition until it is true; returns its value. Fails with `what` after `seconds`."""
+
+    def wait(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+        until = time.monotonic() + seconds
+        while not (value := condition()):
+            if time.monotonic() >= until:
+                pytest.fail(f"waited {seconds:g} s in vain for {what}")
+            time.sleep(POLL_SECONDS)
+        return value
+
+    return wait
