@@ -19,7 +19,9 @@ _PR_SET_PDEATHSIG = 1
 LOG_TAIL_LINES = 12
 
 
-def spawn(command: Sequence[str | Path], log: Path, environ: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+def spawn(
+    command: Sequence[str | Path], log: Path, environ: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     """Start a child in a session of its own, so that Ctrl-C reaches only us; its output goes to `log`.
 
     On Linux the child is killed when the thread that started it ends, whatever way: start children from the main

@@ -232,7 +232,8 @@ def secret(settings: Settings, which: Literal["client", "probe"], environ: Mappi
         except (OSError, UnicodeDecodeError):
             raise ConfigError(f"secrets.{which}_key_file: cannot read {path}") from None
     else:
-        raise ConfigError(f"secrets.{which}_key_file: not set; write {length} random bytes as hex into a file, or {variable}")
+        setting = f"secrets.{which}_key_file"
+        raise ConfigError(f"{setting}: not set; write {length} random bytes as hex into a file, or into {variable}")
     try:
         key = bytes.fromhex(text.strip())
     except ValueError:

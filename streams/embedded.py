@@ -272,9 +272,10 @@ def redis_binary() -> Path:
         if candidate is None:
             continue
         try:
-            said = subprocess.run([candidate, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+            done = subprocess.run([candidate, "--version"], capture_output=True, text=True, timeout=10, check=False)
         except OSError:
             continue
+        said = done.stdout
         version = re.search(r"v=(\d+)\.(\d+)", said)
         if version and (int(version[1]), int(version[2])) >= OLDEST_REDIS:
             return Path(candidate)

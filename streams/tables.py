@@ -131,7 +131,8 @@ def _read_npz(path: Path, schema: FeatureSchema | None) -> tuple[Rows, FeatureSc
     except (OSError, ValueError) as wrong:
         raise ConfigError(f"{path}: cannot be read: {wrong}") from None
     if "inputs" not in arrays or not ({"labels", "outputs"} & set(arrays)):
-        raise ConfigError(f"{path}: needs the arrays `inputs` and `labels` or `outputs`; has {', '.join(sorted(arrays))}")
+        held = ", ".join(sorted(arrays))
+        raise ConfigError(f"{path}: needs the arrays `inputs` and `labels` or `outputs`; has {held}")
     inputs = np.ascontiguousarray(arrays["inputs"], dtype=np.float64)
     if inputs.ndim != 2:
         raise ConfigError(f"{path}: inputs must be (rows, features), got shape {inputs.shape}")
@@ -290,7 +291,8 @@ def _checked(rows: Rows, schema: FeatureSchema, path: Path) -> Rows:
     k = len(schema.classes)
     wrong = np.flatnonzero((rows.labels < 0) | (rows.labels >= k))
     if len(wrong):
-        raise ConfigError(f"{path}: row {int(wrong[0])} has label {int(rows.labels[wrong[0]])}; the schema has {k} classes")
+        row = int(wrong[0])
+        raise ConfigError(f"{path}: row {row} has label {int(rows.labels[row])}; the schema has {k} classes")
     if rows.outputs is not None and rows.outputs.shape != (len(rows), k):
         raise ConfigError(f"{path}: outputs have shape {rows.outputs.shape}, expected {(len(rows), k)}")
     for name, column in (("truth", rows.truth), ("clients", rows.clients), ("times", rows.times)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import cast, get_args, Literal
 
 import msgspec
 from redis import Redis
@@ -66,9 +66,8 @@ class IncidentService:
             if not names:
                 break
             start += len(names)
-            for stored in self._ledger.incidents(names).values():
-                if _wanted(stored.incident, state, level):
-                    found.append(stored.incident)
+            read = self._ledger.incidents(names).values()
+            found.extend(stored.incident for stored in read if _wanted(stored.incident, state, level))
         return found[:limit]
 
     def show(self, incident: str) -> IncidentView:
@@ -169,7 +168,7 @@ def _wanted(incident: Incident, state: StateFilter | None, level: LevelName | No
 def _verdict(text: str) -> Verdict:
     for allowed in get_args(Verdict):
         if text == allowed:
-            return allowed  # type: ignore[no-any-return]  # get_args is untyped; the value is one of the literals
+            return cast("Verdict", allowed)
     raise ConfigError(f"no such verdict: {text!r}; there are {', '.join(get_args(Verdict))}")
 
 
