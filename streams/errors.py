@@ -80,3 +80,9 @@ class Conflict(VedetteError):
     """Somebody else changed the incident first, or its state does not allow the change."""
 
     exit_code = 21
+
+
+class EndpointError(VedetteError):
+    """The watched model's endpoint does not answer, or not with scores of the rows that it was asked about."""
+
+    exit_code = 22

@@ -1,0 +1,184 @@
+"""A model behind the Open Inference Protocol, version 2, over HTTP (KServe, Triton, MLServer, our demo)."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from streams.errors import ConfigError, EndpointError
+
+#: How long one answer may take.
+TIMEOUT_SECONDS = 10.0
+#: Bytes of an error's body that the message shows.
+SHOWN_BYTES = 200
+#: Larger answers are refused unread.
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+
+RequestId = Callable[[NDArray[np.float64]], str]
+"""From the rows of a request to its id."""
+
+
+class Tensor(msgspec.Struct):
+    """One tensor of a request or an answer."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[Any]
+
+
+class Answer(msgspec.Struct):
+    """What is read of an answer; unknown fields are passed over."""
+
+    outputs: list[Tensor]
+
+
+class OIPModel:
+    """Asks a model by ``POST {url}/v2/models/{model_name}/infer``, one request a call, over a kept-alive connection.
+
+    Every thread gets a connection of its own. A kept connection that the server has closed meanwhile is opened again
+    once; nothing else is repeated.
+
+    Parameters
+    ----------
+    url : str
+        Base URL, ``http://HOST:PORT`` or ``https://...``, with the path before ``/v2`` if there is one.
+    model_name : str
+    client_id : str, optional
+        Identity that is sent in `client_header`.
+    request_id : callable, optional
+        From the rows of a request (n, d) to the request's ``id``.
+    input_name : str
+        Name of the input tensor; it is sent as FP64.
+    timeout_seconds : float
+
+    Raises
+    ------
+    ConfigError
+        When the URL is not one.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model_name: str,
+        *,
+        client_id: str | None = None,
+        client_header: str = "X-Client-Id",
+        request_id: RequestId | None = None,
+        input_name: str = "input",
+        timeout_seconds: float = TIMEOUT_SECONDS,
+    ) -> None:
+        parts = urlsplit(url)
+        try:
+            port = parts.port
+        except ValueError:
+            port = -1
+        if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
+            raise ConfigError(f"{url!r} is no URL of a model; it reads http://HOST:PORT")
+        self.url = f"{url.rstrip('/')}/v2/models/{quote(model_name, safe='')}/infer"
+        self._open = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._host, self._port = parts.hostname, port
+        self._path = urlsplit(self.url).path
+        self._headers = {"Content-Type": "application/json"}
+        if client_id is not None:
+            self._headers[client_header] = client_id
+        self._request_id = request_id
+        self._input_name = input_name
+        self._timeout = timeout_seconds
+        self._local = threading.local()
+        self._answers = msgspec.json.Decoder(Answer)
+
+    def predict(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Scores float64 (n, k) of rows (n, d).
+
+        Raises
+        ------
+        EndpointError
+        """
+        rows = np.ascontiguousarray(inputs, dtype=np.float64)
+        if rows.ndim != 2 or not len(rows):
+            raise ValueError(f"rows have the shape (n, d) with n > 0, not {rows.shape}")
+        tensor = Tensor(self._input_name, list(rows.shape), "FP64", rows.ravel().tolist())
+        request: dict[str, Any] = {"inputs": [tensor]}
+        if self._request_id is not None:
+            request["id"] = self._request_id(rows)
+        status, body = self._post(msgspec.json.encode(request), self._headers)
+        if status != 200:
+            said = body[:SHOWN_BYTES].decode(errors="replace").strip()
+            raise EndpointError(f"{self.url} answered with status {status}: {said or 'nothing'}")
+        return scores(body, len(rows), self.url, self._answers)
+
+    def close(self) -> None:
+        """Close the calling thread's connection; the next call opens another."""
+        connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
+        if connection is not None:
+            connection.close()
+            self._local.connection = None
+
+    def _post(self, body: bytes, headers: Mapping[str, str]) -> tuple[int, bytes]:
+        try:
+            kept = getattr(self._local, "connection", None)
+            if kept is not None:
+                try:
+                    return self._ask(kept, body, headers)
+                except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
+                    self.close()
+            connection = self._open(self._host, self._port, timeout=self._timeout)
+            self._local.connection = connection
+            return self._ask(connection, body, headers)
+        except TimeoutError:
+            self.close()
+            raise EndpointError(f"{self.url} did not answer within {self._timeout:g} s") from None
+        except (OSError, http.client.HTTPException, socket.gaierror) as error:
+            self.close()
+            raise EndpointError(f"{self.url} cannot be asked: {error or type(error).__name__}") from None
+
+    def _ask(
+        self, connection: http.client.HTTPConnection, body: bytes, headers: Mapping[str, str]
+    ) -> tuple[int, bytes]:
+        connection.request("POST", self._path, body=body, headers=dict(headers))
+        answer = connection.getresponse()
+        content = answer.read(MAX_ANSWER_BYTES + 1)
+        if len(content) > MAX_ANSWER_BYTES:
+            raise EndpointError(f"{self.url} answered with more than {MAX_ANSWER_BYTES:,} bytes")
+        return answer.status, content
+
+
+def scores(
+    body: bytes, rows: int, where: str, decoder: msgspec.json.Decoder[Answer] | None = None
+) -> NDArray[np.float64]:
+    """Scores float64 (rows, k) from the JSON of an answer: the output of floating-point type that has two dimensions.
+
+    Servers that answer with labels and probabilities send several outputs; labels are never scores.
+
+    Raises
+    ------
+    EndpointError
+        Names `where` and what is wrong.
+    """
+    try:
+        answer = (decoder or msgspec.json.Decoder(Answer)).decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise EndpointError(f"{where} did not answer by the Open Inference Protocol: {error}") from None
+    found = [one for one in answer.outputs if one.datatype in ("FP64", "FP32", "FP16", "BF16") and len(one.shape) == 2]
+    if not found:
+        outputs = ", ".join(f"{one.name} {one.datatype} {one.shape}" for one in answer.outputs[:5]) or "none"
+        raise EndpointError(f"{where} answered without scores of shape ({rows}, k); its outputs: {outputs}")
+    try:
+        values = np.asarray(found[0].data, dtype=np.float64).reshape(found[0].shape)
+    except (ValueError, TypeError):
+        raise EndpointError(f"{where}: output {found[0].name} does not hold {found[0].shape} numbers") from None
+    if len(values) != rows or values.shape[1] < 2:
+        raise EndpointError(f"{where} answered with {values.shape} scores for {rows} rows")
+    if not np.isfinite(values).all():
+        raise EndpointError(f"{where} answered with scores that are not finite")
+    return values
