@@ -82,10 +82,11 @@ def limit_blas_threads() -> None:
 
 def warm_up() -> None:
     """Compile every kernel of this room, or load it from the cache, by running each on a few rows."""
-    from detectors.kernels import rows, siphash
+    from detectors.kernels import margins, rows, siphash
 
     siphash.warm_up()
     rows.warm_up()
+    margins.warm_up()
 
 
 kernel_cache()

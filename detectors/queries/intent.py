@@ -1,0 +1,276 @@
+"""The intent test: is a cluster of near-identical queries an attack, or a client that repeats itself?
+
+Sensors, retries and people who try what-if values send near-duplicates too. What they don't do is move many features at
+once towards the model's boundary, walk along it, or bisect it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.contract import Batch, Reference
+from detectors.kernels import margins
+from detectors.kernels.rows import steady_log
+from detectors.schema import FeatureSchema
+from detectors.surrogate import BLOCK_ROWS, Surrogate
+from detectors.view import BatchView, ReferenceFrame
+
+#: Fewest members on which intent is judged.
+LEAST_SIZE = 16
+#: Members are compared in more features than this, or the cluster is narrow and stays a ticket.
+NARROW_FEATURES = 6
+#: Quantile, over members, of the number of features that differ from the base.
+GATE_QUANTILE = 0.9
+#: Share of members that must differ in more than `NARROW_FEATURES`.
+WIDE_SHARE = 0.3
+#: A feature differs when it does by more than this many standard deviations.
+LEAST_CHANGE_SD = 1e-5
+#: A link is far when ln(distance / distance to the 5th nearest reference row) exceeds this.
+FAR_LOG_RATIO = -1.5
+#: Far and wide links are cut where they are at most this share of all links: they join several narrow bases.
+CUT_SHARE = 0.12
+#: Sign-flipped copies of the displacements.
+COPIES = 127
+#: Following counts when at most this share of the copies lies nearer to the boundary.
+FOLLOWING_P = 0.05
+#: Quantile of the reference's |margin| below which nearer to the boundary tells nothing.
+FLOOR_QUANTILE = 0.05
+#: One part alone pages at this value.
+PROGRESS_SCALE, FOLLOWING_SCALE, BISECTION_SCALE = 2.6, 1.6, 1.3
+#: Added to distances before a logarithm, in standard deviations.
+DISTANCE_FLOOR = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class IntentVerdict:
+    """Whether the cluster pages, and the parts of the decision.
+
+    Attributes
+    ----------
+    page : bool
+    measures : dict of str to float
+        ``size``: members so far. ``gate``: features in which nine of ten members stay within, from the base of their
+        part of the cluster. ``wide_share``: share of members that differ from it in more than `NARROW_FEATURES`.
+        ``cut_links``: links that were cut. ``progress``: z. ``following``: log ratio, 0 where it doesn't count;
+        ``following_p``: its rank. ``bisection``: log ratio. ``score``: the sum of squares; 1 is enough. ``page``: 0 or 1.
+    """
+
+    page: bool
+    measures: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class IntentTest:
+    """Gate, progress, following and bisection of a cluster of queries.
+
+    Blind to: attackers who move at most `NARROW_FEATURES` features at a time (they stay tickets), and so to models with
+    few inputs; clusters of fewer than `LEAST_SIZE` members.
+
+    Attributes
+    ----------
+    surrogate : Surrogate
+    frame : ReferenceFrame
+    low, high : float64 (d,)
+        Range of every feature: as the schema states it, else as the reference shows it.
+    stated : bool (2, d)
+        Which ends of the range the schema states.
+    floor : float
+        `FLOOR_QUANTILE` of the reference's |margin|.
+    """
+
+    surrogate: Surrogate
+    frame: ReferenceFrame
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    stated: NDArray[np.bool_]
+    floor: float
+
+    @classmethod
+    def fit(cls, reference: Reference, schema: FeatureSchema, frame: ReferenceFrame, rng: np.random.Generator) -> Self:
+        """Fit the surrogate and learn ranges and usual margins from the reference."""
+        surrogate = Surrogate.fit(reference, schema, frame, rng)
+        lows, highs = schema.lows(), schema.highs()
+        stated = np.stack([np.isfinite(lows), np.isfinite(highs)])
+        usual = np.abs(surrogate.margins(reference.inputs, reference.labels))
+        return cls(
+            surrogate=surrogate,
+            frame=frame,
+            low=np.where(stated[0], lows, reference.inputs.min(axis=0)),
+            high=np.where(stated[1], highs, reference.inputs.max(axis=0)),
+            stated=stated,
+            floor=max(float(np.quantile(usual, FLOOR_QUANTILE)), DISTANCE_FLOOR),
+        )
+
+    def judge(
+        self,
+        rows: NDArray[np.float64],
+        labels: NDArray[np.int32],
+        size: int,
+        origin: NDArray[np.float64],
+        seed: int,
+    ) -> IntentVerdict:
+        """Judge a cluster.
+
+        Parameters
+        ----------
+        rows : float64 (m, d)
+            The cluster's last members (at most 128), oldest first, in the units of the schema.
+        labels : int32 (m,)
+            The watched model's predicted class of each.
+        size : int
+            Members so far, m or more.
+        origin : float64 (d,)
+            Mean of the first four members.
+        seed : int
+            Of the random signs; the verdict is a function of the arguments.
+        """
+        rows, labels = np.ascontiguousarray(rows), np.ascontiguousarray(labels, dtype=np.int32)
+        batch = _batch(rows, labels)
+        view = BatchView(self.frame, batch)
+        parent, squared = np.empty(len(rows), dtype=np.int64), np.empty(len(rows))
+        opposite = margins.link(view.standardised @ view.standardised.T, view.norms, labels, parent, squared)
+        distance = np.sqrt(squared)
+        gate, wide_share, cut_links = self._gate(rows, parent, distance, view.own_distance)
+        bisection = 0.0
+        if len(rows) > 1 and math.isfinite(opposite):
+            typical = float(np.median(distance[1:]))
+            bisection = steady_log((math.sqrt(opposite) + DISTANCE_FLOOR) / (typical + DISTANCE_FLOOR))
+        modal = int(np.bincount(labels).argmax())
+        progress, following, following_p = self._movement(rows, modal, origin, seed)
+        score = (
+            (max(0.0, progress) / PROGRESS_SCALE) ** 2
+            + (following / FOLLOWING_SCALE) ** 2
+            + (min(0.0, bisection) / BISECTION_SCALE) ** 2
+        )
+        page = size >= LEAST_SIZE and gate > NARROW_FEATURES and wide_share >= WIDE_SHARE and score >= 1.0
+        return IntentVerdict(
+            page=page,
+            measures={
+                "size": float(size),
+                "gate": gate,
+                "wide_share": wide_share,
+                "cut_links": cut_links,
+                "progress": progress,
+                "following": following,
+                "following_p": following_p,
+                "bisection": bisection,
+                "score": score,
+                "page": float(page),
+            },
+        )
+
+    def _gate(
+        self,
+        rows: NDArray[np.float64],
+        parent: NDArray[np.int64],
+        distance: NDArray[np.float64],
+        density: NDArray[np.float64],
+    ) -> tuple[float, float, float]:
+        """Gate, share of wide members, links cut."""
+        scale = self.frame.scale
+        changed = np.empty(len(rows), dtype=np.int64)
+        margins.changed_features(rows, rows, parent, scale, LEAST_CHANGE_SD, changed)
+        ratio = (distance + DISTANCE_FLOOR) / (density + DISTANCE_FLOOR)
+        away = np.array([steady_log(value) > FAR_LOG_RATIO for value in ratio])
+        far = (parent >= 0) & (changed > NARROW_FEATURES) & away
+        if far.sum() > CUT_SHARE * (len(rows) - 1):
+            far[:] = False
+        part = np.empty(len(rows), dtype=np.int64)
+        parts = margins.components(parent, far, part)
+        bases = np.stack([np.median(rows[part == p], axis=0) for p in range(parts)])
+        margins.changed_features(rows, bases, part, scale, LEAST_CHANGE_SD, changed)
+        ranked = np.sort(changed)
+        gate = float(ranked[min(len(ranked) - 1, math.ceil(GATE_QUANTILE * len(ranked)) - 1)])
+        return gate, float((changed > NARROW_FEATURES).mean()), float(far.sum())
+
+    def _movement(
+        self, rows: NDArray[np.float64], modal: int, origin: NDArray[np.float64], seed: int
+    ) -> tuple[float, float, float]:
+        """Progress, following and its rank among the copies."""
+        later = np.ascontiguousarray(rows[len(rows) // 2 :])
+        m = len(later)
+        low = np.where(self.stated[0], self.low, np.minimum(self.low, later.min(axis=0)))
+        high = np.where(self.stated[1], self.high, np.maximum(self.high, later.max(axis=0)))
+        label = np.full(m, modal, dtype=np.int32)
+        own = self.surrogate.margins(later, label)
+        drift, nearness = np.empty(COPIES), np.empty(COPIES)
+        at_once = max(1, BLOCK_ROWS // m)
+        standard, labels, out = (
+            np.empty((at_once * m, rows.shape[1])),
+            np.full(at_once * m, modal, dtype=np.int32),
+            np.empty(at_once * m),
+        )
+        frame, origin = self.frame, np.ascontiguousarray(origin, dtype=np.float64)
+        word = np.uint64(seed & 0xFFFF_FFFF_FFFF_FFFF)
+        for first in range(0, COPIES, at_once):
+            count = min(at_once, COPIES - first)
+            block = standard[: count * m]
+            margins.flipped_rows(
+                later, origin, low, high, word, first, frame.mean, frame.scale, self.surrogate.grid, block
+            )
+            self.surrogate.standard_margins(block, labels[: count * m], out[: count * m])
+            found = out[: count * m].reshape(count, m)
+            drift[first : first + count] = [math.fsum(copy) / m for copy in found]
+            nearness[first : first + count] = [math.fsum(copy) / m for copy in np.abs(found)]
+        mine, near = math.fsum(own) / m, math.fsum(np.abs(own)) / m
+        centre = math.fsum(drift) / COPIES
+        spread = math.sqrt(math.fsum((drift - centre) ** 2) / (COPIES - 1))
+        progress = (centre - mine) / spread if spread > 0.0 else 0.0
+        rank_p = (1.0 + float((nearness <= near).sum())) / (COPIES + 1.0)
+        following = 0.0
+        if rank_p <= FOLLOWING_P:
+            usual = float(np.median(nearness))
+            following = min(0.0, steady_log(max(near, self.floor) / max(usual, self.floor)))
+        return progress, following, rank_p
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything fitted; names start with ``surrogate.`` or ``frame.`` where they belong to these."""
+        frame = self.frame.arrays()
+        del frame["inputs"]  # only shown to people, who read the ensemble's own
+        return {
+            **{f"surrogate.{name}": array for name, array in self.surrogate.arrays().items()},
+            **{f"frame.{name}": array for name, array in frame.items()},
+            "low": self.low,
+            "high": self.high,
+            "stated": self.stated,
+            "floor": np.array([self.floor]),
+        }
+
+    @classmethod
+    def restore(cls, arrays: Mapping[str, NDArray[Any]], schema: FeatureSchema) -> Self:
+        """The inverse of `arrays`."""
+        frame = {name.removeprefix("frame."): arrays[name] for name in arrays if name.startswith("frame.")}
+        frame["inputs"] = frame["centres"] * frame["scale"] + frame["mean"]
+        surrogate = {name.removeprefix("surrogate."): arrays[name] for name in arrays if name.startswith("surrogate.")}
+        return cls(
+            surrogate=Surrogate.restore(surrogate),
+            frame=ReferenceFrame.restore(frame, len(schema.classes)),
+            low=np.array(arrays["low"], dtype=np.float64),
+            high=np.array(arrays["high"], dtype=np.float64),
+            stated=np.array(arrays["stated"], dtype=np.bool_),
+            floor=float(arrays["floor"][0]),
+        )
+
+    def warm_up(self) -> None:
+        """Compile every kernel that `judge` uses."""
+        margins.warm_up()
+        rows = self.frame.mean + np.zeros((2, self.frame.width))
+        self.judge(rows, np.zeros(2, dtype=np.int32), 2, rows[0], 0)
+
+
+def _batch(rows: NDArray[np.float64], labels: NDArray[np.int32]) -> Batch:
+    nothing = np.zeros(len(rows), dtype=np.int64)
+    return Batch(
+        inputs=rows,
+        labels=labels,
+        clients=nothing.astype(np.uint64),
+        times=nothing,
+        offsets=nothing,
+        rows=nothing.astype(np.int32),
+    )
