@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import cast, get_args, Literal
+from typing import Literal, cast, get_args
 
 import msgspec
 from redis import Redis
