@@ -166,7 +166,7 @@ def _learn_scores(inputs: NDArray[np.float64], outputs: NDArray[np.float64], see
 
     logits = np.log(np.maximum(outputs, LEAST_PROBABILITY))
     logits -= logits.mean(axis=1, keepdims=True)
-    learner = MLPRegressor((HIDDEN_UNITS,), alpha=SHRINKAGE, max_iter=EPOCHS, random_state=seed)
+    learner = MLPRegressor(hidden_layer_sizes=(HIDDEN_UNITS,), alpha=SHRINKAGE, max_iter=EPOCHS, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a stop at the last pass is good enough
         learner.fit(inputs, logits)

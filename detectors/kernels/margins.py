@@ -28,8 +28,8 @@ def standard_rows(inputs: Any, mean: Any, scale: Any, grid: float, out: Any) -> 
     for i in range(inputs.shape[0]):
         for f in range(inputs.shape[1]):
             v = np.rint((inputs[i, f] - mean[f]) / scale[f] * grid)
-            v = limit if v > limit else v
-            v = -limit if v < -limit else v
+            v = min(v, limit)
+            v = max(v, -limit)
             out[i, f] = v / grid
 
 
@@ -76,11 +76,11 @@ def flipped_rows(
         for i in range(m):
             for f in range(d):
                 x = origin[f] + sign[f] * (rows[i, f] - origin[f])
-                x = high[f] if x > high[f] else x
-                x = low[f] if x < low[f] else x
+                x = min(x, high[f])
+                x = max(x, low[f])
                 v = np.rint((x - mean[f]) / scale[f] * grid)
-                v = limit if v > limit else v
-                v = -limit if v < -limit else v
+                v = min(v, limit)
+                v = max(v, -limit)
                 out[c * m + i, f] = v / grid
 
 
@@ -91,8 +91,8 @@ def activate(hidden: Any, bias: Any, grid: float) -> None:
     for i in range(hidden.shape[0]):
         for j in range(hidden.shape[1]):
             v = np.rint((hidden[i, j] + bias[j]) * grid)
-            v = v if v > 0.0 else 0.0
-            v = limit if v > limit else v
+            v = max(0.0, v)
+            v = min(v, limit)
             hidden[i, j] = v / grid
 
 
@@ -112,9 +112,9 @@ def label_margins(logits: Any, bias: Any, labels: Any, out: Any) -> None:
 def link(products: Any, norms: Any, labels: Any, parent: Any, squared: Any) -> float:
     """Nearest earlier row of every row, and the nearest pair of rows with different labels.
 
-    products (m, m) and norms (m,): exact inner products and squared lengths. parent (m,) int64, filled: -1 for the first
-    row. squared (m,) float64, filled: squared distance to the parent, 0 for the first row. Of equal distances the
-    earliest row counts.
+    products (m, m) and norms (m,): exact inner products and squared lengths. parent (m,) int64, filled: -1 for the
+    first row. squared (m,) float64, filled: squared distance to the parent, 0 for the first row. Of equal distances
+    the earliest row counts.
 
     Returns
     -------

@@ -58,7 +58,8 @@ class IntentVerdict:
         ``size``: members so far. ``gate``: features in which nine of ten members stay within, from the base of their
         part of the cluster. ``wide_share``: share of members that differ from it in more than `NARROW_FEATURES`.
         ``cut_links``: links that were cut. ``progress``: z. ``following``: log ratio, 0 where it doesn't count;
-        ``following_p``: its rank. ``bisection``: log ratio. ``score``: the sum of squares; 1 is enough. ``page``: 0 or 1.
+        ``following_p``: its rank. ``bisection``: log ratio. ``score``: the sum of squares; 1 is enough.
+        ``page``: 0 or 1.
     """
 
     page: bool
