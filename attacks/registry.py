@@ -1,0 +1,35 @@
+"""Attacks by name: those of Vedette, and those that entry points of the group ``vedette.attacks`` add."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import Any
+
+from attacks.boundary import Boundary
+from attacks.contract import Attack
+from attacks.errors import AttackError
+from attacks.hop_skip_jump import HopSkipJump
+from attacks.nes import Nes
+from attacks.pgd import Fgsm, Pgd, TransferPgd
+from attacks.simba import SimBA
+from attacks.square import Square
+
+_OWN: dict[str, type[Any]] = {
+    kind.name: kind for kind in (TransferPgd, Pgd, Fgsm, HopSkipJump, Boundary, Nes, SimBA, Square)
+}
+
+
+def names() -> list[str]:
+    """Every registered attack."""
+    return sorted({*_OWN, *(point.name for point in entry_points(group="vedette.attacks"))})
+
+
+def kind(name: str) -> type[Attack]:
+    """The class of an attack; `AttackError` names those there are."""
+    if name in _OWN:
+        return _OWN[name]
+    for point in entry_points(group="vedette.attacks"):
+        if point.name == name:
+            found: type[Attack] = point.load()
+            return found
+    raise AttackError(f"no attack is called {name!r}; there are {', '.join(names())}")
