@@ -1,0 +1,41 @@
+"""Inference events: one columnar batch, and a codec for each wire format (docs/formats.md)."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+
+from streams.errors import ConfigError
+from streams.events.auto import AutoCodec
+from streams.events.batch import Codec
+from streams.events.compact import CompactCodec
+from streams.events.native import NativeCodec
+from streams.events.oip import OipCodec
+
+_OWN: dict[str, type[Codec]] = {
+    "auto": AutoCodec,
+    "native": NativeCodec,
+    "oip": OipCodec,
+    "compact": CompactCodec,
+}
+
+
+def formats() -> list[str]:
+    """Every registered format: Vedette's own, and those that entry points of the group ``vedette.codecs`` add."""
+    return sorted({*_OWN, *(point.name for point in entry_points(group="vedette.codecs"))})
+
+
+def decoder(format: str) -> Codec:  # noqa: A002  (the setting's name)
+    """The codec of a format: ``auto``, ``native``, ``oip``, ``compact``, or a registered one.
+
+    Raises
+    ------
+    ConfigError
+        Names the formats that there are.
+    """
+    if format in _OWN:
+        return _OWN[format]()
+    for point in entry_points(group="vedette.codecs"):
+        if point.name == format:
+            found: Codec = point.load()()
+            return found
+    raise ConfigError(f"no format is called {format!r}; there are {', '.join(formats())}")

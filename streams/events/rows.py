@@ -1,0 +1,186 @@
+"""The rows of one record: judged, the bad ones set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streams.events.batch import DecodeOptions, Reason
+from streams.events.identity import ClientPlace
+from streams.events.refusal import Refusal, quoted
+
+Faults = dict[int, tuple[Reason, str]]
+"""Place of a refused row -> why."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What readers ask of the deployment, worked out once for a fetch."""
+
+    options: DecodeOptions
+
+    @cached_property
+    def width(self) -> int:
+        """Number of features, d."""
+        return self.options.schema.width
+
+    @cached_property
+    def classes(self) -> dict[str, int]:
+        """Number of each class by its name."""
+        return {name: number for number, name in enumerate(self.options.schema.classes)}
+
+    @cached_property
+    def place(self) -> ClientPlace:
+        """Where the client's name stands."""
+        return ClientPlace.parse(self.options.client_path)
+
+    def check_model(self, name: str | None) -> None:
+        """`Refusal` when a record names another model; an empty declared name lets every model pass."""
+        if name is not None and self.options.model and name != self.options.model:
+            raise Refusal(Reason.UNDECLARED_MODEL, f"the record is of model {quoted(name)}, not {self.options.model}")
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Some rows of a record, or with None all of it, and why."""
+
+    reason: Reason
+    detail: str
+    rows: tuple[int, ...] | None
+
+
+@dataclass(slots=True)
+class Rows:
+    """The sound rows of one record, in order.
+
+    Attributes
+    ----------
+    inputs : (m, d) of any numeric dtype
+    labels : int32 (m,)
+    outputs : (m, k) or None
+    places : int32 (m,) or None
+        Place of each row in its record; None: 0 to m - 1.
+    client, request_id
+        Of the record as a whole.
+    clients : uint64 (m,) or None
+        Where the record carries a hash for each row.
+    sources : int32, int64 and int32 (m,), or None
+        Source coordinates.
+    claims : tuple of (request id, first row, row behind the last)
+        Front-door ids that stand for some rows only.
+    refused : tuple of Refused
+    """
+
+    inputs: NDArray[Any]
+    labels: NDArray[np.int32]
+    outputs: NDArray[Any] | None
+    places: NDArray[np.int32] | None = None
+    client: bytes | None = None
+    request_id: str | None = None
+    clients: NDArray[np.uint64] | None = None
+    sources: tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]] | None = None
+    claims: tuple[tuple[str, int, int], ...] = ()
+    refused: tuple[Refused, ...] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def add_faults(faults: Faults, rows: Iterable[int], reason: Reason, detail: str) -> None:
+    """Refuse rows; the first reason of a row stands."""
+    for row in rows:
+        faults.setdefault(int(row), (reason, detail))
+
+
+def settle(
+    layout: Layout,
+    inputs: NDArray[Any],
+    outputs: NDArray[Any] | None,
+    scored: NDArray[np.bool_] | None,
+    labels: NDArray[np.int64] | None,
+    stated: NDArray[np.bool_] | None,
+    faults: Faults,
+) -> Rows:
+    """Judge the rows of a record whose structure is sound.
+
+    Parameters
+    ----------
+    inputs : (n, d) of any numeric dtype
+    outputs : (n, k) or None
+    scored : bool (n,) or None
+        Rows that have outputs; None: all of them, where `outputs` is there.
+    labels : int64 (n,) or None
+        Stated labels.
+    stated : bool (n,) or None
+        Rows that have a label; None: all of them, where `labels` is there.
+    faults : Faults
+        What is known to be wrong already. Added to.
+
+    Returns
+    -------
+    Rows
+        Without the refused rows; without identity.
+
+    Raises
+    ------
+    Refusal
+        When the record's only row is refused.
+    """
+    n, k = len(inputs), len(layout.classes)
+    _check_finite(faults, inputs, "inputs")
+    has_outputs = np.zeros(n, dtype=np.bool_) if outputs is None else scored
+    has_label = np.zeros(n, dtype=np.bool_) if labels is None else stated
+    if outputs is not None:
+        _check_finite(faults, outputs if scored is None else np.where(scored[:, None], outputs, 0.0), "outputs")
+        if scored is not None and not scored.all():
+            outputs = np.where(scored[:, None], outputs, np.nan)
+    if labels is not None:
+        bad = (labels < 0) | (labels >= k)
+        if stated is not None:
+            bad &= stated
+        detail = f"the label is none of the {k} classes"
+        add_faults(faults, np.flatnonzero(bad), Reason.LABEL_OUT_OF_RANGE, detail)
+    if has_outputs is not None and has_label is not None:
+        lacking = np.flatnonzero(~(has_outputs | has_label))
+        add_faults(faults, lacking, Reason.MISSING_FIELD, "the model's answer is missing: neither label nor outputs")
+    if has_label is None and labels is not None:
+        final = labels
+    elif outputs is None:
+        final = np.zeros(n, dtype=np.int64) if labels is None else labels
+    else:
+        final = np.argmax(outputs, axis=1)
+        if labels is not None and stated is not None:
+            final = np.where(stated, labels, final)
+    rows = Rows(inputs, final.astype(np.int32), outputs)
+    if faults:
+        _set_aside(rows, faults, n)
+    return rows
+
+
+def _check_finite(faults: Faults, values: NDArray[Any], what: str) -> None:
+    if values.dtype.kind != "f":
+        return
+    finite = np.isfinite(values)
+    if not finite.all():
+        bad = np.flatnonzero(~finite.all(axis=1))
+        add_faults(faults, bad, Reason.NON_FINITE, f"{what} hold a value that is not finite")
+
+
+def _set_aside(rows: Rows, faults: Faults, n: int) -> None:
+    if n == 1:
+        raise Refusal(*faults[0])
+    keep = np.ones(n, dtype=np.bool_)
+    keep[list(faults)] = False
+    grouped: dict[Reason, tuple[str, list[int]]] = {}
+    for row in sorted(faults):
+        reason, detail = faults[row]
+        grouped.setdefault(reason, (f"row {row}: {detail}", []))[1].append(row)
+    rows.refused = tuple(Refused(reason, detail, tuple(places)) for reason, (detail, places) in grouped.items())
+    rows.inputs, rows.labels = rows.inputs[keep], rows.labels[keep]
+    rows.outputs = None if rows.outputs is None else rows.outputs[keep]
+    rows.places = np.flatnonzero(keep).astype(np.int32)
