@@ -1,0 +1,123 @@
+"""This machine's side: packages, secrets, console, bundle, and the model's endpoint."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import ipaddress
+import os
+import stat
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from streams import config
+from streams.config import ModelSettings, Settings
+from streams.doctor.finding import Finding, Findings, ok, problem, warning
+from streams.errors import BundleMismatch, ConfigError
+
+if TYPE_CHECKING:
+    from detectors.contract import Scorer
+
+#: How long the model's endpoint may take to answer.
+ENDPOINT_SECONDS = 3.0
+
+
+def packages() -> Findings:
+    """Whose the three import packages are."""
+    from streams.cli import PACKAGES, verify_packages
+
+    remedy = "give Vedette a virtual environment or container of its own"
+    try:
+        verify_packages()
+    except ConfigError as error:
+        yield problem("packages", str(error), remedy, ConfigError)
+        return
+    owners = importlib.metadata.packages_distributions()
+    strangers = sorted({owner for name in PACKAGES for owner in owners.get(name, ()) if owner.lower() != "vedette"})
+    if strangers:
+        text = f"{', '.join(strangers)} also installs a package named {', '.join(PACKAGES[:-1])} or {PACKAGES[-1]}"
+        yield problem("packages", text, remedy, ConfigError)
+    else:
+        yield ok("packages", f"{', '.join(PACKAGES)} belong to vedette {importlib.metadata.version('vedette')}")
+
+
+def secrets(settings: Settings, environ: Mapping[str, str]) -> Findings:
+    """Whether the keys are there and nobody else can read them."""
+    for which in ("client", "probe"):
+        check = f"{which} key"
+        try:
+            config.secret(settings, which, environ)
+        except ConfigError as error:
+            yield problem(check, str(error), f"openssl rand -hex {config.KEY_BYTES[which]} > FILE", ConfigError)
+            continue
+        path = settings.secrets.client_key_file if which == "client" else settings.secrets.probe_key_file
+        variable = f"VEDETTE_{which.upper()}_KEY"
+        if variable in environ or path is None:
+            yield ok(check, f"set by {variable}")
+        elif os.name == "posix" and Path(path).stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            yield warning(check, f"{path} can be read by other users", f"chmod 600 {path}")
+        else:
+            yield ok(check, f"in {path}")
+
+
+def console(settings: Settings) -> Findings:
+    """Whether strangers can reach the console."""
+    host, token = settings.console.host, settings.console.token_file
+    if token is not None:
+        try:
+            held = Path(token).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            held = ""
+        if held:
+            yield ok("console", "asks for a token")
+        else:
+            text = f"console.token_file: {token} is empty or cannot be read"
+            yield problem("console", text, "write a token into it", ConfigError)
+    elif _loopback(host):
+        yield ok("console", f"answers on loopback only ({host})")
+    else:
+        text = f"console.host {host} can be reached from elsewhere and no token is set"
+        yield problem("console", text, "set console.token_file", ConfigError)
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def bundle(model: ModelSettings) -> tuple[Scorer | None, Finding]:
+    """The bundle, where it loads."""
+    from detectors.bundle import load
+    from detectors.errors import DetectorError
+
+    remedy = "make one with `vedette fit`, or name another with models.bundle"
+    try:
+        scorer = load(Path(model.bundle))
+    except OSError as error:
+        text = f"{model.bundle} cannot be read: {error.strerror}"
+        return None, problem("bundle", text, remedy, BundleMismatch)
+    except DetectorError as error:
+        return None, problem("bundle", f"{model.bundle}: {error}", remedy, BundleMismatch)
+    shape = f"{scorer.schema.width} features, {len(scorer.schema.classes)} classes"
+    return scorer, ok("bundle", f"{model.bundle}: {shape}, digest {scorer.digest[:12]}")
+
+
+def endpoint(model: ModelSettings) -> Finding:
+    """Whether the watched model can be asked, for probes."""
+    if model.endpoint is None:
+        text = "models.endpoint is not set: no probe tests whether the detectors still see"
+        return warning("endpoint", text, "set it and models.probe_data")
+    url = f"{model.endpoint.rstrip('/')}/v2/health/ready"
+    remedy = "probes through the front door cannot be sent until it does"
+    if not url.startswith(("http://", "https://")):
+        return problem("endpoint", f"models.endpoint {model.endpoint!r} is no http or https URL", remedy, ConfigError)
+    try:
+        with urllib.request.urlopen(url, timeout=ENDPOINT_SECONDS) as answer:  # noqa: S310 - the scheme was checked
+            status = answer.status
+    except (OSError, ValueError, urllib.error.URLError) as error:
+        return warning("endpoint", f"{url} does not answer: {error}", remedy)
+    return ok("endpoint", f"{url} answers with {status}")
