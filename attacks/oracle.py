@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from attacks.contract import Attack, Crafted, GradientModel, Model, Trace
 from attacks.errors import BudgetError, ModelError, ThreatModelError
+from attacks.nearest import Nearest
 from attacks.threat import ThreatModel
 
 
@@ -90,20 +91,21 @@ class Oracle:
     ----------
     left : int64 (n,)
         Queries left.
-    found : bool (n,)
-        A row that the threat model admits fulfilled the goal.
     """
 
     def __init__(self, model: Model, x: NDArray[np.float64], y: NDArray[np.int64], threat: ThreatModel) -> None:
         self.x, self.y, self.threat = x, y, threat
         self.left = np.full(len(x), threat.budget, dtype=np.int64)
-        self.found = np.zeros(len(x), dtype=np.bool_)
         self._model = model
-        self._best = x.copy()
-        self._distance = np.full(len(x), np.inf)
+        self._nearest = Nearest(x, threat)
         self._asked: list[NDArray[np.float64]] = []
         self._samples: list[NDArray[np.int64]] = []
         self._labels: list[NDArray[np.int64]] = []
+
+    @property
+    def found(self) -> NDArray[np.bool_]:
+        """(n,) for which start rows a row that the threat model admits fulfilled the goal."""
+        return self._nearest.found
 
     @property
     def going(self) -> NDArray[np.bool_]:
@@ -134,7 +136,9 @@ class Oracle:
         self._asked.append(rows)
         self._samples.append(np.asarray(samples, dtype=np.int64))
         self._labels.append(labels)
-        self._judge(samples, rows, labels)
+        hit = np.flatnonzero(self.threat.reached(labels, self.y[samples]))
+        if len(hit):
+            self._nearest.offer(samples[hit], rows[hit])
         return scores
 
     def fooled(self, samples: NDArray[np.intp], rows: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -144,9 +148,9 @@ class Oracle:
 
     def crafted(self, otherwise: NDArray[np.float64] | None = None) -> Crafted:
         """The nearest adversarial rows; `otherwise` (n, d), admitted by the threat model, where there is none."""
-        inputs = self._best
+        inputs = self._nearest.rows
         if otherwise is not None:
-            inputs = np.where(self.found[:, None], self._best, otherwise)
+            inputs = np.where(self.found[:, None], inputs, otherwise)
         width = self.x.shape[1]
         trace = Trace(
             np.concatenate(self._asked) if self._asked else np.empty((0, width)),
@@ -154,20 +158,7 @@ class Oracle:
             np.concatenate(self._labels) if self._labels else np.empty(0, dtype=np.int64),
         )
         distances = self.threat.distances(self.x, inputs)
-        return Crafted(inputs, self.found.copy(), distances, self.threat.budget - self.left, trace)
-
-    def _judge(self, samples: NDArray[np.intp], rows: NDArray[np.float64], labels: NDArray[np.int64]) -> None:
-        hit = np.flatnonzero(self.threat.reached(labels, self.y[samples]))
-        if len(hit) == 0:
-            return
-        distances = self.threat.distances(self.x[samples[hit]], rows[hit])
-        better = self.threat.within(distances) & (distances < self._distance[samples[hit]])
-        hit, distances = hit[better], distances[better]
-        order = np.argsort(-distances, kind="stable")
-        hit, distances = hit[order], distances[order]
-        self._best[samples[hit]] = rows[hit]
-        self._distance[samples[hit]] = distances
-        self.found[samples[hit]] = True
+        return Crafted(inputs, self.found, distances, self.threat.budget - self.left, trace)
 
 
 def owned(

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attacks.contract import Access, Crafted, GradientModel, Model
+from attacks.network import softmax
 from attacks.oracle import owned, start_rows, with_gradients
-from attacks.surrogate import softmax
 from attacks.threat import ThreatModel, lengths, shrink
 
 #: Share of the features that one step under L1 moves (Tramer & Boneh 2019, SLIDE, appendix).

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from attacks.errors import SurrogateError
+from attacks.network import Network, softmax
 
 #: L2 penalty on weights of standardised features, per row: keeps separable classes at finite weights.
 PENALTY = 1e-3
@@ -20,60 +20,13 @@ ITERATIONS = 200
 UNSEEN = -50.0
 
 
-def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows (n, k) of positive numbers that sum to 1."""
-    grown = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(grown / grown.sum(axis=1, keepdims=True), dtype=np.float64)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Surrogate:
-    """A classifier of affine layers with rectifiers between them; one layer is a logistic regression.
-
-    Attributes
-    ----------
-    weights : tuple of float64 (inputs, outputs)
-    biases : tuple of float64 (outputs,)
-    """
-
-    weights: tuple[NDArray[np.float64], ...]
-    biases: tuple[NDArray[np.float64], ...]
-
-    def logits(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(n, k)."""
-        return self._layers(X)[-1]
-
-    def predict(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Probabilities (n, k)."""
-        return softmax(self.logits(X))
-
-    def gradient(self, X: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(n, d) gradient of the sum over classes of weights (n, k) times logits, at each row."""
-        layers = self._layers(X)
-        flow = np.asarray(weights, dtype=np.float64)
-        for number in range(len(self.weights) - 1, -1, -1):
-            flow = flow @ self.weights[number].T
-            if number:
-                flow = flow * (layers[number - 1] > 0)
-        return flow
-
-    def _layers(self, X: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-        out, value = [], np.asarray(X, dtype=np.float64)
-        for number, (weights, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            value = value @ weights + bias
-            if number < len(self.weights) - 1:
-                value = np.maximum(value, 0.0)
-            out.append(value)
-        return out
-
-
 def fit_surrogate(
     inputs: NDArray[np.float64],
     labels: NDArray[np.int64],
     rng: np.random.Generator,
     kind: Literal["linear", "mlp"] = "linear",
     hidden: int = 64,
-) -> Surrogate:
+) -> Network:
     """Fit a surrogate on rows (n, d) and the classes (n,) that the watched model predicted.
 
     ``linear`` is a multinomial logistic regression, ``mlp`` has one layer of `hidden` rectifiers; both minimise
@@ -115,7 +68,7 @@ def fit_surrogate(
     biases[0] = biases[0] - middle @ weights[0]
     unseen = np.setdiff1d(np.arange(classes), y)
     weights[-1][:, unseen], biases[-1][unseen] = 0.0, UNSEEN
-    return Surrogate(tuple(weights), tuple(biases))
+    return Network(tuple(weights), tuple(biases))
 
 
 def _checked(inputs: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from attacks import registry
 from attacks.contract import Attack, Crafted
 from attacks.errors import AttackError, BudgetError, ModelError, ThreatModelError
-from attacks.surrogate import Surrogate
+from attacks.network import Network
 from attacks.threat import Domain, Norm, ThreatModel
 
 BUDGET = 150
@@ -62,9 +62,9 @@ class Watched:
         first = rng.standard_normal((domain.width, 12)) / size[:, None]
         middle = legal_rows(domain, 200, rng) @ first
         second = rng.standard_normal((12, classes))
-        self.inner = Surrogate((first, second), (-middle.mean(axis=0), np.zeros(classes)))
+        self.inner = Network((first, second), (-middle.mean(axis=0), np.zeros(classes)))
         hidden = np.maximum(middle - middle.mean(axis=0), 0) @ second
-        self.inner = Surrogate((first, second), (-middle.mean(axis=0), -hidden.mean(axis=0)))
+        self.inner = Network((first, second), (-middle.mean(axis=0), -hidden.mean(axis=0)))
         self.asked: list[NDArray[np.float64]] = []
 
     def predict(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
