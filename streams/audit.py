@@ -1,6 +1,6 @@
 """`vedette audit`: an independent reader counts the raw topic again and proves that no row was lost or counted twice.
 
-Independent means: another Kafka client than the worker's, every record read from the topic's beginning (nothing is
+Independent means: another Kafka client than the worker's, every record read from where recording began (nothing is
 concluded from offsets), and rows counted by a small parser of its own instead of the codecs. Per partition
 
     rows = scored + probes + probes_excluded + invalid + duplicates
@@ -37,6 +37,8 @@ IDLE_SECONDS = 30.0
 POLL_SECONDS = 0.1
 #: Milliseconds that one poll of the broker may take.
 POLL_MILLISECONDS = 500
+#: The first contact with the broker may take so long.
+BOOTSTRAP_MILLISECONDS = 5_000
 #: First bytes of an Arrow IPC stream: the continuation marker.
 ARROW = b"\xff\xff\xff\xff"
 #: Record header of the Open Inference Protocol's binary extension: length of the JSON before the raw tensors.
@@ -60,7 +62,9 @@ class PartitionAudit:
 
     partition: int
     watermark: int
-    """Every record below this offset must be accounted for."""
+    """Every record below this offset must be accounted for,"""
+    since: int = 0
+    """and from this one on: where recording began."""
     records: int = 0
     rows: int = 0
     """Rows in the topic; a wholly unreadable record counts as one."""
@@ -164,7 +168,11 @@ def run(settings: Settings, model_name: str, *, as_json: bool = False, wait_seco
     """The `vedette audit` command; returns 0 when everything is accounted for, else 1."""
     from streams.store.client import connect
 
-    report = audit(settings, model_name, connect(settings.redis), wait_seconds=wait_seconds)
+    redis = connect(settings.redis)
+    try:
+        report = audit(settings, model_name, redis, wait_seconds=wait_seconds)
+    finally:
+        redis.close()
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
     else:
@@ -206,8 +214,9 @@ def audit(
             dead = reader.dead_letters()
             starts = reader.starts()
             for part in parts:
-                _count(part, reader, dead.get(part.partition, {}), wanted[part.partition], ends[part.partition])
-                _judge(part, starts[part.partition], ends[part.partition])
+                start, end = starts[part.partition], ends[part.partition]
+                _count(part, reader, dead.get(part.partition, {}), wanted[part.partition], start, end)
+                _judge(part, start, end)
     except KafkaError as error:
         raise BrokerError(f"cannot read {model.topic} at {settings.kafka.bootstrap}: {error}") from None
     return AuditReport(model.name, model.topic, tuple(parts), waited)
@@ -231,7 +240,7 @@ def count_rows(value: bytes, headers: Iterable[tuple[str, bytes]]) -> tuple[int,
     if not isinstance(document, dict):
         raise Unreadable("not a JSON object")
     try:
-        if "request" in document:
+        if "request" in document and "inputs" not in document:
             return int(document["request"]["inputs"][0]["shape"][0]), []
         inputs = document["inputs"]
         shape = inputs["shape"] if isinstance(inputs, dict) else _shape(inputs)
@@ -263,7 +272,12 @@ class _Reader:
     def __init__(self, options: Mapping[str, Any], topic: str) -> None:
         self.topic = topic
         self._consumer = KafkaConsumer(
-            **options, group_id=None, enable_auto_commit=False, auto_offset_reset="earliest", client_id="vedette-audit"
+            **options,
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            bootstrap_timeout_ms=BOOTSTRAP_MILLISECONDS,
+            client_id="vedette-audit",
         )
 
     def __enter__(self) -> _Reader:
@@ -281,11 +295,11 @@ class _Reader:
         found = self._consumer.beginning_offsets(self._places(self.topic))
         return {place.partition: start for place, start in found.items()}
 
-    def records(self, topic: str, partition: int, end: int) -> Iterable[Any]:
-        """Every record of one partition below `end`, from the beginning."""
+    def records(self, topic: str, partition: int, begin: int, end: int) -> Iterable[Any]:
+        """Every record of one partition from `begin` on and below `end`; `begin` is one that the broker still has."""
         place = TopicPartition(topic, partition)
         self._consumer.assign([place])
-        self._consumer.seek_to_beginning(place)
+        self._consumer.seek(place, begin)
         idle = time.monotonic()
         before = -1
         while (position := self._consumer.position(place)) < end:
@@ -303,20 +317,22 @@ class _Reader:
         found: dict[int, dict[int, set[int] | None]] = {}
         if not self._consumer.partitions_for_topic(topic):
             return found
-        for place, end in self._consumer.end_offsets(self._places(topic)).items():
-            for record in self.records(topic, place.partition, end):
+        places = self._places(topic)
+        starts, ends = self._consumer.beginning_offsets(places), self._consumer.end_offsets(places)
+        for place in places:
+            for record in self.records(topic, place.partition, starts[place], ends[place]):
                 headers = {name: (text or b"").decode(errors="replace") for name, text in record.headers}
                 source, _, offset = headers.get(SOURCE_HEADER, "").rpartition("/")
                 name, _, partition = source.rpartition("/")
                 if name != self.topic or not (partition.isdigit() and offset.isdigit()):
                     continue
                 letters = found.setdefault(int(partition), {})
-                rows = headers.get(ROWS_HEADER, "*")
+                rows = headers.get(ROWS_HEADER, "*").split(",")
                 before = letters.get(int(offset), set())
-                if rows == "*" or before is None:
+                if before is None or not all(row.isdigit() for row in rows):
                     letters[int(offset)] = None
                 else:
-                    letters[int(offset)] = before | {int(row) for row in rows.split(",")}
+                    letters[int(offset)] = before | {int(row) for row in rows}
         return found
 
     def _places(self, topic: str) -> list[TopicPartition]:
@@ -339,10 +355,10 @@ def _wait(redis: Redis, topic: str, wanted: Mapping[int, int], seconds: float) -
 def _stored(redis: Redis, topic: str, partition: int) -> PartitionAudit:
     keys = PartitionKeys(topic, partition)
     pipe = redis.pipeline(transaction=True)
-    pipe.hget(keys.watermark, "w")
+    pipe.hmget(keys.watermark, "w", "since")
     pipe.hmget(keys.totals, list(COUNTERS))
-    watermark, totals = pipe.execute()
-    part = PartitionAudit(partition, int(watermark or 0))
+    (watermark, since), totals = pipe.execute()
+    part = PartitionAudit(partition, int(watermark or 0), int(since or 0))
     try:
         part.totals = {name: int(value or 0) for name, value in zip(COUNTERS, totals, strict=True)}
     except ValueError:
@@ -350,9 +366,17 @@ def _stored(redis: Redis, topic: str, partition: int) -> PartitionAudit:
     return part
 
 
-def _count(part: PartitionAudit, reader: _Reader, dead: Mapping[int, set[int] | None], wanted: int, end: int) -> None:
+def _count(
+    part: PartitionAudit,
+    reader: _Reader,
+    dead: Mapping[int, set[int] | None],
+    wanted: int,
+    start: int,
+    end: int,
+) -> None:
     newest: dict[int, tuple[int, int]] = {}
-    for record in reader.records(reader.topic, part.partition, min(max(part.watermark, wanted), end)):
+    until = min(max(part.watermark, wanted), end)
+    for record in reader.records(reader.topic, part.partition, max(part.since, start), until):
         if record.offset >= part.watermark:
             part.pending += 1
             continue
@@ -371,7 +395,7 @@ def _count(part: PartitionAudit, reader: _Reader, dead: Mapping[int, set[int] | 
         part.rows += rows
         part.dead += len(refused)
         for place, (source, *coordinate) in enumerate(coordinates):
-            if place in refused:
+            if place in refused or source < 0:
                 continue
             offset, row = coordinate
             if (offset, row) <= newest.get(source, (-1, -1)):
@@ -387,7 +411,7 @@ def _judge(part: PartitionAudit, start: int, end: int) -> None:
             f"the watermark {part.watermark:,} lies beyond the topic's end {end:,}: the topic was created anew"
         )
         return
-    if start > 0 and part.watermark > 0:
+    if part.since < start and part.since < part.watermark:
         part.findings.append(f"records below offset {start:,} have expired, so they can't be counted again")
         return
     expected = part.rows - part.dead - part.repeated
