@@ -1,49 +1,46 @@
 """The web console: live page, incident page, a small REST API, server-sent events, Prometheus metrics.
 
 Stateless: everything stands in Redis, so any number of consoles may run. It binds to loopback unless a token is set.
-Every page escapes; state changes need a CSRF token bound to the visitor's session.
+Every page escapes; state changes need a CSRF mark bound to the visitor's session, or the token itself.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
-import ipaddress
 import logging
-import secrets
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import msgspec
 from aiohttp import web
-from jinja2 import Environment, PackageLoader, select_autoescape
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from detectors import bundle
-from detectors.errors import DetectorError
 from detectors.schema import FeatureSchema
 from streams.config import ModelSettings, Settings
-from streams.console import data, pictures
-from streams.errors import ConfigError, VedetteError
-from streams.incidents import service
+from streams.console import metrics
+from streams.console.access import Access, read_token
+from streams.console.data import Dossier, Overview, Watch
+from streams.console.live import MOST_VIEWERS, Broadcast
+from streams.console.pages import Pages
+from streams.console.schemas import Schemas
+from streams.errors import ConfigError, Conflict, UnknownIncident, VedetteError
+from streams.incidents.service import NAME_LENGTH, IncidentService
 from streams.store.client import connect, connect_async
 
 log = logging.getLogger("vedette.console")
 
-#: Seconds between two looks at Redis for the live page, whatever the number of viewers.
-REFRESH_SECONDS = 1.0
-#: Looks that a slow viewer may fall behind before the oldest is dropped.
-VIEWER_QUEUE = 4
-#: A comment line keeps idle proxies from closing the stream.
-HEARTBEAT_SECONDS = 15.0
-#: Wrong tokens from everywhere per minute before log-in is refused for the rest of that minute.
-LOGIN_ATTEMPTS_PER_MINUTE = 10
+#: Largest body that a form of ours can have.
+BODY_BYTES = 64 * 1024
+#: Remembers the visitor's name for forms; nothing else.
+NAME_COOKIE = "vedette_name"
+NAME_COOKIE_SECONDS = 365 * 24 * 3600
+#: Longest wait for streams and requests under way at the end.
+SHUTDOWN_SECONDS = 2.0
 
-SESSION_COOKIE = "vedette_session"
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -52,39 +49,50 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
 }
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Console:
-    """Routes and what they share: settings, Redis, templates, the live viewers."""
+    """Routes and what they share: settings, Redis, pages, the live viewers.
 
-    def __init__(self, settings: Settings, redis: Redis, token: str | None) -> None:
+    Parameters
+    ----------
+    settings : Settings
+    redis : redis.asyncio.Redis
+        A client that returns bytes; it is closed when the application ends.
+    token : str or None
+        None: whoever reaches the socket may come in.
+    schemas : Schemas, optional
+        Where the schemas of the models' inputs come from; default: their bundles.
+    """
+
+    def __init__(self, settings: Settings, redis: Redis, token: str | None, schemas: Schemas | None = None) -> None:
         self.settings = settings
         self.redis = redis
-        self.token = token
-        self._secret = hashlib.sha256(b"vedette console" + (token or secrets.token_hex(32)).encode()).digest()
-        self._schemas: dict[str, FeatureSchema | None] = {}
-        self._viewers: dict[str, set[asyncio.Queue[bytes]]] = {model.name: set() for model in settings.models}
-        self._wrong: list[float] = []
-        self.templates = Environment(
-            loader=PackageLoader("streams.console"), autoescape=select_autoescape(default=True), enable_async=False
-        )
-        self.templates.filters.update(moment=moment, duration=duration, figure=figure)
+        self.access = Access(token)
+        self.pages = Pages(settings)
+        self.schemas = schemas or Schemas()
+        self.watches = {model.name: Watch(redis, model) for model in settings.models}
+        self.broadcasts = {name: Broadcast(watch, self._event) for name, watch in self.watches.items()}
+        self._desks: dict[str, IncidentService] = {}
 
     def application(self) -> web.Application:
         """The aiohttp application."""
-        app = web.Application(middlewares=[self._guard], client_max_size=64 * 1024)
+        app = web.Application(middlewares=[self._guard], client_max_size=BODY_BYTES)
         app.add_routes(
             [
                 web.get("/", self.live),
-                web.get("/incidents/{incident}", self.incident),
-                web.post("/incidents/{incident}/{action}", self.act),
+                web.get("/incidents/{incident:[0-9a-f]{16}}", self.incident),
+                web.post("/incidents/{incident:[0-9a-f]{16}}/{action:acknowledge|resolve|reopen}", self.act),
                 web.get("/login", self.login_page),
                 web.post("/login", self.login),
-                web.get("/events", self.events),
+                web.post("/logout", self.logout),
+                web.get("/events", self.events, allow_head=False),
+                web.get("/events/last", self.last_event),
                 web.get("/api/v1/overview", self.api_overview),
                 web.get("/api/v1/incidents", self.api_incidents),
                 web.get("/api/v1/incidents/{incident}", self.api_incident),
@@ -93,80 +101,107 @@ class Console:
                 web.static("/static", Path(__file__).parent / "static"),
             ]
         )
-        app.cleanup_ctx.append(self._broadcasting)
+        app.cleanup_ctx.append(self._running)
+        app.on_shutdown.append(self._end_streams)
         return app
 
     # Access -----------------------------------------------------------------------------------------------------
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        open_paths = request.path in ("/login", "/health") or request.path.startswith("/static/")
-        if self.token is not None and not open_paths and not self._known(request):
-            if request.path.startswith("/api/") or request.path in ("/events", "/metrics"):
-                raise web.HTTPUnauthorized(text="a token is needed: Authorization: Bearer TOKEN", headers=HEADERS)
-            raise web.HTTPSeeOther("/login", headers=HEADERS)
         try:
-            response = await handler(request)
+            response = await self._admitted(request, handler)
         except web.HTTPException as answer:
-            answer.headers.update(HEADERS)
-            raise
+            if answer.status < HTTPStatus.BAD_REQUEST:
+                answer.headers.update(self._headers(request))
+                raise
+            response = self._problem(request, answer.status, answer.reason, answer.text or "")
+            if "Allow" in answer.headers:
+                response.headers["Allow"] = answer.headers["Allow"]
         except RedisError as error:
             log.warning("redis does not answer: %s", error)
-            return self._page(request, "problem.html", 503, title="Redis does not answer", text=str(error))
+            response = self._problem(
+                request, 503, "Redis does not answer", "Nothing can be shown or changed until it does."
+            )
+        except (VedetteError, msgspec.MsgspecError) as error:
+            log.warning("%s %s: %s", request.method, request.path, error)
+            response = self._problem(request, *_status_of(error), str(error))
+        except Exception:  # the outermost boundary of a request: logged with its trace, told without it
+            log.exception("%s %s failed", request.method, request.path)
+            response = self._problem(request, 500, "Something went wrong here", "The console's log says what.")
         if not response.prepared:
-            response.headers.update(HEADERS)
+            response.headers.update(self._headers(request))
         return response
 
-    def _known(self, request: web.Request) -> bool:
-        bearer = request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
-        if self.token is not None and bearer and hmac.compare_digest(bearer.encode(), self.token.encode()):
-            return True
-        session = request.cookies.get(SESSION_COOKIE, "")
-        name, _, mark = session.partition(".")
-        return bool(mark) and hmac.compare_digest(mark, self._sign("session", name))
+    async def _admitted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if not self.access.admits_host(request):
+            raise web.HTTPMisdirectedRequest(
+                text="without a token the console answers only under a loopback name; set console.token_file"
+            )
+        open_to_all = request.path in ("/login", "/health") or request.path.startswith("/static/")
+        if not open_to_all and not self.access.known(request):
+            if _for_programs(request):
+                raise web.HTTPUnauthorized(text="a token is needed: Authorization: Bearer TOKEN")
+            raise web.HTTPSeeOther("/login")
+        return await handler(request)
 
-    def _sign(self, purpose: str, text: str) -> str:
-        return hmac.new(self._secret, f"{purpose}:{text}".encode(), hashlib.sha256).hexdigest()
+    def _headers(self, request: web.Request) -> dict[str, str]:
+        keep = "no-cache" if request.path.startswith("/static/") else "no-store"
+        return {**HEADERS, "Cache-Control": keep}
 
-    def _session(self, request: web.Request) -> tuple[str, bool]:
-        session = request.cookies.get(SESSION_COOKIE, "")
-        name, _, mark = session.partition(".")
-        if mark and hmac.compare_digest(mark, self._sign("session", name)):
-            return name, False
-        return secrets.token_urlsafe(16), True
+    def _problem(self, request: web.Request, status: int, title: str, text: str) -> web.Response:
+        if _for_programs(request):
+            document = {"type": "about:blank", "title": title, "status": status, "detail": text}
+            return web.Response(
+                body=msgspec.json.encode(document), status=status, content_type="application/problem+json"
+            )
+        return self._page(request, "problem.html", status, title=title, text=text)
 
-    def _page(self, request: web.Request, template: str, status: int = 200, **values: Any) -> web.Response:
-        name, fresh = self._session(request)
-        text = self.templates.get_template(template).render(
-            csrf=self._sign("csrf", name), models=[model.name for model in self.settings.models], **values
+    def _page(
+        self, request: web.Request, template: str, status: int = 200, model: ModelSettings | None = None, **values: Any
+    ) -> web.Response:
+        session = self.access.session(request)
+        known = self.access.known(request)
+        text = self.pages.render(
+            template,
+            model=model or (self.settings.models[0] if known else None),
+            here=request.path,
+            csrf=self.access.csrf(session),
+            guarded=self.access.token is not None,
+            nav=known,
+            me=_name_of(request),
+            **values,
         )
         response = web.Response(text=text, status=status, content_type="text/html")
-        if fresh and self.token is None:
-            self._remember(request, response, name)
+        if session.fresh and self.access.token is None:
+            self.access.remember(request, response, session)
         return response
-
-    def _remember(self, request: web.Request, response: web.StreamResponse, name: str) -> None:
-        response.set_cookie(
-            SESSION_COOKIE, f"{name}.{self._sign('session', name)}", httponly=True, samesite="Strict", secure=request.secure
-        )
 
     async def login_page(self, request: web.Request) -> web.Response:
         """The form that takes the token."""
-        return self._page(request, "login.html", wrong=False)
+        return self._page(request, "login.html", problem="")
 
     async def login(self, request: web.Request) -> web.StreamResponse:
         """Exchange the token for a session."""
-        now = time.monotonic()
-        self._wrong = [at for at in self._wrong if now - at < 60.0]
-        if len(self._wrong) >= LOGIN_ATTEMPTS_PER_MINUTE:
-            raise web.HTTPTooManyRequests(text="too many wrong tokens; wait a minute")
-        given = str((await request.post()).get("token", ""))
-        if self.token is None or not hmac.compare_digest(given.encode(), self.token.encode()):
-            self._wrong.append(now)
-            return self._page(request, "login.html", 403, wrong=True)
-        response = web.HTTPSeeOther("/")
-        self._remember(request, response, secrets.token_urlsafe(16))
+        if self.access.must_wait(request):
+            return self._page(request, "login.html", 429, problem="Too many wrong tokens. Wait a minute.")
+        form = await _form(request)
+        if self.access.token is not None and not self.access.check(request, form.get("token", "").strip()):
+            return self._page(request, "login.html", 403, problem="That is not the token.")
+        response = web.Response(status=303, headers={"Location": "/"})
+        self.access.remember(request, response, self.access.new_session())
         return response
+
+    async def logout(self, request: web.Request) -> web.StreamResponse:
+        """Forget the session."""
+        self._check_change(request, await _form(request))
+        response = web.Response(status=303, headers={"Location": "/login"})
+        self.access.forget(response)
+        return response
+
+    def _check_change(self, request: web.Request, form: Mapping[str, str]) -> None:
+        if not self.access.allows_change(request, form.get("csrf", "")):
+            raise web.HTTPForbidden(text="The form is too old or not ours; load the page again.")
 
     # Pages ------------------------------------------------------------------------------------------------------
 
@@ -179,252 +214,183 @@ class Console:
     async def live(self, request: web.Request) -> web.Response:
         """What happens now."""
         model = self._model(request)
-        look = await data.overview(self.redis, model)
-        plot = pictures.bars([rows for _, rows, _, _ in look.minutes])
-        return self._page(request, "live.html", look=look, model=model, plot=plot)
+        look = await self.watches[model.name].look()
+        return self._page(request, "live.html", model=model, **self.pages.live(look))
 
     async def incident(self, request: web.Request) -> web.Response:
         """One incident with its evidence."""
-        model = self._model(request)
-        found = await data.incident(self.redis, model, request.match_info["incident"])
-        if found is None:
-            return self._page(request, "problem.html", 404, title="No such incident", text="It may have expired.")
-        shown, version, signals = found
-        schema = self._schema(model)
+        return await self._incident_page(request, self._model(request), request.match_info["incident"])
+
+    async def _incident_page(
+        self, request: web.Request, model: ModelSettings, name: str, problem: str = "", status: int = 200
+    ) -> web.Response:
+        dossier = await self._dossier(request, model, name)
+        schema = await self._schema(model) if dossier.signals else None
         return self._page(
-            request,
-            "incident.html",
-            incident=shown,
-            version=version,
-            model=model,
-            signals=signals,
-            exhibits=[self._exhibit(schema, signal) for signal in signals[:3]],
-            classes=schema.classes if schema is not None else (),
-            problem=request.query.get("problem", ""),
+            request, "incident.html", status, model=model, problem=problem, **self.pages.incident(dossier, schema)
         )
 
-    def _exhibit(self, schema: FeatureSchema | None, signal: Any) -> dict[str, Any]:
-        if schema is None or len(signal.input) != schema.width:
-            return {"signal": signal, "panels": [], "features": []}
-        titles = (
-            f"input, answered “{schema.classes[signal.label]}”",
-            f"nearest reference of “{schema.classes[signal.nearest_label]}”",
-        )
-        return {
-            "signal": signal,
-            "panels": pictures.panels(schema, signal.input, signal.nearest, titles),
-            "features": [] if schema.image_shape else pictures.changed_features(schema, signal.input, signal.nearest),
-        }
+    async def _dossier(self, request: web.Request, model: ModelSettings, name: str) -> Dossier:
+        found = await self.watches[model.name].incident(name)
+        if found is None:
+            raise UnknownIncident(f"No incident {name} of model {model.name}; it may have expired.")
+        if found.signals:
+            log.info("evidence of %s/%s read by %r from %s", model.name, name, _name_of(request), request.remote)
+        return found
 
-    def _schema(self, model: ModelSettings) -> FeatureSchema | None:
-        if model.name not in self._schemas:
-            try:
-                self._schemas[model.name] = bundle.load(model.bundle).schema
-            except (DetectorError, OSError) as error:
-                log.warning("no pictures for %s: bundle %s: %s", model.name, model.bundle, error)
-                self._schemas[model.name] = None
-        return self._schemas[model.name]
+    async def _schema(self, model: ModelSettings) -> FeatureSchema | None:
+        return await asyncio.to_thread(self.schemas.of, model)
 
     async def act(self, request: web.Request) -> web.StreamResponse:
-        """Acknowledge or resolve, by a form with a CSRF token, or by a bearer token."""
+        """Acknowledge, resolve or re-open: a form with a CSRF mark, or a request that carries the token."""
         model = self._model(request)
         name, action = request.match_info["incident"], request.match_info["action"]
-        form = await request.post()
-        session, _ = self._session(request)
-        if not hmac.compare_digest(str(form.get("csrf", "")), self._sign("csrf", session)):
-            raise web.HTTPForbidden(text="the form is too old or not ours; load the page again")
-        by = str(form.get("by", "")).strip()[:80] or "console"
-        note = str(form.get("note", "")).strip()[:500]
+        form = await _form(request)
+        self._check_change(request, form)
+        by = " ".join(form.get("by", "").split())[:NAME_LENGTH]
         try:
-            await asyncio.to_thread(self._apply, model, name, action, by, note, str(form.get("verdict", "")))
-        except VedetteError as error:
-            target = request.url.with_path(f"/incidents/{name}").with_query(model=model.name, problem=str(error))
-            raise web.HTTPSeeOther(target.relative()) from None
-        raise web.HTTPSeeOther(request.url.with_path(f"/incidents/{name}").with_query(model=model.name).relative())
+            await asyncio.to_thread(self._apply, model, name, action, by, form)
+        except (Conflict, ConfigError) as error:
+            return await self._incident_page(request, model, name, str(error), _status_of(error)[0])
+        finally:
+            await self.watches[model.name].look(fresh=True)
+        response = web.Response(status=303, headers={"Location": self.pages.link(f"/incidents/{name}", model)})
+        response.set_cookie(
+            NAME_COOKIE, quote(by), max_age=NAME_COOKIE_SECONDS, httponly=True, samesite="Strict", secure=request.secure
+        )
+        return response
 
-    def _apply(self, model: ModelSettings, name: str, action: str, by: str, note: str, verdict: str) -> None:
-        desk = service.IncidentService(connect(self.settings.redis), model.name)
+    def _apply(self, model: ModelSettings, name: str, action: str, by: str, form: Mapping[str, str]) -> None:
+        desk = self._desk(model)
         if action == "acknowledge":
             desk.acknowledge(name, by)
         elif action == "resolve":
-            desk.resolve(name, by, verdict or "true", note)
-        elif action == "reopen":
-            desk.reopen(name, by)
+            desk.resolve(name, by, form.get("verdict", ""), form.get("note", ""))
         else:
-            raise ConfigError(f"no such action: {action}; there are acknowledge, resolve and reopen")
+            desk.reopen(name, by)
+
+    def _desk(self, model: ModelSettings) -> IncidentService:
+        if model.name not in self._desks:
+            self._desks[model.name] = IncidentService(connect(self.settings.redis), model.name)
+        return self._desks[model.name]
 
     # Live stream ------------------------------------------------------------------------------------------------
 
-    async def _broadcasting(self, app: web.Application) -> Any:
-        tasks = [asyncio.create_task(self._broadcast(model)) for model in self.settings.models]
+    async def _running(self, _: web.Application) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(broadcast.run()) for broadcast in self.broadcasts.values()]
         yield
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.redis.aclose()
 
-    async def _broadcast(self, model: ModelSettings) -> None:
-        while True:
-            started = time.monotonic()
-            viewers = self._viewers[model.name]
-            if viewers:
-                try:
-                    message = self._message(await data.overview(self.redis, model))
-                except (RedisError, msgspec.MsgspecError) as error:
-                    text = msgspec.json.encode({"problem": f"Redis does not answer: {error}"}).decode()
-                    message = f"event: problem\ndata: {text}\n\n".encode()
-                for queue in viewers:
-                    if queue.full():
-                        queue.get_nowait()
-                    queue.put_nowait(message)
-            await asyncio.sleep(max(0.05, REFRESH_SECONDS - (time.monotonic() - started)))
+    async def _end_streams(self, _: web.Application) -> None:
+        for broadcast in self.broadcasts.values():
+            broadcast.stop()
 
-    def _message(self, look: data.Overview) -> bytes:
-        rows = self.templates.get_template("incident_rows.html").render(look=look)
-        probes = self.templates.get_template("probe_rows.html").render(look=look)
-        figures = {
-            "rows_per_second": figure(look.rows_per_second),
-            "rows": figure(look.totals["rows"]),
-            "lag": figure(look.lag),
-            "workers": len(look.workers),
-            "gone": len(look.gone),
-            "open_pages": look.open_pages,
-            "open_tickets": look.open_tickets,
-            "mode": look.mode,
-            "at": moment(int(look.at * 1e6)),
-        }
-        plot = pictures.bars([count for _, count, _, _ in look.minutes])
-        text = msgspec.json.encode({"figures": figures, "incidents": rows, "probes": probes, "plot": plot}).decode()
-        return f"event: overview\ndata: {text}\n\n".encode()
+    def _event(self, look: Overview, incident: str) -> bytes:
+        if not incident:
+            return self.pages.event(look, self.settings.model(look.model))
+        row = self.watches[look.model].index.get(incident)
+        return msgspec.json.encode({"change": row.change if row else None})
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        """Server-sent events: one overview a second, shared by all viewers of a model."""
-        model = self._model(request)
-        response = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
+        """Server-sent events: a look a second; with ``incident=ID`` only the number of that incident's changes."""
+        broadcast = self.broadcasts[self._model(request).name]
+        if sum(map(len, self.broadcasts.values())) >= MOST_VIEWERS:
+            raise web.HTTPServiceUnavailable(text="too many live pages are open")
+        response = web.StreamResponse(headers={**self._headers(request), "Content-Type": "text/event-stream"})
         await response.prepare(request)
-        queue: asyncio.Queue[bytes] = asyncio.Queue(VIEWER_QUEUE)
-        self._viewers[model.name].add(queue)
         try:
-            while True:
-                try:
-                    message = await asyncio.wait_for(queue.get(), HEARTBEAT_SECONDS)
-                except TimeoutError:
-                    message = b": still here\n\n"
-                await response.write(message)
-        except (ConnectionResetError, asyncio.CancelledError):
-            return response
-        finally:
-            self._viewers[model.name].discard(queue)
+            await broadcast.serve(response, request.query.get("incident", "")[:32])
+        except ConnectionResetError:
+            log.debug("a viewer has left")
+        return response
+
+    async def last_event(self, request: web.Request) -> web.Response:
+        """The same look once, for tabs that nobody sees."""
+        model = self._model(request)
+        look = await self.watches[model.name].look()
+        return web.Response(body=self.pages.event(look, model), content_type="application/json")
 
     # For programs -----------------------------------------------------------------------------------------------
 
     async def api_overview(self, request: web.Request) -> web.Response:
         """The live page as JSON."""
-        look = await data.overview(self.redis, self._model(request))
-        return web.Response(body=msgspec.json.encode(look), content_type="application/json")
+        look = await self.watches[self._model(request).name].look()
+        document = msgspec.to_builtins(look) | {"lag": look.lag, "rows_per_second": look.rows_per_second}
+        return web.Response(body=msgspec.json.encode(document), content_type="application/json")
 
     async def api_incidents(self, request: web.Request) -> web.Response:
-        """Incidents as JSON, open ones first."""
-        look = await data.overview(self.redis, self._model(request))
+        """The most urgent incidents as JSON."""
+        look = await self.watches[self._model(request).name].look()
         return web.Response(body=msgspec.json.encode(look.incidents), content_type="application/json")
 
     async def api_incident(self, request: web.Request) -> web.Response:
         """One incident with its evidence as JSON."""
-        found = await data.incident(self.redis, self._model(request), request.match_info["incident"])
-        if found is None:
-            raise web.HTTPNotFound(text="no such incident")
-        shown, version, signals = found
-        document = {"incident": shown, "version": version, "evidence": signals}
+        found = await self._dossier(request, self._model(request), request.match_info["incident"])
+        document = {"incident": found.incident, "change": found.change, "evidence": found.signals}
         return web.Response(body=msgspec.json.encode(document), content_type="application/json")
 
-    async def metrics(self, request: web.Request) -> web.Response:
+    async def metrics(self, _: web.Request) -> web.Response:
         """Prometheus metrics of incidents and probes, for every declared model."""
-        lines: list[str] = []
-        for model in self.settings.models:
-            look = await data.overview(self.redis, model)
-            label = f'{{model="{model.name}"}}'
-            lines += [
-                f"vedette_rows_total{label} {look.totals['rows']}",
-                f"vedette_rows_invalid_total{label} {look.totals['invalid']}",
-                f"vedette_lag_records{label} {look.lag}",
-                f"vedette_workers{label} {len(look.workers)}",
-                f'vedette_incidents_open{{model="{model.name}",level="page"}} {look.open_pages}',
-                f'vedette_incidents_open{{model="{model.name}",level="ticket"}} {look.open_tickets}',
-            ]
-            lines += [
-                f'vedette_probe_recall{{model="{model.name}",attack="{probe.attack}"}} {probe.recall}'
-                for probe in look.probes
-            ]
-        return web.Response(text="\n".join(lines) + "\n", content_type="text/plain", charset="utf-8")
+        looks = [await watch.look() for watch in self.watches.values()]
+        return web.Response(text=metrics.exposition(looks), headers={"Content-Type": metrics.CONTENT_TYPE})
 
-    async def health(self, request: web.Request) -> web.Response:
+    async def health(self, _: web.Request) -> web.Response:
         """200 while Redis answers."""
         try:
             await self.redis.ping()
-        except RedisError as error:
-            return web.json_response({"status": "redis does not answer", "detail": str(error)}, status=503)
+        except RedisError:
+            return web.json_response({"status": "redis does not answer"}, status=503)
         return web.json_response({"status": "ok"})
 
 
-def moment(microseconds: int) -> str:
-    """Broker time as ISO 8601 in UTC; the page's script shows it in the reader's zone."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(microseconds / 1e6))
+def _for_programs(request: web.Request) -> bool:
+    return request.path.startswith(("/api/", "/events")) or request.path == "/metrics"
 
 
-def duration(microseconds: int) -> str:
-    """A length of time in the largest sensible unit."""
-    seconds = microseconds / 1e6
-    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
+def _status_of(error: Exception) -> tuple[int, str]:
+    if isinstance(error, UnknownIncident):
+        return 404, "No such incident"
+    if isinstance(error, Conflict):
+        return 409, "Somebody was faster"
+    if isinstance(error, ConfigError):
+        return 422, "That cannot be done"
+    if isinstance(error, VedetteError):
+        return 503, "Not now"
+    return 500, "Redis holds what this version cannot read"
 
 
-def figure(value: float) -> str:
-    """A number for people."""
-    return f"{value:,.0f}" if abs(value) >= 10 or value == int(value) else f"{value:.2f}"
+async def _form(request: web.Request) -> dict[str, str]:
+    """The fields of a plain form; files are refused."""
+    if request.content_type not in ("application/x-www-form-urlencoded", "application/octet-stream"):
+        raise web.HTTPUnsupportedMediaType(text="send a form as application/x-www-form-urlencoded")
+    return {name: value for name, value in (await request.post()).items() if isinstance(value, str)}
 
 
-def _token(settings: Settings) -> str | None:
-    path = settings.console.token_file
-    if path is None:
-        return None
-    try:
-        token = Path(path).read_text(encoding="utf-8").strip()
-    except OSError:
-        raise ConfigError(f"console.token_file: cannot read {path}") from None
-    if len(token) < 16:
-        raise ConfigError(f"console.token_file: {path} must hold at least 16 characters")
-    return token
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _name_of(request: web.Request) -> str:
+    return unquote(request.cookies.get(NAME_COOKIE, ""))[:NAME_LENGTH]
 
 
 def run(settings: Settings) -> int:
-    """Serve until SIGTERM.
+    """The `vedette console` command: serve until SIGTERM or SIGINT; returns the exit code.
 
     Raises
     ------
     ConfigError
-        When it should listen beyond loopback without a token.
+        When it should listen beyond loopback without a token, or cannot listen.
     """
-    token = _token(settings)
+    token = read_token(settings.console)
     host, port = settings.console.host, settings.console.port
-    if token is None and not _is_loopback(host):
-        raise ConfigError(f"console.host: {host} is not loopback; set console.token_file first, so that nobody reads evidence unasked")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    log.info("console on http://%s:%s/", f"[{host}]" if ":" in host else host, port)
 
     async def serve() -> web.Application:
-        console = Console(settings, connect_async(settings.redis), token)
-        log.info("console on http://%s:%s/", host, port)
-        return console.application()
+        return Console(settings, connect_async(settings.redis), token).application()
 
     try:
-        web.run_app(serve(), host=host, port=port, print=None, access_log=None, shutdown_timeout=2.0)
+        web.run_app(serve(), host=host, port=port, print=None, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
     except OSError as error:
         raise ConfigError(f"console.port: cannot listen on {host}:{port}: {error.strerror or error}") from None
     return 0

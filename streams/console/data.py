@@ -1,29 +1,53 @@
-"""What the console shows, read from Redis: merged over partitions, a fixed number of calls whatever the traffic."""
+"""What the console shows of one model, read from Redis: merged over partitions, at most once a second whoever asks."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import msgspec
 from redis.asyncio import Redis
 
+from streams.audit import COUNTERS
 from streams.config import ModelSettings
+from streams.console.index import IncidentIndex, IncidentRow
 from streams.store.keys import ModelKeys, PartitionKeys
 from streams.store.messages import Incident, ProbeSummary, SignalMessage, WorkerStatus
 
-#: A worker that has not spoken for so long is shown as gone.
-WORKER_STALE_SECONDS = 10.0
+#: Looks at Redis are at least so far apart; several viewers and pages share one.
+REFRESH_SECONDS = 1.0
+#: A worker that has not spoken for so long is shown as gone, and after a while no longer.
+WORKER_STALE_SECONDS, WORKER_FORGOTTEN_SECONDS = 10.0, 3600.0
 #: Incidents on the live page.
-LISTED_INCIDENTS = 50
-#: Evidence signals read for an incident page.
-SHOWN_EVIDENCE = 40
+LISTED_INCIDENTS = 25
 #: Minutes of traffic in the live page's plot.
 PLOTTED_MINUTES = 30
+#: Minutes that are read at every look. Older ones change only while a worker catches up, and are read less often.
+FRESH_MINUTES, OLD_MINUTES_EVERY_SECONDS = 2, 10.0
+#: Bytes of evidence that one incident page reads; wide inputs show fewer signals.
+EVIDENCE_BYTES = 4 * 1024 * 1024
+#: Signals that are read however wide they are.
+EVIDENCE_LEAST = 3
 
-_SUMMED = ("rows", "scored", "probes", "probes_excluded", "invalid", "duplicates", "tickets", "pages", "anonymous")
+#: Counters that are shown, of the beginning and of each minute.
+TOTALS = (*COUNTERS, "tickets", "pages", "anonymous")
+BY_MINUTE = ("rows", "tickets", "pages")
+
+_Message = TypeVar("_Message", WorkerStatus, ProbeSummary, SignalMessage, Incident)
+
+
+@dataclass(frozen=True, slots=True)
+class Minute:
+    """Traffic of one minute of broker time over all partitions."""
+
+    minute: int
+    """Minutes since the epoch."""
+    rows: int = 0
+    tickets: int = 0
+    pages: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +56,28 @@ class Overview:
 
     model: str
     at: float
+    """Seconds since the epoch."""
     mode: str
+    """``pilot``, ``paging``, or empty where nobody has set it."""
     workers: list[WorkerStatus]
     gone: list[WorkerStatus]
+    """Workers that fell silent within the last hour."""
+    orphans: list[int]
+    """Partitions that no living worker holds."""
     totals: dict[str, int]
-    minutes: list[tuple[int, int, int, int]]
-    """(minute since the epoch, rows, tickets, pages), oldest first."""
-    incidents: list[Incident]
+    minutes: list[Minute]
+    """Oldest first; the last one is under way."""
+    incidents: list[IncidentRow]
     open_pages: int
     open_tickets: int
     probes: list[ProbeSummary]
+    blind: IncidentRow | None
+    """The open incident that says that probes are not seen."""
 
     @property
-    def lag(self) -> int:
-        """Records not yet recorded, over all living workers."""
-        return sum(worker.lag for worker in self.workers)
+    def lag(self) -> int | None:
+        """Records not yet recorded, over all living workers; None when there is no worker that could say."""
+        return sum(worker.lag for worker in self.workers) if self.workers else None
 
     @property
     def rows_per_second(self) -> float:
@@ -54,84 +85,161 @@ class Overview:
         return sum(worker.rows_per_second for worker in self.workers)
 
 
-async def overview(redis: Redis, model: ModelSettings, now: float | None = None) -> Overview:
-    """Everything that the live page shows, in three round trips."""
-    now = time.time() if now is None else now
-    keys = ModelKeys(model.name)
-    first = redis.pipeline(transaction=False)
-    first.hgetall(keys.workers)
-    first.get(keys.mode)
-    first.zrevrange(keys.incidents, 0, LISTED_INCIDENTS - 1)
-    first.hgetall(keys.probe_results)
-    first.hvals(keys.open_incidents)
-    statuses, mode, listed, results, open_ids = await first.execute()
-    said = [msgspec.json.decode(value, type=WorkerStatus) for value in statuses.values()]
-    partitions = sorted({p for status in said for p in status.partitions})
-    living = [s for s in said if now - s.at / 1e6 <= WORKER_STALE_SECONDS]
-    wanted = list(dict.fromkeys([*map(_text, open_ids), *map(_text, listed)]))
-    incidents = await _incidents(redis, keys, wanted)
-    totals, minutes = await _traffic(redis, model.topic, partitions, now)
-    is_open = [i for i in incidents if i.state in ("new", "in_progress")]
-    shown = sorted(incidents, key=lambda i: (i.state == "resolved", i.level != "page", -i.last_seen))
-    return Overview(
-        model=model.name,
-        at=now,
-        mode=_text(mode) if mode else "paging",
-        workers=living,
-        gone=[s for s in said if s not in living],
-        totals=totals,
-        minutes=minutes,
-        incidents=shown[:LISTED_INCIDENTS],
-        open_pages=sum(i.level == "page" for i in is_open),
-        open_tickets=sum(i.level == "ticket" for i in is_open),
-        probes=sorted((msgspec.json.decode(v, type=ProbeSummary) for v in results.values()), key=lambda s: s.attack),
-    )
+@dataclass(frozen=True, slots=True)
+class Dossier:
+    """One incident with its evidence."""
+
+    incident: Incident
+    change: int
+    """Number of its changes, for compare-and-set."""
+    signals: list[SignalMessage]
+    """Newest first."""
+    kept: int
+    """Signals that Redis holds; more than are shown where inputs are wide."""
 
 
-async def incident(redis: Redis, model: ModelSettings, name: str) -> tuple[Incident, int, list[SignalMessage]] | None:
-    """One incident, its version for compare-and-set, and its evidence, newest first."""
-    keys = ModelKeys(model.name)
-    pipe = redis.pipeline(transaction=False)
-    pipe.hgetall(keys.incident(name))
-    pipe.lrange(keys.evidence(name), -SHOWN_EVIDENCE, -1)
-    stored, evidence = await pipe.execute()
-    if not stored:
-        return None
-    signals = [msgspec.json.decode(value, type=SignalMessage) for value in reversed(evidence)]
-    return msgspec.json.decode(stored[b"m"], type=Incident), int(stored.get(b"version", 0)), signals
+@dataclass(slots=True)
+class _Traffic:
+    minutes: dict[int, Minute] = field(default_factory=dict)
+    read_all: float = 0.0
+    partitions: list[int] = field(default_factory=list)
 
 
-async def _incidents(redis: Redis, keys: ModelKeys, names: Sequence[str]) -> list[Incident]:
-    pipe = redis.pipeline(transaction=False)
-    for name in names:
-        pipe.hget(keys.incident(name), "m")
-    return [msgspec.json.decode(value, type=Incident) for value in await pipe.execute() if value]
+class Watch:
+    """Looks at one model and remembers the last look.
+
+    Parameters
+    ----------
+    redis : redis.asyncio.Redis
+        A client that returns bytes.
+    model : ModelSettings
+    clock : callable
+        Seconds since the epoch.
+    """
+
+    def __init__(self, redis: Redis, model: ModelSettings, clock: Callable[[], float] = time.time) -> None:
+        self.model = model
+        self.keys = ModelKeys(model.name)
+        self.index = IncidentIndex(redis, self.keys)
+        self._redis = redis
+        self._clock = clock
+        self._traffic = _Traffic()
+        self._last: Overview | None = None
+        self._lock = asyncio.Lock()
+
+    async def look(self, fresh: bool = False) -> Overview:
+        """The last look, or a new one when it is older than `REFRESH_SECONDS`, or when `fresh` is asked for."""
+        async with self._lock:
+            now = self._clock()
+            if self._last is None or fresh or not 0 <= now - self._last.at < REFRESH_SECONDS:
+                self._last = await self._take(now)
+            return self._last
+
+    async def incident(self, name: str) -> Dossier | None:
+        """One incident with its evidence, or None; reads at most about `EVIDENCE_BYTES` of it."""
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.hmget(self.keys.incident(name), "m", "version")
+        pipe.llen(self.keys.evidence(name))
+        pipe.lrange(self.keys.evidence(name), -1, -1)
+        (body, change), kept, last = await pipe.execute()
+        if body is None:
+            return None
+        signals: list[SignalMessage] = []
+        if last:
+            most = max(EVIDENCE_LEAST, EVIDENCE_BYTES // max(len(last[0]), 1))
+            texts = await self._evidence(name, kept, most)
+            signals = decoded(reversed(texts), SignalMessage)
+        return Dossier(msgspec.json.decode(body, type=Incident), int(change or 0), signals, int(kept))
+
+    async def _evidence(self, name: str, kept: int, most: int) -> list[Any]:
+        """The newest entries and, when not all are wanted, the first one: what it began with explains the most."""
+        key = self.keys.evidence(name)
+        if kept <= most:
+            return list(await self._redis.lrange(key, 0, -1))
+        first = await self._redis.lrange(key, 0, 0)
+        return [*first, *await self._redis.lrange(key, -(most - 1), -1)]
+
+    async def _take(self, now: float) -> Overview:
+        await self.index.refresh()
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.hvals(self.keys.workers)
+        pipe.get(self.keys.mode)
+        pipe.hvals(self.keys.probe_results)
+        pipe.hkeys(self.keys.progress)
+        statuses, mode, results, places = await pipe.execute()
+        said = sorted(decoded(statuses, WorkerStatus), key=lambda status: status.worker)
+        living = [status for status in said if now - status.at / 1e6 <= WORKER_STALE_SECONDS]
+        held = {partition for status in living for partition in status.partitions}
+        known = {partition for status in said for partition in status.partitions} | self._partitions(places)
+        totals = await self._count(sorted(known), now)
+        blind = next((row for row in self.index.rows if row.entity == "monitoring" and row.state != "resolved"), None)
+        return Overview(
+            model=self.model.name,
+            at=now,
+            mode=text(mode) if mode else "",
+            workers=living,
+            gone=[
+                status for status in said if WORKER_STALE_SECONDS < now - status.at / 1e6 <= WORKER_FORGOTTEN_SECONDS
+            ],
+            orphans=sorted(known - held),
+            totals=totals,
+            minutes=[self._traffic.minutes[minute] for minute in sorted(self._traffic.minutes)],
+            incidents=self.index.select()[:LISTED_INCIDENTS],
+            open_pages=self.index.count("page"),
+            open_tickets=self.index.count("ticket"),
+            probes=sorted(decoded(results, ProbeSummary), key=lambda summary: (summary.kind, summary.attack)),
+            blind=blind,
+        )
+
+    def _partitions(self, places: Iterable[bytes]) -> set[int]:
+        """Partitions of the model's topic that the correlator has read signals of."""
+        found = set()
+        for place in map(text, places):
+            topic, _, partition = place.rpartition(":")
+            if topic == self.model.topic and partition.isdigit():
+                found.add(int(partition))
+        return found
+
+    async def _count(self, partitions: Sequence[int], now: float) -> dict[str, int]:
+        """Totals over all partitions; the minutes are brought up to date in `_traffic`."""
+        traffic = self._traffic
+        this = int(now // 60)
+        first = this - PLOTTED_MINUTES + 1
+        all_of_them = now - traffic.read_all >= OLD_MINUTES_EVERY_SECONDS or traffic.partitions != list(partitions)
+        span = range(first if all_of_them else max(first, this - FRESH_MINUTES + 1), this + 1)
+        pipe = self._redis.pipeline(transaction=False)
+        keys = [PartitionKeys(self.model.topic, partition) for partition in partitions]
+        for place in keys:
+            pipe.hmget(place.totals, list(TOTALS))
+        for minute in span:
+            for place in keys:
+                pipe.hmget(place.minute(minute), list(BY_MINUTE))
+        answers: list[Any] = await pipe.execute() if partitions else []
+        totals = dict(zip(TOTALS, _summed(answers[: len(keys)], len(TOTALS)), strict=True))
+        for row, minute in enumerate(span):
+            at = len(keys) * (row + 1)
+            traffic.minutes[minute] = Minute(minute, *_summed(answers[at : at + len(keys)], len(BY_MINUTE)))
+        traffic.minutes = {m: traffic.minutes.get(m, Minute(m)) for m in range(first, this + 1)}
+        if all_of_them:
+            traffic.read_all, traffic.partitions = now, list(partitions)
+        return totals
 
 
-async def _traffic(
-    redis: Redis, topic: str, partitions: Sequence[int], now: float
-) -> tuple[dict[str, int], list[tuple[int, int, int, int]]]:
-    this = int(now // 60)
-    span = range(this - PLOTTED_MINUTES + 1, this + 1)
-    pipe = redis.pipeline(transaction=False)
-    for partition in partitions:
-        pipe.hgetall(PartitionKeys(topic, partition).totals)
-    for minute in span:
-        for partition in partitions:
-            pipe.hmget(PartitionKeys(topic, partition).minute(minute), "rows", "tickets", "pages")
-    answers: list[Any] = await pipe.execute()
-    totals = dict.fromkeys(_SUMMED, 0)
-    for stored in answers[: len(partitions)]:
-        for name in _SUMMED:
-            totals[name] += int(stored.get(name.encode(), 0))
-    minutes = []
-    rest = answers[len(partitions) :]
-    for place, minute in enumerate(span):
-        parts = rest[place * len(partitions) : (place + 1) * len(partitions)]
-        rows, tickets, pages = (sum(int(part[column] or 0) for part in parts) for column in range(3))
-        minutes.append((minute, rows, tickets, pages))
-    return totals, minutes
+def decoded(texts: Iterable[bytes], kind: type[_Message]) -> list[_Message]:
+    """Those of the messages that can be read; one that another version wrote must not hide the others."""
+    found = []
+    for each in texts:
+        try:
+            found.append(msgspec.json.decode(each, type=kind))
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            continue
+    return found
 
 
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+def text(value: bytes | str) -> str:
+    """A Redis reply as text."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _summed(parts: Sequence[Sequence[bytes | None]], width: int) -> list[int]:
+    return [sum(int(part[column] or 0) for part in parts) for column in range(width)]

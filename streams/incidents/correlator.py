@@ -145,7 +145,12 @@ class Correlator:
         says which ones it holds.
         """
         for said in self.redis.hvals(self.keys.workers):
-            for partition in msgspec.json.decode(said, type=WorkerStatus).partitions:
+            try:
+                status = msgspec.json.decode(said, type=WorkerStatus)
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                log.warning("a worker's status cannot be read and is passed over: %s", error)
+                continue
+            for partition in status.partitions:
                 self.progress.setdefault(partition, "")
         first, last = 0, max(self.progress, default=-1) + DISCOVER_AHEAD
         while first <= last:

@@ -16,23 +16,13 @@ from rich.text import Text
 
 from streams.config import ModelSettings, Settings
 from streams.incidents.service import IncidentService, IncidentView, StateFilter
-from streams.incidents.titles import TECHNIQUES
+from streams.incidents.titles import ADVICE, TECHNIQUES
 from streams.store.messages import Incident, LevelName, SignalMessage
 
 #: Evidence signals, clients, changes and features that `show` prints at most.
 SHOWN_SIGNALS, SHOWN_CLIENTS, SHOWN_CHANGES, SHOWN_FEATURES = 5, 12, 12, 6
 #: A resolved incident has served its purpose, a page has not.
 COLOURS = {"page": "bold red", "ticket": "yellow"}
-ADVICE = {
-    "client": "Look at the client's recent traffic and its purpose; acknowledge, then limit or question the client if "
-    "it is no known test.",
-    "cluster": "The cluster spans accounts. An attacker can copy a victim's queries to frame him: examine each "
-    "account, block none on this evidence alone.",
-    "population": "Too many openings at once. Work on the single incidents first, pages before tickets; the flood may "
-    "hide one of them.",
-    "monitoring": "Check prober, worker and the model's endpoint (`vedette doctor`): until it is resolved, silence "
-    "proves nothing.",
-}
 
 
 class Session(Protocol):

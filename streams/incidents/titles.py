@@ -16,6 +16,18 @@ TECHNIQUES = {
     "AML.T0046": "Flood of signals",
 }
 
+#: Entity of an incident -> what to do next.
+ADVICE = {
+    "client": "Look at the client's recent traffic and its purpose; acknowledge, then limit or question the client if "
+    "it is no known test.",
+    "cluster": "The cluster spans accounts. An attacker can copy a victim's queries to frame him: examine each "
+    "account, block none on this evidence alone.",
+    "population": "Too many openings at once. Work on the single incidents first, pages before tickets; the flood may "
+    "hide one of them.",
+    "monitoring": "Check prober, worker and the model's endpoint (`vedette doctor`): until it is resolved, silence "
+    "proves nothing.",
+}
+
 #: Clients that an incident names at most.
 CLIENTS_KEPT = 256
 #: Hex digits of a client's hash that a title shows.

@@ -1,0 +1,178 @@
+"""Who may see the console and change things: one token, signed sessions, CSRF marks, a limit on wrong tokens.
+
+Nothing is stored: a session is a cookie that only a holder of the secret can make, and a CSRF mark is bound to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import re
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import web
+
+from streams.config import ConsoleSettings
+from streams.errors import ConfigError
+
+SESSION_COOKIE = "vedette_session"
+#: A session ends so long after log-in; about one shift.
+SESSION_SECONDS = 12 * 3600
+#: Fewest characters of a token: beyond guessing even without the limit below.
+TOKEN_LENGTH = 16
+#: Wrong tokens from one address, and from everywhere, per minute before log-in is refused.
+WRONG_PER_ADDRESS, WRONG_PER_MINUTE = 10, 100
+MINUTE_SECONDS = 60.0
+
+_SESSION = re.compile(r"(\d{1,12})-[A-Za-z0-9_-]{22}")
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A visitor."""
+
+    name: str
+    fresh: bool
+    """It was made for this answer, so that the cookie must be set."""
+
+
+class Access:
+    """Rules of access for one console.
+
+    Parameters
+    ----------
+    token : str or None
+        None: everybody who reaches the socket may come in, so it must be a loopback socket and be asked for by a
+        loopback name (else any web page could reach it through a name that resolves to loopback).
+    clock : callable
+        Seconds since the epoch.
+    """
+
+    def __init__(self, token: str | None, clock: Callable[[], float] = time.time) -> None:
+        self.token = token
+        self._clock = clock
+        root = token.encode() if token is not None else secrets.token_bytes(32)
+        self._secret = hashlib.sha256(b"vedette console\0" + root).digest()
+        self._wrong: list[tuple[float, str]] = []
+
+    def admits_host(self, request: web.Request) -> bool:
+        """Whether the request asks for us by a name under which we may answer."""
+        if self.token is not None:
+            return True
+        host = request.headers.get("Host", "")
+        name = host[1:].partition("]")[0] if host.startswith("[") else host.rpartition(":")[0] or host
+        return is_loopback(name)
+
+    def known(self, request: web.Request) -> bool:
+        """Whether the visitor has shown the token, now or when the session began."""
+        return self.token is None or self.bears_token(request) or self._valid_session(request) is not None
+
+    def bears_token(self, request: web.Request) -> bool:
+        """Whether the request itself carries the token; no browser adds that by itself, so it needs no CSRF mark."""
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        if self.token is None or scheme.lower() != "bearer" or not given:
+            return False
+        return not self.must_wait(request) and self.check(request, given.strip())
+
+    def check(self, request: web.Request, given: str) -> bool:
+        """Compare a token, and remember the attempt when it is wrong."""
+        if self.token is not None and _same(given, self.token):
+            return True
+        self._wrong.append((self._clock(), _address(request)))
+        return False
+
+    def must_wait(self, request: web.Request) -> bool:
+        """Whether too many wrong tokens came within the last minute."""
+        since = self._clock() - MINUTE_SECONDS
+        self._wrong = [(at, address) for at, address in self._wrong if at > since][-WRONG_PER_MINUTE:]
+        ours = sum(address == _address(request) for _, address in self._wrong)
+        return ours >= WRONG_PER_ADDRESS or len(self._wrong) >= WRONG_PER_MINUTE
+
+    def session(self, request: web.Request) -> Session:
+        """The visitor's session, or a new one."""
+        found = self._valid_session(request)
+        return Session(found, fresh=False) if found else self.new_session()
+
+    def new_session(self) -> Session:
+        """A session that begins now."""
+        return Session(f"{int(self._clock())}-{secrets.token_urlsafe(16)}", fresh=True)
+
+    def csrf(self, session: Session) -> str:
+        """The mark that every form of the session carries."""
+        return self._sign("csrf", session.name)
+
+    def allows_change(self, request: web.Request, given: str) -> bool:
+        """Whether a request that changes something comes from a page of ours, or carries the token itself."""
+        if request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
+            return False
+        if self.token is not None and self.bears_token(request):
+            return True
+        name = self._valid_session(request)
+        return name is not None and _same(given, self._sign("csrf", name))
+
+    def remember(self, request: web.Request, response: web.StreamResponse, session: Session) -> None:
+        """Give the visitor the session's cookie."""
+        value = f"{session.name}.{self._sign('session', session.name)}"
+        response.set_cookie(SESSION_COOKIE, value, httponly=True, samesite="Strict", secure=request.secure)
+
+    def forget(self, response: web.StreamResponse) -> None:
+        """Take the session's cookie back."""
+        response.del_cookie(SESSION_COOKIE, httponly=True, samesite="Strict")
+
+    def _valid_session(self, request: web.Request) -> str | None:
+        name, _, mark = request.cookies.get(SESSION_COOKIE, "").partition(".")
+        found = _SESSION.fullmatch(name)
+        if found is None or not _same(mark, self._sign("session", name)):
+            return None
+        age = self._clock() - int(found.group(1))
+        return name if -MINUTE_SECONDS <= age <= SESSION_SECONDS else None
+
+    def _sign(self, purpose: str, text: str) -> str:
+        return hmac.new(self._secret, f"{purpose}:{text}".encode(), hashlib.sha256).hexdigest()
+
+
+def read_token(settings: ConsoleSettings) -> str | None:
+    """The token from the settings.
+
+    Raises
+    ------
+    ConfigError
+        When the file cannot be read, or its token is short, or when the console should listen beyond loopback
+        without a token.
+    """
+    path = settings.token_file
+    if path is None:
+        if not is_loopback(settings.host):
+            raise ConfigError(
+                f"console.host: {settings.host} is not loopback; set console.token_file first, so that nobody reads "
+                "evidence unasked"
+            )
+        return None
+    try:
+        token = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError(f"console.token_file: cannot read {path}") from None
+    if len(token) < TOKEN_LENGTH:
+        raise ConfigError(f"console.token_file: {path} must hold at least {TOKEN_LENGTH} characters")
+    return token
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's own, whoever resolves it."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _address(request: web.Request) -> str:
+    return request.remote or ""
+
+
+def _same(given: str, wanted: str) -> bool:
+    return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), wanted.encode())

@@ -1,0 +1,231 @@
+"""Incidents in memory: one short row each, kept up to date from the incident log, so that no page reads them all.
+
+Redis stays the truth. Any number of consoles hold an index each; a look costs what has changed since the last one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+import msgspec
+from redis.asyncio import Redis
+
+from streams.store.keys import ModelKeys
+from streams.store.messages import LevelName, State, Verdict
+
+#: Newest incidents (by last-seen) that are held.
+HELD = 20_000
+#: Incidents fetched in one round trip.
+FETCH = 500
+#: Log entries read in one round trip.
+READ = 1_000
+#: Seconds between two full comparisons with Redis: forgetting old incidents leaves no entry in the log.
+COMPARE_SECONDS = 60.0
+
+Order = Literal["urgency", "last_seen", "first_seen", "signals", "strength"]
+StateFilter = Literal["open", "new", "in_progress", "suppressed", "resolved", "all"]
+
+
+class IncidentRow(msgspec.Struct, frozen=True):
+    """What lists show and search of an incident; the fields are those of `messages.Incident`."""
+
+    id: str
+    technique: str
+    entity: str
+    entity_id: str
+    title: str
+    level: LevelName
+    state: State
+    first_seen: int
+    last_seen: int
+    opened_at: int
+    signals: int
+    max_ratio: float
+    clients: list[str]
+    assignee: str | None = None
+    verdict: Verdict | None = None
+    pilot: bool = False
+    change: int = 0
+    """Number of its changes, for comparison."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether somebody has to do something about it."""
+        return self.state in ("new", "in_progress")
+
+
+class IncidentIndex:
+    """The newest incidents of one model.
+
+    Parameters
+    ----------
+    redis : redis.asyncio.Redis
+        A client that returns bytes.
+    keys : ModelKeys
+    clock : callable
+        Seconds that never go back.
+    """
+
+    def __init__(self, redis: Redis, keys: ModelKeys, clock: Callable[[], float] = time.monotonic) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._clock = clock
+        self._rows: dict[str, IncidentRow] = {}
+        self._last: str | None = None
+        """Id of the last entry of the log that was read; None before the first look."""
+        self._compared = 0.0
+        self._lock = asyncio.Lock()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, incident: str) -> bool:
+        return incident in self._rows
+
+    @property
+    def rows(self) -> Iterable[IncidentRow]:
+        """Every row, in no order."""
+        return self._rows.values()
+
+    def get(self, incident: str) -> IncidentRow | None:
+        """One row."""
+        return self._rows.get(incident)
+
+    async def refresh(self) -> None:
+        """Take in what has changed in Redis since the last call."""
+        async with self._lock:
+            now = self._clock()
+            if self._last is None or now - self._compared >= COMPARE_SECONDS or await self._lost_entries():
+                await self._compare()
+                self._compared = now
+                return
+            while entries := await self._redis.xrange(self._keys.log, f"({self._last}", "+", READ):
+                await self._fetch({name for name in map(_incident_of, entries) if name})
+                self._last = _text(entries[-1][0])
+
+    def count(self, level: LevelName) -> int:
+        """Open incidents of one level."""
+        return sum(row.level == level and row.is_open for row in self._rows.values())
+
+    def select(
+        self,
+        state: StateFilter = "all",
+        level: LevelName | None = None,
+        text: str = "",
+        technique: str = "",
+        assignee: str = "",
+        order: Order = "urgency",
+        ascending: bool = False,
+    ) -> list[IncidentRow]:
+        """Rows that fit, the most urgent (or newest, largest) first.
+
+        Parameters
+        ----------
+        text : str
+            Every word must occur in title, id, technique, entity, assignee or a client's hash.
+        """
+        words = text.lower().split()
+        found = [
+            row
+            for row in self._rows.values()
+            if _fits_state(row, state)
+            and (level is None or row.level == level)
+            and (not technique or row.technique == technique)
+            and (not assignee or (row.assignee or "") == assignee)
+            and (not words or _mentions(row, words))
+        ]
+        found.sort(key=_ORDERS[order], reverse=not ascending)
+        return found
+
+    async def _lost_entries(self) -> bool:
+        """Whether the log was trimmed beyond what was read of it, or began anew."""
+        newest, oldest = await self._ends()
+        if self._last == "0-0":
+            return False
+        return (
+            newest is None or _place(newest) < _place(self._last or "0-0") or _place(oldest) > _place(self._last or "")
+        )
+
+    async def _ends(self) -> tuple[str | None, str | None]:
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.xrevrange(self._keys.log, count=1)
+        pipe.xrange(self._keys.log, count=1)
+        newest, oldest = await pipe.execute()
+        return (_text(newest[0][0]) if newest else None, _text(oldest[0][0]) if oldest else None)
+
+    async def _compare(self) -> None:
+        newest, _ = await self._ends()
+        names = [_text(name) for name in await self._redis.zrevrange(self._keys.incidents, 0, HELD - 1)]
+        kept = set(names)
+        for gone in [name for name in self._rows if name not in kept]:
+            del self._rows[gone]
+        await self._fetch(names)
+        self._last = newest or "0-0"
+
+    async def _fetch(self, names: Iterable[str]) -> None:
+        wanted = list(names)
+        for start in range(0, len(wanted), FETCH):
+            part = wanted[start : start + FETCH]
+            pipe = self._redis.pipeline(transaction=False)
+            for name in part:
+                pipe.hmget(self._keys.incident(name), "m", "version")
+            for name, (body, version) in zip(part, await pipe.execute(), strict=True):
+                row = _row(body, version)
+                if row is None:
+                    self._rows.pop(name, None)
+                else:
+                    self._rows[name] = row
+
+
+def _row(body: bytes | None, version: bytes | None) -> IncidentRow | None:
+    """A row of what Redis holds; None where it holds nothing that can be read."""
+    if body is None:
+        return None
+    try:
+        row = msgspec.json.decode(body, type=IncidentRow)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    return msgspec.structs.replace(row, change=int(version or 0))
+
+
+def _fits_state(row: IncidentRow, state: StateFilter) -> bool:
+    if state == "all":
+        return True
+    return row.state != "resolved" if state == "open" else row.state == state
+
+
+def _mentions(row: IncidentRow, words: Sequence[str]) -> bool:
+    said = f"{row.title}\n{row.id}\n{row.technique}\n{row.entity} {row.entity_id}\n{row.assignee or ''}".lower()
+    return all(word in said or any(word in client for client in row.clients) for word in words)
+
+
+_ORDERS: dict[Order, Callable[[IncidentRow], Any]] = {
+    "urgency": lambda row: (row.is_open, row.state != "resolved", row.level == "page", row.last_seen, row.id),
+    "last_seen": lambda row: (row.last_seen, row.id),
+    "first_seen": lambda row: (row.first_seen, row.id),
+    "signals": lambda row: (row.signals, row.id),
+    "strength": lambda row: (row.max_ratio, row.id),
+}
+
+
+def _incident_of(entry: tuple[Any, Any]) -> str | None:
+    try:
+        return msgspec.json.decode(entry[1].get(b"m", b""), type=_Entry).incident
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+class _Entry(msgspec.Struct):
+    incident: str
+
+
+def _place(name: str | None) -> tuple[int, int]:
+    milliseconds, _, sequence = (name or "0-0").partition("-")
+    return int(milliseconds), int(sequence)
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,205 @@
+"""What stands on each page: templates, and the values that they are given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+import msgspec
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from detectors.schema import FeatureSchema
+from streams.config import ModelSettings, Settings
+from streams.console import pictures, words
+from streams.console.data import Dossier, Overview
+from streams.console.pictures import ChangedFeature, Panel
+from streams.incidents.titles import ADVICE
+from streams.store.messages import ProbeSummary, SignalMessage
+
+#: Pages in the order of the navigation.
+NAVIGATION = (("/", "Live"),)
+#: Signals whose input an incident page shows.
+EXHIBITS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Exhibit:
+    """One signal with its input beside the nearest reference."""
+
+    title: str
+    signal: SignalMessage
+    answer: str
+    nearest: str
+    panels: list[Panel]
+    features: list[ChangedFeature]
+    measures: list[words.Measure]
+
+
+class Pages:
+    """Renders templates; every value is escaped."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._objective = settings.probes.min_recall
+        self._templates = Environment(
+            loader=PackageLoader("streams.console"),
+            autoescape=select_autoescape(default=True),
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._templates.filters.update(
+            class_name=lambda label, classes: words.class_name(classes, label),
+            figure=words.figure,
+            interval=self._interval,
+            limit=_limit,
+            milliseconds=_milliseconds,
+            moment=words.moment,
+            odds=words.odds,
+            place=words.place,
+            precise=_precise,
+            pvalue=words.pvalue,
+            ratio=words.ratio,
+            size=words.size,
+            spans=spans,
+            state=words.STATES.__getitem__,
+            strength=_strength,
+            technique=words.technique,
+            utc=words.utc,
+            verdict=words.VERDICTS.__getitem__,
+        )
+
+    def render(self, template: str, *, model: ModelSettings | None, **values: Any) -> str:
+        """One template for one model."""
+        return self._templates.get_template(template).render(
+            model=model,
+            models=[each.name for each in self._settings.models],
+            pages=NAVIGATION,
+            objective=self._objective,
+            link=lambda path: self.link(path, model),
+            **values,
+        )
+
+    def link(self, path: str, model: ModelSettings | None) -> str:
+        """A path of ours for a model."""
+        return f"{path}?{urlencode({'model': model.name})}" if model is not None else path
+
+    def live(self, look: Overview) -> dict[str, Any]:
+        """Values of ``live.html``."""
+        return {"look": look, "plot": pictures.traffic(look.minutes)}
+
+    def event(self, look: Overview, model: ModelSettings) -> bytes:
+        """The live page's parts as JSON, for its script."""
+        parts: dict[str, Any] = {
+            "status": self.render("status.html", model=model, look=look),
+            "figures": self.render("figures.html", model=model, look=look),
+            "incidents": self.render("incident_rows.html", model=model, rows=look.incidents),
+            "probes": self.render("probe_rows.html", model=model, look=look),
+            "workers": self.render("worker_rows.html", model=model, look=look),
+            "traffic": str(pictures.traffic(look.minutes)),
+            "open_pages": look.open_pages,
+            "at": words.moment(int(look.at * 1e6)),
+        }
+        return msgspec.json.encode(parts)
+
+    def incident(self, dossier: Dossier, schema: FeatureSchema | None) -> dict[str, Any]:
+        """Values of ``incident.html``."""
+        incident = dossier.incident
+        return {
+            "incident": incident,
+            "change": dossier.change,
+            "signals": dossier.signals,
+            "kept": dossier.kept,
+            "sentence": words.sentence(incident),
+            "missing": words.missing(incident),
+            "advice": ADVICE[incident.entity],
+            "atlas": words.atlas_link(incident.technique),
+            "rules": words.RULES,
+            "verdicts": words.VERDICTS,
+            "classes": schema.classes if schema is not None else (),
+            "growth": pictures.timeline(dossier.signals),
+            "exhibits": [exhibit(schema, title, signal) for title, signal in chosen(dossier.signals)],
+        }
+
+    def _interval(self, probe: ProbeSummary) -> Markup:
+        objective = None if probe.kind == "control" else self._objective
+        return pictures.interval(probe.low, probe.recall, probe.high, objective)
+
+
+def chosen(signals: Sequence[SignalMessage]) -> list[tuple[str, SignalMessage]]:
+    """The signals that explain an incident best, each once: what paged first, what came last, the strongest.
+
+    Parameters
+    ----------
+    signals
+        Newest first.
+    """
+    if not signals:
+        return []
+    paged = [signal for signal in signals if signal.level == "page"]
+    strongest = max(signals, key=lambda signal: signal.statistic / signal.threshold if signal.threshold > 0 else 0.0)
+    candidates = [
+        *((("What made it a page", paged[-1]),) if paged else ()),
+        ("The newest signal", signals[0]),
+        ("The strongest signal", strongest),
+        ("How it began", signals[-1]),
+    ]
+    found: list[tuple[str, SignalMessage]] = []
+    for title, signal in candidates:
+        if all(signal.id != other.id for _, other in found):
+            found.append((title, signal))
+    return found[:EXHIBITS]
+
+
+def exhibit(schema: FeatureSchema | None, title: str, signal: SignalMessage) -> Exhibit:
+    """One signal: with pictures where the schema says that inputs are pictures, else with its oddest features."""
+    classes = schema.classes if schema is not None else ()
+    answer = words.class_name(classes, signal.label)
+    nearest = words.class_name(classes, signal.nearest_label)
+    drawn: list[Panel] = []
+    fits = schema is not None and len(signal.input) == len(signal.nearest) == schema.width
+    if schema is not None and fits:
+        titles = (f"input, answered “{answer}”", f"nearest reference of “{nearest}”")
+        drawn = pictures.panels(schema, signal.input, signal.nearest, titles)
+    return Exhibit(
+        title=title,
+        signal=signal,
+        answer=answer,
+        nearest=nearest,
+        panels=drawn,
+        features=[] if drawn else pictures.changed_features(schema, signal.input, signal.nearest),
+        measures=words.measures(signal.measures),
+    )
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """Whole numbers in short: 0-3, 7."""
+    parts: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1][1:] = [number]
+        else:
+            parts.append([number])
+    return ", ".join("-".join(map(str, part)) for part in parts)
+
+
+def _strength(signal: SignalMessage) -> str:
+    return words.ratio(signal.statistic / signal.threshold) if signal.threshold > 0 else "–"
+
+
+def _milliseconds(value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:,.0f} ms" if value < 10_000 else f"{value / 1000:,.0f} s"
+
+
+def _precise(value: float) -> str:
+    return f"{value:,.4g}".replace("-", "−")
+
+
+def _limit(value: float | None) -> str:
+    return "any" if value is None else _precise(value)

@@ -1,0 +1,264 @@
+"""Plain words for what stands in Redis as names and numbers."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from detectors.queries.intent import (
+    BISECTION_SCALE,
+    FOLLOWING_SCALE,
+    LEAST_SIZE,
+    NARROW_FEATURES,
+    PROGRESS_SCALE,
+    WIDE_SHARE,
+)
+from streams.incidents.titles import TECHNIQUES, client_name
+from streams.store.messages import Incident, ReasonMessage, SignalMessage
+
+#: Pages of the techniques.
+ATLAS_URL = "https://atlas.mitre.org/techniques/"
+
+RULES = {
+    "input-sequence": "The client's inputs, taken together, look less and less like benign traffic.",
+    "query-cluster": "The client sends many near-identical queries.",
+    "query-intent": "The near-identical queries walk along a decision boundary, as an attacker's do.",
+    "index-cluster": "Near-identical queries come in through several accounts.",
+    "index-intent": "Near-identical queries from several accounts walk along a decision boundary.",
+    "probes": "The prober's attacks are not seen, or do not come back.",
+}
+
+STATES = {"new": "new", "in_progress": "in progress", "suppressed": "suppressed", "resolved": "resolved"}
+VERDICTS = {"true": "real attack", "false": "false alarm", "benign": "harmless"}
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One part of a decision, for people."""
+
+    name: str
+    value: str
+    needed: str
+    """What pages; empty where nothing is asked of it."""
+    met: bool | None
+    """Whether it is as a page needs it; None where nothing is asked of it."""
+    text: str
+
+
+def measures(said: Mapping[str, float]) -> list[Measure]:
+    """The parts of the intent test in plain words, in order; measures that are not known here follow by name."""
+    found = [tell(said[name]) for name, tell in _MEASURES.items() if name in said]
+    found += [
+        Measure(name.replace("_", " "), _number(said[name], 3), "", None, "")
+        for name in sorted(said)
+        if name not in _MEASURES and name not in _SILENT
+    ]
+    return found
+
+
+def _size(value: float) -> Measure:
+    text = "queries in the cluster so far"
+    return Measure("Queries", _number(value, 0), f"at least {LEAST_SIZE}", value >= LEAST_SIZE, text)
+
+
+def _gate(value: float) -> Measure:
+    text = (
+        "features in which nine of ten queries differ from their common base; "
+        f"up to {NARROW_FEATURES} is a what-if user, a sweep or a sensor"
+    )
+    return Measure("Width", _number(value, 0), f"more than {NARROW_FEATURES}", value > NARROW_FEATURES, text)
+
+
+def _wide(value: float) -> Measure:
+    text = f"of the queries differ in more than {NARROW_FEATURES} features"
+    return Measure("Wide queries", f"{value:.0%}", f"at least {WIDE_SHARE:.0%}", value >= WIDE_SHARE, text)
+
+
+def _progress(value: float) -> Measure:
+    text = (
+        f"the queries move the model's answer {_number(abs(value), 1)} standard deviations "
+        f"{'more' if value >= 0 else 'less'} than random steps of the same size would"
+    )
+    needed = f"{PROGRESS_SCALE} alone is enough"
+    return Measure("Progress", _number(value, 2), needed, value >= PROGRESS_SCALE, text)
+
+
+def _following(value: float) -> Measure:
+    text = "the queries do not keep nearer to the model's decision boundary than random steps would"
+    if value < 0:
+        text = f"the queries keep {_times(-value)} nearer to the model's decision boundary than random steps would"
+    needed = f"−{FOLLOWING_SCALE} alone is enough"
+    return Measure("Boundary following", _number(value, 2), needed, value <= -FOLLOWING_SCALE, text)
+
+
+def _bisection(value: float) -> Measure:
+    text = "no two queries with different answers lie nearer together than the usual step"
+    if value < 0:
+        text = f"two queries with different answers lie {_times(-value)} nearer together than the usual step"
+    needed = f"−{BISECTION_SCALE} alone is enough"
+    return Measure("Bisection", _number(value, 2), needed, value <= -BISECTION_SCALE, text)
+
+
+def _score(value: float) -> Measure:
+    text = "progress, boundary following and bisection taken together"
+    return Measure("Sum of the three", _number(value, 2), "at least 1", value >= 1, text)
+
+
+_MEASURES: dict[str, Callable[[float], Measure]] = {
+    "size": _size,
+    "gate": _gate,
+    "wide_share": _wide,
+    "progress": _progress,
+    "following": _following,
+    "bisection": _bisection,
+    "score": _score,
+}
+#: Parts of the decision that only explain other parts.
+_SILENT = ("page", "following_p", "cut_links")
+
+
+def _times(log_ratio: float) -> str:
+    return f"{math.exp(min(log_ratio, 50)):,.2g} times"
+
+
+def _number(value: float, digits: int) -> str:
+    return "–" if not math.isfinite(value) else f"{value:,.{digits}f}".replace("-", "−")
+
+
+def technique(name: str) -> str:
+    """What an ATLAS technique is called."""
+    return TECHNIQUES.get(name, "Vedette itself" if not name.startswith("AML.") else name)
+
+
+def atlas_link(name: str) -> str:
+    """The technique's page; empty where it is no ATLAS technique."""
+    parts = name.split(".")
+    known = len(parts) in (2, 3) and parts[0] == "AML" and parts[1][:1] == "T" and "".join(parts[1:])[1:].isdigit()
+    return ATLAS_URL + name if known else ""
+
+
+def sentence(incident: Incident) -> str:
+    """What happens, in full sentences: who, what, since when, how strongly, and what the model's owner should know."""
+    if incident.entity == "monitoring":
+        return "Probes that should be detected are not. Until this is resolved, silence proves nothing."
+    if incident.entity == "population":
+        return (
+            f"More incidents began at once than a person can look at, so {incident.signals:,} "
+            f"signal{_s(incident.signals)} of {_accounts(len(incident.clients))} were put together here."
+        )
+    who = f"Client {client_name(incident.entity_id)}"
+    if incident.entity == "cluster":
+        who = f"A group of {_accounts(len(incident.clients))}"
+    took = duration(incident.last_seen - incident.first_seen)
+    within = f" within {took}" if incident.last_seen > incident.first_seen else ""
+    times = f"; the strongest was {ratio(incident.max_ratio)} its threshold" if incident.max_ratio > 0 else ""
+    return f"{who} {_deed(incident)}. {incident.signals:,} signal{_s(incident.signals)}{within}{times}."
+
+
+def missing(incident: Incident) -> str:
+    """Why a ticket is not a page; empty for a page."""
+    if incident.level == "page" or incident.entity in ("population", "monitoring"):
+        return ""
+    if incident.pilot:
+        return "This would have paged, but Vedette runs in pilot: nobody was called."
+    if any(rule.endswith("-intent") for rule in incident.rules):
+        return "The intent test spoke, but the evidence did not reach the paging threshold."
+    if any(rule.endswith("-cluster") for rule in incident.rules):
+        return (
+            "A ticket, nobody was called: near-identical queries alone also come from sensors, retries and what-if "
+            "users. It becomes a page when the intent test finds that the queries work towards another answer."
+        )
+    return "A ticket, nobody was called: the evidence is above the ticket's threshold and below the page's."
+
+
+def odds(reason: ReasonMessage) -> str:
+    """A p-value in words."""
+    if not reason.p > 0 or not math.isfinite(reason.p):
+        return "rarer than any benign input seen"
+    bound = "fewer than " if reason.extrapolated else ""
+    if reason.p > 0.5:
+        return "nothing unusual"
+    return f"{bound}1 in {round(1 / reason.p):,} benign inputs looks as odd"
+
+
+def pvalue(reason: ReasonMessage) -> str:
+    """A p-value as a number."""
+    if not math.isfinite(reason.p):
+        return "–"
+    return f"{'<' if reason.extrapolated else ''}\u2009{reason.p:.2g}".strip()
+
+
+def moment(microseconds: int) -> str:
+    """A time as ISO 8601 in UTC; the page's script shows it in the reader's zone."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(min(max(microseconds, 0), _LATEST) / 1e6))
+
+
+#: The end of the year 9999: later times come from a broken clock.
+_LATEST = 253_402_300_799 * 1_000_000
+
+
+def utc(microseconds: int) -> str:
+    """A time for people, in UTC."""
+    return moment(microseconds).replace("T", " ").replace("Z", " UTC")
+
+
+def duration(microseconds: float) -> str:
+    """A length of time in the largest sensible unit."""
+    seconds = microseconds / 1e6
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    return f"{seconds:.0f} second{_s(round(seconds))}"
+
+
+def figure(value: float | None) -> str:
+    """A number for people."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 10 or value == int(value) else f"{value:.2g}"
+
+
+def ratio(value: float) -> str:
+    """A multiple."""
+    return f"{value:,.2f}×" if abs(value) < 10 else f"{value:,.0f}×"
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 2**20:,.0f} MiB" if count < 2**30 else f"{count / 2**30:,.1f} GiB"
+
+
+def class_name(classes: Sequence[str], label: int) -> str:
+    """What a class is called."""
+    return classes[label] if 0 <= label < len(classes) else f"class {label}"
+
+
+def place(signal: SignalMessage) -> str:
+    """Where the raw record stands in Kafka."""
+    return f"{signal.topic}/{signal.partition}/{signal.offset} row {signal.row}"
+
+
+def _deed(incident: Incident) -> str:
+    rules = incident.rules
+    if any(rule.endswith("-intent") for rule in rules):
+        return (
+            f"sent {incident.queries:,} near-identical queries that walk along a decision boundary of the model, "
+            "as those of an attacker do who learns from every answer"
+        )
+    if any(rule.endswith("-cluster") for rule in rules):
+        return f"sent {incident.queries:,} near-identical queries"
+    if "input-sequence" in rules:
+        return "sends inputs that, taken together, are unlike benign traffic"
+    return f"made the rules {', '.join(sorted(rules))} speak"
+
+
+def _accounts(count: int) -> str:
+    return f"{count:,} account{_s(count)}"
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"

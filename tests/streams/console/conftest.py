@@ -1,0 +1,318 @@
+"""A console over real Redis and real HTTP, filled as workers, correlator and prober fill it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import requests
+from aiohttp import web
+from playwright.sync_api import Browser, sync_playwright
+from redis import Redis
+
+from detectors.schema import Feature, FeatureSchema
+from streams.config import ConsoleSettings, ModelSettings, ProbeSettings, RedisSettings, Settings
+from streams.console.app import Console
+from streams.console.schemas import Schemas
+from streams.embedded import free_ports
+from streams.incidents.correlator import Correlator
+from streams.lease import Lease
+from streams.store.client import connect_async
+from streams.store.keys import ModelKeys, PartitionKeys
+from streams.store.messages import ProbeSummary, ReasonMessage, SignalMessage, WorkerStatus
+
+SECOND = 1_000_000
+MODEL, TOPIC = "digits", "events"
+DIGITS = FeatureSchema.image((8, 8), [str(digit) for digit in range(10)], 0, 16)
+LOANS = FeatureSchema(
+    (
+        Feature("income", 0, 200_000),
+        Feature("age", 18, 99, integral=True),
+        Feature("debt ratio", 0, None),
+        Feature("<b>term</b>", 1, 30),
+    ),
+    ("refused", "granted"),
+)
+
+
+@dataclass
+class Scene:
+    """Fills Redis with what the console shows, through the real correlator where incidents are made."""
+
+    redis: Redis
+    model: str = MODEL
+    topic: str = TOPIC
+    now: int = field(default_factory=lambda: int(time.time()) * SECOND)
+    _offsets: dict[int, int] = field(default_factory=dict)
+    _correlator: Correlator | None = None
+
+    @property
+    def keys(self) -> ModelKeys:
+        return ModelKeys(self.model)
+
+    def worker(self, name: str = "host:1", partitions: tuple[int, ...] = (0, 1), **changes: Any) -> WorkerStatus:
+        status = WorkerStatus(
+            worker=name,
+            at=int(time.time() * SECOND),
+            partitions=list(partitions),
+            lag=12,
+            rows=480_000,
+            rows_per_second=1234.0,
+            batch_ms_p99=41.0,
+            rss_bytes=412 * 2**20,
+            oldest_verdict_age_ms=35.0,
+            bundle="5f0c2a7be6d14f12",
+            web="127.0.0.1:7001",
+        )
+        status = msgspec.structs.replace(status, **changes)
+        self.redis.hset(self.keys.workers, name, msgspec.json.encode(status))
+        for partition in partitions:
+            self.redis.hset(PartitionKeys(self.topic, partition).watermark, "w", 1)
+        return status
+
+    def traffic(self, partition: int = 0, minutes: int = 30, rows: int = 4_000) -> None:
+        """Counters of the last minutes, as the worker's script writes them."""
+        keys = PartitionKeys(self.topic, partition)
+        this = self.now // (60 * SECOND)
+        total = 0
+        for back in range(minutes):
+            count = rows + 37 * (back * back % 11) * 10
+            total += count
+            self.redis.hset(
+                keys.minute(this - back),
+                mapping={"rows": count, "tickets": int(back % 7 == 3), "pages": int(back == 3)},
+            )
+        counters = {
+            "records": total,
+            "rows": total,
+            "scored": total - 25,
+            "probes": 15,
+            "probes_excluded": 3,
+            "invalid": 4,
+            "duplicates": 3,
+        }
+        self.redis.hset(keys.totals, mapping=counters)
+
+    def probe(self, attack: str = "transfer_pgd", kind: str = "burst", **changes: Any) -> None:
+        summary = ProbeSummary(
+            attack=attack,
+            kind=kind,
+            threat="transfer, Linf 0.2",
+            n=240,
+            units=12,
+            detected=220,
+            recall=11 / 12,
+            low=0.65,
+            high=0.99,
+            latency_p50_ms=140.0,
+            latency_p99_ms=610.0,
+            updated=self.now,
+            queries_to_page_p50=14.0,
+        )
+        summary = msgspec.structs.replace(summary, **changes)
+        self.redis.hset(self.keys.probe_results, attack, msgspec.json.encode(summary))
+
+    def signal(
+        self, client: str = "3fa1b2c4d5e6f708", partition: int = 0, width: int = 64, **changes: Any
+    ) -> SignalMessage:
+        """Record a signal, as a worker does; `correlate` makes incidents of what was recorded."""
+        offset = self._offsets.get(partition, 0)
+        self._offsets[partition] = offset + 1
+        rng = np.random.default_rng(offset)
+        digit = np.outer(np.hanning(8), np.hanning(8)).ravel()
+        reference = np.rint(16 * digit)
+        shown = np.clip(reference + 3 * np.sign(rng.standard_normal(64)), 0, 16)
+        plain = SignalMessage(
+            id=f"{self.topic}/{partition}/{offset}/0/query-cluster",
+            model=self.model,
+            topic=self.topic,
+            partition=partition,
+            offset=offset,
+            row=0,
+            time=self.now - 60 * SECOND + offset * SECOND // 2,
+            at=self.now,
+            rule="query-cluster",
+            level="ticket",
+            technique="AML.T0043.001",
+            entity="client",
+            entity_id=client,
+            statistic=12.0 + offset,
+            threshold=10.0,
+            reasons=[
+                ReasonMessage(
+                    detector="trust_ratio", p=0.0021, text="nearer to rows answered “3” than to rows answered “8”"
+                ),
+                ReasonMessage(
+                    detector="pca_residual", p=0.0004, text="does not look like other “8”s", extrapolated=True
+                ),
+            ],
+            members=[(max(offset - place, 0), 0) for place in range(20, 0, -1)],
+            clients=[client],
+            input=shown.tolist()[:width],
+            nearest=reference.tolist()[:width],
+            label=8,
+            nearest_label=3,
+            measures={
+                "size": 24.0,
+                "gate": 41.0,
+                "wide_share": 0.92,
+                "cut_links": 0.0,
+                "progress": 2.9,
+                "following": -0.8,
+                "following_p": 0.02,
+                "bisection": 0.0,
+                "score": 1.49,
+                "page": 1.0,
+            },
+            bundle="5f0c2a7be6d14f12",
+        )
+        message = msgspec.structs.replace(plain, **changes)
+        keys = PartitionKeys(self.topic, partition)
+        self.redis.xadd(keys.signals, {"m": msgspec.json.encode(message)}, id=f"{offset + 1}-0")
+        self.redis.hset(keys.watermark, "w", offset + 1)
+        return message
+
+    def correlate(self) -> list[str]:
+        """Make incidents of all signals; returns their ids, last seen first."""
+        if self._correlator is None:
+            lease = Lease(self.redis, self.keys, "correlator", seconds=300)
+            assert lease.acquire()
+            self._correlator = Correlator(self.redis, self.model, self.topic, lease)
+            self._correlator.load()
+        self._correlator.discover()
+        while self._correlator.step(1):
+            continue
+        return [name.decode() for name in self.redis.zrevrange(self.keys.incidents, 0, -1)]
+
+    def attack(self, client: str = "3fa1b2c4d5e6f708", page: bool = True, **changes: Any) -> str:
+        """Tickets of one client that become a page; returns the incident's id."""
+        for _ in range(5):
+            self.signal(client, **changes)
+        if page:
+            self.signal(client, rule="query-intent", level="page", **changes)
+        self.correlate()
+        open_ids = self.redis.hgetall(self.keys.open_incidents)
+        return next(name.decode() for group, name in open_ids.items() if group.decode().endswith(client))
+
+
+@dataclass(frozen=True)
+class Served:
+    """A console that answers."""
+
+    url: str
+    console: Console
+    loop: asyncio.AbstractEventLoop
+
+    def get(self, path: str, **options: Any) -> requests.Response:
+        return requests.get(self.url + path, timeout=10, **options)
+
+    def post(self, path: str, **options: Any) -> requests.Response:
+        return requests.post(self.url + path, timeout=10, **options)
+
+
+Serve = Callable[..., Served]
+
+
+@pytest.fixture
+def scene(redis: Redis) -> Scene:
+    return Scene(redis)
+
+
+@pytest.fixture(scope="session")
+def loans() -> FeatureSchema:
+    """Inputs that are no pictures."""
+    return LOANS
+
+
+@pytest.fixture
+def serve(redis_url: str) -> Iterator[Serve]:
+    """Start a console in a thread of its own; all are stopped afterwards."""
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Event, threading.Thread]] = []
+
+    def start(
+        token: str | None = None,
+        schema: FeatureSchema | None = DIGITS,
+        models: tuple[str, ...] = (MODEL,),
+        redis: str = "",
+        host: str = "127.0.0.1",
+    ) -> Served:
+        settings = Settings(
+            models=tuple(ModelSettings(name=name, topic=TOPIC, bundle="none") for name in models),
+            redis=RedisSettings(url=redis or redis_url),
+            console=ConsoleSettings(),
+            probes=ProbeSettings(),
+        )
+
+        def read(path: str) -> FeatureSchema:
+            if schema is None:
+                raise FileNotFoundError(path)
+            return schema
+
+        loop = asyncio.new_event_loop()
+        stop = asyncio.Event()
+        ready: list[Any] = []
+        port = free_ports(1)[0]
+
+        async def main() -> None:
+            console = Console(settings, connect_async(settings.redis), token, Schemas(read))
+            runner = web.AppRunner(console.application(), access_log=None, shutdown_timeout=2.0)
+            await runner.setup()
+            await web.TCPSite(runner, host, port).start()
+            ready.append(console)
+            started.set()
+            await stop.wait()
+            await runner.cleanup()
+
+        started = threading.Event()
+        thread = threading.Thread(target=loop.run_until_complete, args=(main(),), daemon=True)
+        thread.start()
+        assert started.wait(10), "the console did not start"
+        running.append((loop, stop, thread))
+        return Served(f"http://{host}:{port}", ready[0], loop)
+
+    yield start
+    for loop, stop, thread in running:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(15)
+        assert not thread.is_alive(), "the console did not stop"
+        loop.close()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium. Without it browser tests are skipped on a desk and fail in CI."""
+    path = shutil.which("chromium")
+    if path is None:
+        if os.environ.get("CI"):
+            pytest.fail("browser tests need chromium on PATH")
+        pytest.skip("no chromium on PATH: browser tests did not run")
+    arguments = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="session")
+def pictures_directory() -> Path | None:
+    """Where screenshots go, if anybody wants them: VEDETTE_SCREENSHOTS names a directory."""
+    wanted = os.environ.get("VEDETTE_SCREENSHOTS")
+    return Path(wanted) if wanted else None

@@ -1,0 +1,210 @@
+"""The console in Debian's Chromium: live without reload, five clicks to the end, nothing hostile runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+from redis import Redis
+
+from streams.incidents.service import IncidentService
+from streams.store.messages import ReasonMessage
+
+pytestmark = pytest.mark.browser
+
+Fixture = Any
+Open = Callable[..., Page]
+HOSTILE = "<img src=x onerror=\"document.title='run'\"><script>document.title='run'</script>"
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Open]:
+    """Open a page in a context of its own; anything that the browser complains of fails the test."""
+    contexts = []
+    complaints: list[str] = []
+
+    def visit(url: str, **options: Any) -> Page:
+        context = browser.new_context(timezone_id="Europe/Berlin", locale="en-GB", **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        page.on(
+            "console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None
+        )
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(url)
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def test_incident_appears_and_changes_without_reload(scene: Fixture, serve: Fixture, visit: Open, redis: Redis) -> None:
+    scene.worker()
+    scene.traffic()
+    page = visit(serve().url)
+    expect(page.locator("#pulse")).to_have_class("pulse live")
+    expect(page.locator("#incidents")).to_contain_text("Nothing has crossed a threshold")
+    page.evaluate("window.notReloaded = true")
+    name = scene.attack(page=False)
+    row = page.locator(f"tr[data-key='{name}']")
+    expect(row).to_contain_text("Possible query-based evasion")
+    expect(page).to_have_title("digits · Vedette")
+    scene.signal(rule="query-intent", level="page")
+    scene.correlate()
+    expect(row.locator(".badge.page")).to_have_text("page")
+    expect(page).to_have_title("(1) digits · Vedette")
+    expect(page.locator("#open_pages")).to_have_text("1")
+    expect(page.locator("#incidents tr")).to_have_count(1)
+    scene.probe()
+    expect(page.locator("#probes")).to_contain_text("transfer pgd")
+    IncidentService(redis, "digits").resolve(name, "ada", "false")
+    expect(row).to_contain_text("resolved")
+    expect(page).to_have_title("digits · Vedette")
+    assert page.evaluate("window.notReloaded")
+
+
+def test_focus_survives_updates_of_the_list(scene: Fixture, serve: Fixture, visit: Open) -> None:
+    scene.worker()
+    first = scene.attack("11aa000000000001", page=False)
+    page = visit(serve().url)
+    expect(page.locator("#pulse")).to_have_class("pulse live")
+    page.locator(f"tr[data-key='{first}'] a").focus()
+    second = scene.attack("22aa000000000001")
+    expect(page.locator(f"tr[data-key='{second}']")).to_be_visible()
+    assert page.evaluate("document.activeElement.getAttribute('href')") == f"/incidents/{first}?model=digits"
+    scene.signal("11aa000000000001")
+    scene.correlate()
+    expect(page.locator(f"tr[data-key='{first}'] td[data-name=signals]")).to_have_text("6")
+    assert page.evaluate("document.activeElement.getAttribute('href')") == f"/incidents/{first}?model=digits"
+
+
+def test_from_page_to_resolution_in_less_than_five_clicks(
+    scene: Fixture, serve: Fixture, visit: Open, redis: Redis
+) -> None:
+    scene.worker()
+    name = scene.attack()
+    page = visit(serve().url)
+    page.locator(f"tr[data-key='{name}'] a").click()  # 1
+    expect(page.locator("h2", has_text="What made it a page")).to_be_visible()
+    assert page.locator("img.pixels").first.evaluate("picture => picture.naturalWidth") == 8
+    page.locator("#by").fill("ada")
+    page.locator("#acknowledge").click()  # 2
+    expect(page.locator(".head")).to_contain_text("ada has it")
+    page.locator("#resolve-true").click()  # 3
+    expect(page.locator(".head")).to_contain_text("resolved: real attack")
+    closed = IncidentService(redis, "digits").show(name).incident
+    assert (closed.state, closed.verdict, closed.assignee) == ("resolved", "true", "ada")
+
+
+def test_enter_in_the_name_field_never_resolves(scene: Fixture, serve: Fixture, visit: Open, redis: Redis) -> None:
+    name = scene.attack()
+    desk = IncidentService(redis, "digits")
+    page = visit(f"{serve().url}/incidents/{name}")
+    page.locator("#by").fill("ada")
+    page.locator("#by").press("Enter")
+    expect(page.locator(".head")).to_contain_text("ada has it")
+    page.locator("#by").press("Enter")
+    page.reload()
+    assert desk.show(name).incident.state == "in_progress"
+
+
+def test_open_incident_page_says_that_it_has_changed(scene: Fixture, serve: Fixture, visit: Open, redis: Redis) -> None:
+    name = scene.attack()
+    page = visit(f"{serve().url}/incidents/{name}")
+    expect(page.locator("#pulse")).to_have_class("pulse live")
+    expect(page.locator("#changed")).to_be_hidden()
+    IncidentService(redis, "digits").acknowledge(name, "bob")
+    expect(page.locator("#changed")).to_be_visible()
+    page.locator("#changed a").click()
+    expect(page.locator(".head")).to_contain_text("bob has it")
+
+
+def test_nothing_hostile_runs(scene: Fixture, serve: Fixture, visit: Open, redis: Redis) -> None:
+    scene.worker(HOSTILE, bundle=HOSTILE)
+    served = serve()
+    page = visit(served.url)
+    scene.probe(HOSTILE, threat=HOSTILE)
+    scene.signal(
+        rule=HOSTILE,
+        technique=HOSTILE,
+        entity_id=HOSTILE,
+        clients=[HOSTILE],
+        reasons=[ReasonMessage(detector=HOSTILE, p=0.1, text=HOSTILE)],
+        measures={HOSTILE: 1.0},
+        bundle=HOSTILE,
+    )
+    (name,) = scene.correlate()
+    IncidentService(redis, "digits").acknowledge(name, HOSTILE[:80])
+    expect(page.locator(f"tr[data-key='{name}']")).to_contain_text("<img src=x onerror=")
+    expect(page.locator("#probes")).to_contain_text("<img src=x onerror=")
+    page.goto(f"{served.url}/incidents/{name}")
+    expect(page.locator(".reasons")).to_contain_text(HOSTILE)
+    assert "run" not in page.title().split(" · ")[-1]
+    assert page.locator("img[src=x]").count() == 0
+
+
+def test_lost_connection_is_told_and_mended(
+    scene: Fixture, serve: Fixture, browser: Browser, wait_until: Callable[..., Any]
+) -> None:
+    scene.worker()
+    served = serve()
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(served.url)
+    expect(page.locator("#pulse")).to_have_class("pulse live")
+    context.set_offline(True)
+    for broadcast in served.console.broadcasts.values():
+        served.loop.call_soon_threadsafe(broadcast.stop)
+    expect(page.locator("#pulse")).to_have_class("pulse lost", timeout=10_000)
+    context.set_offline(False)
+    expect(page.locator("#pulse")).to_have_class("pulse live", timeout=20_000)
+    context.close()
+
+
+def test_times_are_local_and_say_utc_too(scene: Fixture, serve: Fixture, visit: Open) -> None:
+    scene.worker()
+    name = scene.attack()
+    page = visit(serve().url)
+    when = page.locator(f"tr[data-key='{name}'] time")
+    expect(when).to_have_text(re.compile(r"^\d\d:\d\d:\d\d \(\d+ s ago\)$|^\d\d:\d\d:\d\d \(\d+ min ago\)$"))
+    assert re.search(r"UTC\)$", when.get_attribute("title") or "")
+
+
+def test_login_with_the_token(scene: Fixture, serve: Fixture, visit: Open, redis: Redis) -> None:
+    page = visit(serve(token="a token of more than sixteen characters").url)
+    page.locator("#token").fill("a token of more than sixteen characters")
+    page.get_by_role("button", name="Log in").click()
+    expect(page.locator("#incidents")).to_be_visible()
+    page.get_by_role("button", name="Log out").click()
+    expect(page.locator("#token")).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_no_page_is_wider_than_the_screen(
+    scene: Fixture, serve: Fixture, visit: Open, scheme: str, width: int, pictures_directory: Path | None
+) -> None:
+    scene.worker()
+    scene.worker("a-very-long-host-name.of-a-cluster.example.internal:12345:abcdef", (2, 3))
+    scene.traffic()
+    scene.probe()
+    scene.probe("hop_skip_jump", "campaign", n=9, units=9, detected=6, recall=0.66, low=0.35, high=0.88)
+    scene.probe("control_direct", "control", n=30, units=30, detected=0, recall=0.0, low=0.0, high=0.11)
+    scene.attack("77aa000000000001", page=False, bundle="b" * 300)
+    name = scene.attack()
+    served = serve()
+    page = visit(served.url, color_scheme=scheme, viewport={"width": width, "height": 844})
+    expect(page.locator("#pulse")).to_have_class("pulse live")
+    for title, path in (("live", "/"), ("incident", f"/incidents/{name}")):
+        page.goto(served.url + path)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        if pictures_directory is not None:
+            kind = "phone" if width < 500 else "wide"
+            page.screenshot(path=pictures_directory / f"console-{title}-{scheme}-{kind}.png", full_page=True)
