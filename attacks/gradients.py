@@ -17,10 +17,10 @@ from attacks.network import Activation, Network
 def adapt(estimator: Any) -> Network:
     """The network that a fitted classifier is; its logits and their order of classes are the estimator's.
 
-    Takes linear classifiers (anything fitted that has `coef_`, `intercept_` and `classes_`: LogisticRegression, LinearSVC,
-    SGDClassifier, RidgeClassifier, LinearDiscriminantAnalysis ...), MLPClassifier, and a Pipeline of StandardScaler,
-    MinMaxScaler (without clipping) or MaxAbsScaler steps that ends in one of them. Two classes become two columns, the
-    first of them 0. Probabilities equal the estimator's where it has a softmax or logistic link.
+    Takes linear classifiers (anything fitted that has `coef_`, `intercept_` and `classes_`: LogisticRegression,
+    LinearSVC, SGDClassifier, RidgeClassifier, LinearDiscriminantAnalysis ...), MLPClassifier, and a Pipeline of
+    StandardScaler, MinMaxScaler (without clipping) or MaxAbsScaler steps that ends in one of them. Two classes become
+    two columns, the first of them 0. Probabilities equal the estimator's where it has a softmax or logistic link.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def adapt(estimator: Any) -> Network:
         activation = "identity"
     else:
         raise ModelError(
-            f"no gradients for {type(last).__name__}; linear classifiers and MLPClassifier have them when they are fitted"
+            f"no gradients for {type(last).__name__}; fitted linear classifiers and a fitted MLPClassifier have them"
         )
     if getattr(last, "out_activation_", "") == "logistic" and weights[-1].shape[1] > 1:
         raise ModelError("no gradients for an MLPClassifier with several labels a row")

@@ -9,19 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attacks.contract import Access, Crafted, Model
+from attacks.margin import log_scores, margins
 from attacks.oracle import Oracle, start_rows
-from attacks.pgd import margins, steepest
+from attacks.pgd import steepest
 from attacks.threat import ThreatModel, shrink
-
-#: Floor of a score before its logarithm.
-LEAST_SCORE = 1e-12
-
-
-def log_scores(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n, k) logarithms of probabilities; scores that are no probabilities are taken as they are."""
-    if (scores < 0).any() or (scores > 1).any():
-        return scores
-    return np.log(np.maximum(scores, LEAST_SCORE))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,38 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attacks.contract import Access, Crafted, GradientModel, Model
-from attacks.network import softmax
+from attacks.margin import margins, uphill
 from attacks.oracle import owned, start_rows, with_gradients
 from attacks.threat import ThreatModel, lengths, shrink
 
 #: Share of the features that one step under L1 moves (Tramer & Boneh 2019, SLIDE, appendix).
 SPARSE_SHARE = 0.1
-
-
-def margins(logits: NDArray[np.float64], y: NDArray[np.int64], threat: ThreatModel) -> NDArray[np.float64]:
-    """(n,) by how much the goal leads: positive when it is reached."""
-    rows, marked = np.arange(len(logits)), logits.copy()
-    mark = y if threat.goal == "any" else np.full(len(y), threat.goal)
-    marked[rows, mark] = -np.inf
-    lead = marked.max(axis=1) - logits[rows, mark]
-    return lead if threat.goal == "any" else -lead
-
-
-def uphill(
-    model: GradientModel, X: NDArray[np.float64], logits: NDArray[np.float64], y: NDArray[np.int64], threat: ThreatModel
-) -> NDArray[np.float64]:
-    """(n, d) direction in which the cross-entropy of the goal improves fastest.
-
-    The gradient is divided by 1 - p of the marked class: the same direction, and it does not vanish where the model is
-    sure of itself.
-    """
-    rows = np.arange(len(X))
-    mark = y if threat.goal == "any" else np.full(len(y), threat.goal)
-    others = logits.copy()
-    others[rows, mark] = -np.inf
-    weights = softmax(others)
-    weights[rows, mark] = -1.0
-    return model.gradient(X, weights if threat.goal == "any" else -weights)
 
 
 def steepest(threat: ThreatModel, gradient: NDArray[np.float64], room: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -6,16 +6,36 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from attacks.boundary import Boundary
+from attacks.carlini_wagner import CarliniWagner
 from attacks.contract import Attack
+from attacks.deepfool import DeepFool
 from attacks.errors import AttackError
 from attacks.hop_skip_jump import HopSkipJump
 from attacks.nes import Nes
 from attacks.pgd import Fgsm, Pgd, TransferPgd
+from attacks.sign_opt import SignOpt
 from attacks.simba import SimBA
 from attacks.square import Square
+from attacks.uniform_noise import UniformNoise
+from attacks.zoo import Zoo
 
 _OWN: dict[str, type[Any]] = {
-    kind.name: kind for kind in (TransferPgd, Pgd, Fgsm, HopSkipJump, Boundary, Nes, SimBA, Square)
+    kind.name: kind
+    for kind in (
+        TransferPgd,
+        Pgd,
+        Fgsm,
+        CarliniWagner,
+        DeepFool,
+        HopSkipJump,
+        Boundary,
+        SignOpt,
+        Nes,
+        SimBA,
+        Square,
+        Zoo,
+        UniformNoise,
+    )
 }
 
 

@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attacks.contract import Access, Crafted, Model
-from attacks.nes import log_scores
+from attacks.margin import log_scores, margins
 from attacks.oracle import Oracle, start_rows
-from attacks.pgd import margins
 from attacks.threat import ThreatModel
 
 

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from attacks.contract import Access, Crafted, Model
 from attacks.errors import ThreatModelError
-from attacks.nes import log_scores
+from attacks.margin import log_scores, margins
 from attacks.oracle import Oracle, start_rows
-from attacks.pgd import margins
 from attacks.threat import ThreatModel, lengths
 
 #: Shares of the budget (of 10,000 queries in the paper) after which the patch is halved.
