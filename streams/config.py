@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import inspect
 
 from streams.errors import ConfigError
 
@@ -30,7 +31,7 @@ class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     pass
 
 
-class KafkaSettings(_Settings):
+class KafkaSettings(_Settings, frozen=True):
     """Where the broker is, and how to talk to it."""
 
     bootstrap: str = "127.0.0.1:9092"
@@ -44,21 +45,21 @@ class KafkaSettings(_Settings):
     ssl_keyfile: str | None = None
 
 
-class RedisSettings(_Settings):
+class RedisSettings(_Settings, frozen=True):
     """Where Redis is. TLS by ``rediss://``."""
 
     url: str = "redis://127.0.0.1:6379/0"
     password_file: str | None = None
 
 
-class SecretSettings(_Settings):
+class SecretSettings(_Settings, frozen=True):
     """Files of hex-encoded secrets; VEDETTE_CLIENT_KEY and VEDETTE_PROBE_KEY hold them directly."""
 
     client_key_file: str | None = None
     probe_key_file: str | None = None
 
 
-class ModelSettings(_Settings):
+class ModelSettings(_Settings, frozen=True):
     """One watched model: its events, its bundle, its endpoint."""
 
     name: ModelName
@@ -74,7 +75,7 @@ class ModelSettings(_Settings):
     """npz with `inputs` and `labels` (rows that probes start from) and `surrogate_*`, for probes."""
 
 
-class WorkerSettings(_Settings):
+class WorkerSettings(_Settings, frozen=True):
     """The stream worker."""
 
     max_batch_rows: Count = 4000
@@ -89,7 +90,7 @@ class WorkerSettings(_Settings):
     """0 picks a free port; the worker's status in Redis tells which."""
 
 
-class ProbeSettings(_Settings):
+class ProbeSettings(_Settings, frozen=True):
     """The prober."""
 
     burst_every_seconds: Positive = 300.0
@@ -113,7 +114,7 @@ class ProbeSettings(_Settings):
     """Rows that the endpoint is asked about to fit the surrogate, unless `probe_data` holds answers already."""
 
 
-class ConsoleSettings(_Settings):
+class ConsoleSettings(_Settings, frozen=True):
     """The web console. It binds to loopback unless a token is set."""
 
     host: str = "127.0.0.1"
@@ -121,7 +122,7 @@ class ConsoleSettings(_Settings):
     token_file: str | None = None
 
 
-class Settings(_Settings):
+class Settings(_Settings, frozen=True):
     """Everything Vedette can be told."""
 
     models: Annotated[tuple[ModelSettings, ...], msgspec.Meta(min_length=1)]
@@ -162,12 +163,19 @@ def load(path: str | Path | None, environ: Mapping[str, str] | None = None) -> S
         raise ConfigError(f"no settings file at {where}; name one with --config or VEDETTE_CONFIG") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as wrong:
         raise ConfigError(f"{where} is not valid TOML: {wrong}") from None
+    except OSError as wrong:
+        raise ConfigError(f"{where} cannot be read: {wrong.strerror}") from None
     _apply_variables(data, environ)
     return parse(data, str(where))
 
 
 def parse(data: Mapping[str, Any], source: str) -> Settings:
-    """Settings from plain data; `source` names it in errors."""
+    """Settings from plain data; `source` names it in errors.
+
+    Raises
+    ------
+    ConfigError
+    """
     try:
         settings = msgspec.convert(data, Settings, strict=True)
     except msgspec.ValidationError as wrong:
@@ -189,26 +197,68 @@ def _apply_variables(data: dict[str, Any], environ: Mapping[str, str]) -> None:
             continue
         section, _, key = variable.removeprefix("VEDETTE_").partition("__")
         if not key:
+            _refuse_single_underscore(variable)
             continue
         if section not in _SECTIONS:
             allowed = ", ".join(f"VEDETTE_{name}__..." for name in sorted(_SECTIONS))
             raise ConfigError(f"{variable}: no such section of settings; allowed: {allowed}")
-        data.setdefault(section.lower(), {})[key.lower()] = _value(text)
+        table = data.setdefault(section.lower(), {})
+        if isinstance(table, dict):
+            table[key.lower()] = _value(text, _kind(f"{section.lower()}.{key.lower()}"))
 
 
-def _value(text: str) -> Any:
-    if re.fullmatch(r"-?\d+", text):
-        return int(text)
-    if re.fullmatch(r"-?\d*\.\d+(e-?\d+)?", text):
-        return float(text)
-    if text in ("true", "false"):
-        return text == "true"
-    return text
+def _refuse_single_underscore(variable: str) -> None:
+    """A variable that nearly names a setting would be left out without a word."""
+    for section in sorted(_SECTIONS):
+        start = f"VEDETTE_{section}_"
+        key = variable.removeprefix(start)
+        if key != variable and _kind(f"{section.lower()}.{key.lower()}") is not None:
+            raise ConfigError(f"{variable}: write {start}_{key}, with two underscores behind the section")
+
+
+def _value(text: str, kind: inspect.Type | None) -> Any:
+    """A variable's text as the setting's type, where it can be read as that; else as it is, to be refused."""
+    if kind is None or isinstance(kind, inspect.StrType | inspect.LiteralType | inspect.UnionType):
+        return text
+    try:
+        return msgspec.convert(text, {inspect.IntType: int, inspect.FloatType: float}[type(kind)], strict=False)
+    except (KeyError, msgspec.ValidationError):
+        return text
+
+
+def _kind(path: str) -> inspect.Type | None:
+    """What is allowed at a path such as ``models[0].format``; None where there is no such setting."""
+    kind: inspect.Type = inspect.type_info(Settings)
+    for name in filter(None, re.sub(r"\[[^]]*]", ".[]", path).split(".")):
+        if name == "[]" and isinstance(kind, inspect.VarTupleType):
+            kind = kind.item_type
+        elif isinstance(kind, inspect.StructType):
+            found = next((field.type for field in kind.fields if field.encode_name == name), None)
+            if found is None:
+                return None
+            kind = found
+    return kind
+
+
+def _allowed(kind: inspect.Type | None) -> str:
+    """The keys of a table, or the choices of a setting; empty where its type says enough."""
+    if isinstance(kind, inspect.StructType):
+        return ", ".join(field.encode_name for field in kind.fields)
+    if isinstance(kind, inspect.UnionType):
+        return ", ".join(filter(None, map(_allowed, kind.types)))
+    if isinstance(kind, inspect.LiteralType):
+        return ", ".join(map(repr, kind.values))
+    return ""
 
 
 def _plain(message: str) -> str:
+    """A message of msgspec with the path in front, and what is allowed there behind."""
     found = re.fullmatch(r"(.*?) - at `\$\.?(.*)`", message)
-    return f"{found.group(2)}: {found.group(1)}" if found else message
+    what, path = (found.group(1), found.group(2)) if found else (message, "")
+    allowed = ""
+    if "unknown field" in what or "enum value" in what:
+        allowed = _allowed(_kind(path))
+    return f"{path}: " * bool(path) + what + f"; allowed: {allowed}" * bool(allowed)
 
 
 def secret(settings: Settings, which: Literal["client", "probe"], environ: Mapping[str, str] | None = None) -> bytes:
