@@ -3,7 +3,7 @@
 They know what any stranger knows: the answers. Each goes from picture to picture and on and on; nobody tells them that
 they have been seen. A journal says which request was whose, and which ones only dilute.
 
-    python -m streams.demo.attackers --url URL --name NAME --seed SEED --journal FILE
+    python -m streams.demo.attackers --url URL --name NAME --seed SEED --journal FILE [--after FILE]
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from attacks import registry
-from attacks.threat import Domain, ThreatModel
+from attacks.threat import Domain, Norm, ThreatModel
 from streams.demo import digits
 from streams.demo.clients import Traffic, population
 from streams.errors import EndpointError
@@ -39,6 +39,8 @@ BUDGET = 1_000
 EPS = 0.15
 #: Pause after the endpoint did not answer.
 AWAY_SECONDS = 1.0
+#: Pause between two looks for the file that begins it all.
+LOOK_SECONDS = 0.05
 #: Seconds between the starts of two attackers, so that one can watch them come.
 APART_SECONDS = 1.5
 
@@ -53,7 +55,7 @@ class Attacker:
         As the report calls it.
     attack : str
         Name in the registry of attacks.
-    norm : str
+    norm : Norm
         Norm of the attack's threat model.
     accounts : int
         Identities that it takes turns with.
@@ -67,7 +69,7 @@ class Attacker:
 
     name: str
     attack: str
-    norm: str
+    norm: Norm
     accounts: int = 1
     diluted: int = 0
     per_second: float = 6.0
@@ -208,8 +210,8 @@ def _benign(pool: digits.Pool, rng: np.random.Generator) -> Iterator[NDArray[np.
 def run(url: str, name: str, seed: int, journal: Path, stop: threading.Event) -> int:
     """All attackers until `stop` is set; returns 1 when one of them failed."""
     pools = digits.split(seed)
-    pixels = np.ones(digits.SIDE**2, dtype=np.bool_)
-    legal = Domain(low=0.0 * pixels, high=1.0 * pixels, integral=~pixels, mutable=pixels)
+    seen = digits.schema()
+    legal = Domain(low=seen.lows(), high=seen.highs(), integral=seen.integral(), mutable=seen.mutable())
     failed: list[str] = []
     with journal.open("ab") as out:
         notes = Journal(out)
@@ -238,17 +240,21 @@ def run(url: str, name: str, seed: int, journal: Path, stop: threading.Event) ->
 
 
 def main() -> int:
-    """Entry point of the process."""
+    """Entry point of the process; returns 1 when an attacker failed."""
     parser = argparse.ArgumentParser(prog="streams.demo.attackers")
     parser.add_argument("--url", required=True)
     parser.add_argument("--name", required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--journal", type=Path, required=True)
+    parser.add_argument("--after", type=Path, help="Begin when this file exists.")
     told = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    while told.after is not None and not told.after.exists():
+        if stop.wait(LOOK_SECONDS):
+            return 0
     with threadpool_limits(1):
         return run(told.url, told.name, told.seed, told.journal, stop)
 

@@ -165,7 +165,7 @@ class Traffic:
         watched = sender[sensor] - self._people
         inputs[sensor] = self._fixed_rows[watched] + rng.normal(0.0, SENSOR_NOISE, (len(watched), inputs.shape[1]))
         truth[sensor] = self._pool.truth[self._fixed[watched]]
-        inputs = np.round(np.clip(inputs, 0.0, 1.0), DECIMALS)
+        inputs = np.asarray(np.round(np.clip(inputs, 0.0, 1.0), DECIMALS), dtype=np.float64)
         self._repeat(sender, inputs, truth)
         numbers = self._sent + np.argsort(np.argsort(times, kind="stable"), kind="stable")
         again = np.flatnonzero(rng.random(len(sender)) < clients.retries[sender])

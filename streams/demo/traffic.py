@@ -1,6 +1,6 @@
 """The benign clients at work: a process that sends their requests to the endpoint, each at its time, until SIGTERM.
 
-python -m streams.demo.traffic --url URL --name NAME --rate RATE --seed SEED
+python -m streams.demo.traffic --url URL --name NAME --rate RATE --seed SEED [--after FILE]
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import aiohttp
 import msgspec
@@ -35,6 +36,8 @@ CONNECTIONS = 12
 TIMEOUT_SECONDS = 10.0
 #: Seconds between two lines in the log.
 SAY_SECONDS = 5.0
+#: Pause between two looks for the file that begins it all.
+LOOK_SECONDS = 0.05
 #: Prefix of the live clients' names.
 PREFIX = "live"
 
@@ -146,7 +149,7 @@ def encode(request_id: str, row: NDArray[np.float64]) -> bytes:
     return msgspec.json.encode({"id": request_id, "inputs": [tensor]})
 
 
-async def _main(url: str, name: str, rate: float, seed: int) -> int:
+async def _main(url: str, name: str, rate: float, seed: int, after: Path | None) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -154,6 +157,8 @@ async def _main(url: str, name: str, rate: float, seed: int) -> int:
     clients = live_population(rate, seed)
     traffic = Traffic(clients, digits.split(seed).live, np.random.default_rng([seed, 2]))
     sender = Sender(f"{url}/v2/models/{name}/infer", clients, traffic, "live")
+    while after is not None and not after.exists() and not stop.is_set():
+        await asyncio.sleep(LOOK_SECONDS)
     await sender.run_until(stop)
     counts = sender.counts
     log.info("%d requests sent, %d failed", counts.sent, counts.failed)
@@ -167,10 +172,11 @@ def main() -> int:
     parser.add_argument("--name", required=True)
     parser.add_argument("--rate", type=float, required=True)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--after", type=Path, help="Begin when this file exists.")
     told = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with threadpool_limits(1):
-        return asyncio.run(_main(told.url, told.name, told.rate, told.seed))
+        return asyncio.run(_main(told.url, told.name, told.rate, told.seed, told.after))
 
 
 if __name__ == "__main__":
