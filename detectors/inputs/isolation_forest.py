@@ -59,7 +59,7 @@ class IsolationForest:
         self.leaves_ = np.zeros((len(trees), size + 1))
         for place, (tree, columns) in enumerate(zip(trees, used, strict=True)):
             self._pad(place, tree, columns, depth)
-        samples = int(inner._max_samples)
+        samples = int(inner.max_samples_)
         self.denominator_ = len(trees) * float(_average_path(np.array([samples]))[0])
         self.offset_ = float(inner.offset_)
         return self

@@ -55,7 +55,7 @@ def kernel_cache() -> Path:
     if "numba" in sys.modules:
         from numba import config
 
-        config.CACHE_DIR = str(cache)  # type: ignore[attr-defined]  # set by numba at run time
+        config.CACHE_DIR = str(cache)
     return cache
 
 

@@ -41,10 +41,10 @@ class Clients(NamedTuple):
     hashes: NDArray[np.uint8]  # (c, 48)
     labels: NDArray[np.uint8]  # (c, 48)
     cluster: NDArray[np.uint8]  # (c, 48)
-    count: NDArray[np.uint32]  # (c,) distinct rows so far
+    distinct: NDArray[np.uint32]  # (c,) distinct rows so far
     evidence_a: NDArray[np.float32]  # (c, 6)
     evidence_b: NDArray[np.float32]  # (c, 6)
-    joined: NDArray[np.uint32]  # (c, 6) count at the last join
+    joined: NDArray[np.uint32]  # (c, 6) distinct rows at the last join
     place: NDArray[np.int16]  # (c, 6) place in the pool or -1
     ticketed: NDArray[np.uint8]  # (c, 6)
     residual_sum: NDArray[np.float32]  # (c,)
@@ -58,6 +58,7 @@ class Index(NamedTuple):
 
     simhash: NDArray[np.uint64]  # (w,)
     labels: NDArray[np.uint8]  # (w,)
+    owners: NDArray[np.uint8]  # (w,) one byte of the sender's hash, 1 to 255; 0 for anonymous rows
     hashes: NDArray[np.uint64]  # (w,)
     cluster: NDArray[np.int64]  # (w,) cluster uid or -1
     uid: NDArray[np.int64]  # (1024,)
@@ -72,8 +73,9 @@ class Pool(NamedTuple):
     """Members of clusters with growing evidence. e places."""
 
     owner: NDArray[np.int64]  # (e,) -1 free; client slot * 8 + cluster; or -2 - index cluster slot
-    strength: NDArray[np.float64]  # (e,) statistic over threshold at the last join
-    count: NDArray[np.int64]  # (e,) members so far
+    strength: NDArray[np.float64]  # (e,) statistic over ticket threshold at the last join
+    joined: NDArray[np.int64]  # (e,) clock at the last join
+    size: NDArray[np.int64]  # (e,) members so far
     check: NDArray[np.int64]  # (e,) size at which the intent test is due
     told: NDArray[np.int64]  # (e,) size at the last signal
     paged: NDArray[np.uint8]  # (e,)
@@ -84,6 +86,7 @@ class Pool(NamedTuple):
     places: NDArray[np.int32]  # (e, 128) row of the record
     clients: NDArray[np.uint64]  # (e, 128)
     first: NDArray[np.int64]  # (e, 2) coordinates of the first member
+    clock: NDArray[np.int64]  # (1,) rows walked so far
 
 
 class Memory:
@@ -91,7 +94,9 @@ class Memory:
 
     def __init__(self, width: int, clients: int, index_rows: int, pool: int = POOL_PLACES) -> None:
         if clients < 2 or index_rows < 1 or pool < 1:
-            raise ValueError(f"a state needs room: clients {clients} >= 2, index rows {index_rows} >= 1, pool {pool} >= 1")
+            raise ValueError(
+                f"a state needs room: clients {clients} >= 2, index rows {index_rows} >= 1, pool {pool} >= 1"
+            )
         size = 1 << int(2 * clients - 1).bit_length()
         self.clients = Clients(
             table=np.full(size, -1, dtype=np.int32),
@@ -103,7 +108,7 @@ class Memory:
             hashes=np.zeros((clients, WINDOW_ROWS), dtype=np.uint8),
             labels=np.zeros((clients, WINDOW_ROWS), dtype=np.uint8),
             cluster=np.full((clients, WINDOW_ROWS), NO_CLUSTER, dtype=np.uint8),
-            count=np.zeros(clients, dtype=np.uint32),
+            distinct=np.zeros(clients, dtype=np.uint32),
             evidence_a=np.zeros((clients, CLUSTERS), dtype=np.float32),
             evidence_b=np.zeros((clients, CLUSTERS), dtype=np.float32),
             joined=np.zeros((clients, CLUSTERS), dtype=np.uint32),
@@ -117,6 +122,7 @@ class Memory:
         self.index = Index(
             simhash=np.zeros(index_rows, dtype=np.uint64),
             labels=np.zeros(index_rows, dtype=np.uint8),
+            owners=np.zeros(index_rows, dtype=np.uint8),
             hashes=np.zeros(index_rows, dtype=np.uint64),
             cluster=np.full(index_rows, -1, dtype=np.int64),
             uid=np.full(INDEX_CLUSTERS, -1, dtype=np.int64),
@@ -129,7 +135,8 @@ class Memory:
         self.pool = Pool(
             owner=np.full(pool, -1, dtype=np.int64),
             strength=np.zeros(pool, dtype=np.float64),
-            count=np.zeros(pool, dtype=np.int64),
+            joined=np.zeros(pool, dtype=np.int64),
+            size=np.zeros(pool, dtype=np.int64),
             check=np.zeros(pool, dtype=np.int64),
             told=np.zeros(pool, dtype=np.int64),
             paged=np.zeros(pool, dtype=np.uint8),
@@ -140,6 +147,7 @@ class Memory:
             places=np.zeros((pool, MEMBERS), dtype=np.int32),
             clients=np.zeros((pool, MEMBERS), dtype=np.uint64),
             first=np.zeros((pool, 2), dtype=np.int64),
+            clock=np.zeros(1, dtype=np.int64),
         )
 
     def arrays(self) -> dict[str, NDArray[Any]]:

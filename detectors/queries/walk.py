@@ -1,17 +1,22 @@
 """The sequential half of scoring: one compiled walk over the rows of a batch, in order.
 
-For each row: the client's history (exact duplicates, nearest earlier row, cluster evidence), the client's sequential test
-over rows that are fresh evidence, and the account-oblivious index. The walk stops after a row at which something happened
-that a person or the intent test must look at, so that what they see never depends on where a batch was cut.
+For each row: the client's history (exact duplicates, nearest earlier row, cluster evidence), the client's sequential
+test over rows that are fresh evidence, and the account-oblivious index. The walk stops after a row at which something
+happened that a person or the intent test must look at, so that what they see never depends on where a batch was cut.
 
 Cluster evidence: each row is compared with the client's last rows in two geometries (projected L2, L0 by sketches); its
-nearest row's distance, normalised by the density of the reference there, becomes a conformal p-value; rows with p <= p0
-join the cluster of their nearest row, whose evidence grows by ln(p0 / p) and decays with the rows in between.
+nearest row's distance, normalised by the density of the reference there, becomes a conformal p-value; rows with
+p <= `JOIN_P` join the cluster of their nearest row, whose evidence grows by ln(JOIN_P / p) and decays with the rows in
+between. The index does the same over the rows of all *other* accounts: what a single account repeats is the business of
+its own history.
+
+No logarithm is taken here, as its last bit differs between machines: squared ratios and products of p-values order as
+their logarithms do, and gains stand in tables.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +24,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from detectors.kernels.rows import CODE_DIMS, popcount32, popcount64
-from detectors.queries.memory import CLUSTERS, INDEX_CLUSTERS, MEMBERS, NO_CLUSTER, WINDOW_ROWS
+from detectors.queries.memory import CLUSTERS, INDEX_CLUSTERS, MEMBERS, NO_CLUSTER, WINDOW_ROWS, Memory
 
 #: A row joins the cluster of its nearest row when its p-value is at most this.
 JOIN_P = 0.1
@@ -38,13 +43,30 @@ RESIDUAL_TAU = 5.0
 SEQUENCE_CEILING = 1e280
 #: Size of a cluster at the first intent test.
 FIRST_CHECK = 16
+#: Rows of the partition after which a silent cluster's claim to its place in the pool has halved.
+PLACE_AGE_ROWS = 2000.0
+#: Strength beyond this doesn't strengthen the claim: what waits for its first intent test goes first.
+PLACE_STRENGTH_CAP = 2.0
 #: Bits of a simhash.
 SIM_BITS = 64
+#: Marks "none" where bits are counted.
+NO_BITS = 99
+#: Added to a density, in standard deviations, so that copies of reference rows stay finite.
+DENSITY_FLOOR = 1e-6
+#: Added to a squared distance of codes, in squared steps: what rounding hides.
+CODE_FLOOR = 0.25
 
 #: Kinds of rows.
 PLAIN, DUPLICATE, JOINED = 0, 1, 2
 #: Kinds of events.
-CLUSTER_TICKET, CLUSTER_CHECK, SEQUENCE_PAGE, INDEX_TICKET, INDEX_CHECK = 1, 2, 3, 4, 5
+CLUSTER_TICKET, CLUSTER_CHECK, SEQUENCE_CROSSED, INDEX_TICKET, INDEX_CHECK = 1, 2, 3, 4, 5
+#: Most events of one row.
+EVENTS = 4
+#: What stands in a row of events: kind, place in the pool or -1, owner of the place (`Pool.owner`).
+EVENT_FIELDS = 3
+
+_FAR = np.int32(2**30)
+_SAME_OWNER = np.uint8(128)
 
 
 class Columns(NamedTuple):
@@ -61,8 +83,7 @@ class Columns(NamedTuple):
     hashes: NDArray[np.uint64]
     sketch_rank: NDArray[np.int32]
     density: NDArray[np.float64]  # distance to the 5th nearest reference row of the predicted class
-    log_density: NDArray[np.float64]
-    bin: NDArray[np.int64]  # quintile of the density
+    bin: NDArray[np.int32]  # quintile of the density
     rank: NDArray[np.int32]  # of the fused score among calibration rows
 
 
@@ -70,51 +91,53 @@ class Tables(NamedTuple):
     """Calibration of the walk. Ascending arrays hold benign values; small ones are suspicious."""
 
     grain: NDArray[np.float64]  # (1,) standard deviations a code step
-    near_l2: NDArray[np.float64]  # (5, m) ln of nearest distance over density
+    near_l2: NDArray[np.float64]  # (5, m) squared ratio of the nearest distance to the density
     near_l0: NDArray[np.float64]  # (5, 65) p-value by sketch difference + 32
-    combined: NDArray[np.float64]  # (m',) ln of the smaller p
-    opposite: NDArray[np.float64]  # (5, m'') ln of nearest differently answered row over density
-    both: NDArray[np.float64]  # (m',) ln p_A + ln p_O
+    combined: NDArray[np.float64]  # (m',) the smaller p
+    gain_a: NDArray[np.float64]  # (m' + 2,) evidence by the number of smaller or equal values, plus one
+    opposite: NDArray[np.float64]  # (5, m'') squared ratio of the nearest differently answered row to the density
+    both: NDArray[np.float64]  # (m',) p_A p_O
+    gain_b: NDArray[np.float64]  # (m' + 2,)
     index_near: NDArray[np.float64]  # (5, 65) p-value by differing simhash bits
     index_opposite: NDArray[np.float64]  # (5, 65)
-    index_both: NDArray[np.float64]  # (m',)
+    index_both: NDArray[np.float64]  # (m',) product
+    index_gain: NDArray[np.float64]  # (m' + 2,)
     normal: NDArray[np.float64]  # (c + 1,) standard normal score by fused rank
     residual: NDArray[np.float64]  # (c',) ascending residual scores of fresh rows
     evalue: NDArray[np.float64]  # (c' + 1,) e-value by rank
-    thresholds: NDArray[np.float64]  # ticket A, ticket B, ticket index, page of the sequential test
+    thresholds: NDArray[np.float64]  # ticket A, ticket B, ticket index, sequential test
 
 
 class Trace(NamedTuple):
     """What the walk writes for each row. n rows."""
 
     kind: NDArray[np.uint8]
-    near: NDArray[np.float64]  # ln nearest L2 over density, NaN where there is no history
+    near: NDArray[np.float64]  # squared ratio of nearest L2 to density, NaN where there is no history
     near_bits: NDArray[np.int32]  # sketch bits to the nearest row less those of the reference
-    opposite: NDArray[np.float64]
+    opposite: NDArray[np.float64]  # squared ratio, NaN where there is none
     p_a: NDArray[np.float64]
     p_b: NDArray[np.float64]
-    evidence_a: NDArray[np.float64]
+    evidence_a: NDArray[np.float64]  # of the cluster that the row joined, else 0
     evidence_b: NDArray[np.float64]
     residual: NDArray[np.float64]  # NaN where the row is no fresh evidence
-    sequence: NDArray[np.float64]
-    index_bits: NDArray[np.int32]
-    index_opposite: NDArray[np.int32]
+    sequence: NDArray[np.float64]  # statistic of the client after the row
+    index_bits: NDArray[np.int32]  # to the nearest row of another account
+    index_opposite: NDArray[np.int32]  # to the nearest differently answered one
     index_p: NDArray[np.float64]
     index_evidence: NDArray[np.float64]
 
 
 @njit(cache=True, nogil=True)
-def _at_most(values: Any, x: float) -> float:
-    """Conformal p-value of a small x: (1 + #{values <= x}) / (m + 1)."""
-    low, high = 0, values.shape[0]
-    m = high
-    while low < high:
-        middle = (low + high) >> 1
-        if values[middle] <= x:
-            low = middle + 1
-        else:
-            high = middle
-    return (1.0 + low) / (m + 1.0)
+def _count_at_most(values: Any, x: float) -> int:
+    """How many of the ascending values are <= x, by a binary search that never waits for a branch."""
+    base, size = 0, values.shape[0]
+    while size > 1:
+        half = size >> 1
+        base = base + half if values[base + half - 1] <= x else base
+        size -= half
+    if size == 1 and values[base] <= x:
+        base += 1
+    return base
 
 
 @njit(cache=True, nogil=True)
@@ -154,9 +177,8 @@ def _client(clients: Any, pool: Any, key: Any) -> int:
         if scalars[1] == slot:
             return slot
         n, o = newer[slot], older[slot]
-        newer_of_o = n
         if o >= 0:
-            newer[o] = newer_of_o
+            newer[o] = n
         else:
             scalars[2] = n
         older[n] = o
@@ -175,7 +197,7 @@ def _client(clients: Any, pool: Any, key: Any) -> int:
             if clients.place[slot, c] >= 0:
                 pool.owner[clients.place[slot, c]] = -1
         clients.cluster[slot, :] = NO_CLUSTER
-        clients.count[slot] = 0
+        clients.distinct[slot] = 0
         clients.evidence_a[slot, :] = 0.0
         clients.evidence_b[slot, :] = 0.0
         clients.joined[slot, :] = 0
@@ -201,14 +223,21 @@ def _client(clients: Any, pool: Any, key: Any) -> int:
 
 @njit(cache=True, nogil=True)
 def _take_place(clients: Any, index: Any, pool: Any, owner: int, strength: float) -> int:
-    """A place in the pool: a free one, else the weakest one's if that is weaker; -1 if none."""
-    worst, least = -1, strength
+    """A place in the pool: a free one, else that of the weakest claim if that is weaker; -1 if none.
+
+    A claim weakens with silence and with every intent test that has been made, so that neither clusters of the past nor
+    clients that repeat themselves for ever keep newcomers from being examined.
+    """
+    worst, least = -1, min(strength, PLACE_STRENGTH_CAP)
     for e in range(pool.owner.shape[0]):
         if pool.owner[e] == -1:
             worst = e
             break
-        if pool.strength[e] < least:
-            worst, least = e, pool.strength[e]
+        age = np.float64(pool.clock[0] - pool.joined[e])
+        claim = min(pool.strength[e], PLACE_STRENGTH_CAP) * (FIRST_CHECK / np.float64(pool.check[e]))
+        claim *= PLACE_AGE_ROWS / (PLACE_AGE_ROWS + age)
+        if claim < least:
+            worst, least = e, claim
     if worst < 0:
         return -1
     before = pool.owner[worst]
@@ -217,7 +246,7 @@ def _take_place(clients: Any, index: Any, pool: Any, owner: int, strength: float
     elif before <= -2:
         index.place[-2 - before] = -1
     pool.owner[worst] = owner
-    pool.count[worst] = 0
+    pool.size[worst] = 0
     pool.check[worst] = FIRST_CHECK
     pool.told[worst] = 0
     pool.paged[worst] = 0
@@ -227,7 +256,7 @@ def _take_place(clients: Any, index: Any, pool: Any, owner: int, strength: float
 
 @njit(cache=True, nogil=True)
 def _remember(pool: Any, e: int, columns: Any, i: int, strength: float) -> None:
-    n = pool.count[e]
+    n = pool.size[e]
     at = n % MEMBERS
     if n == 0:
         pool.first[e, 0] = columns.offsets[i]
@@ -242,7 +271,38 @@ def _remember(pool: Any, e: int, columns: Any, i: int, strength: float) -> None:
     pool.places[e, at] = columns.rows[i]
     pool.clients[e, at] = columns.clients[i]
     pool.strength[e] = strength
-    pool.count[e] = n + 1
+    pool.joined[e] = pool.clock[0]
+    pool.size[e] = n + 1
+
+
+@njit(cache=True, nogil=True)
+def _tell(events: Any, found: int, kind: int, place: int, owner: int) -> int:
+    events[found, 0] = kind
+    events[found, 1] = place
+    events[found, 2] = owner
+    return found + 1
+
+
+@njit(cache=True, nogil=True)
+def _new_cluster(clients: Any, pool: Any, slot: int, count: int, parent: int) -> int:
+    """A cluster for a row and its parent: the one with the least evidence left is given up."""
+    cluster, least = 0, np.inf
+    for c in range(CLUSTERS):
+        left = max(clients.evidence_a[slot, c], clients.evidence_b[slot, c])
+        left -= DECAY * np.float64(count - np.int64(clients.joined[slot, c]))
+        if left < least:
+            cluster, least = c, left
+    for k in range(WINDOW_ROWS):
+        if clients.cluster[slot, k] == cluster:
+            clients.cluster[slot, k] = NO_CLUSTER
+    if clients.place[slot, cluster] >= 0:
+        pool.owner[clients.place[slot, cluster]] = -1
+        clients.place[slot, cluster] = -1
+    clients.ticketed[slot, cluster] = 0
+    clients.evidence_a[slot, cluster] = 0.0
+    clients.evidence_b[slot, cluster] = 0.0
+    clients.cluster[slot, parent] = cluster
+    return cluster
 
 
 @njit(cache=True, nogil=True)
@@ -251,7 +311,7 @@ def walk(
 ) -> Any:
     """Walk from row `start`; returns the next row and the number of events at the row before it.
 
-    events (8, 4) int64: kind, place in the pool or -1, client slot or index cluster, cluster. scratch (w,) uint8.
+    `events` (`EVENTS`, `EVENT_FIELDS`) int64 is filled; `scratch` (w,) uint8.
     """
     n = columns.labels.shape[0]
     squares = np.empty(WINDOW_ROWS, dtype=np.int32)
@@ -261,7 +321,7 @@ def walk(
         found = 0
         trace.kind[i] = PLAIN
         trace.near[i] = np.nan
-        trace.near_bits[i] = 99
+        trace.near_bits[i] = NO_BITS
         trace.opposite[i] = np.nan
         trace.p_a[i] = 1.0
         trace.p_b[i] = 1.0
@@ -269,31 +329,28 @@ def walk(
         trace.evidence_b[i] = 0.0
         trace.residual[i] = np.nan
         trace.sequence[i] = 0.0
+        pool.clock[0] += 1
         label = np.uint8(columns.labels[i] & 255)
         q = columns.bin[i]
-        density = columns.density[i]
         key = columns.clients[i]
         if key != np.uint64(0):
             slot = _client(clients, pool, key)
-            count = clients.count[slot]
-            m = min(np.int64(count), WINDOW_ROWS)
-            code = columns.codes[i]
+            count = np.int64(clients.distinct[slot])
+            m: Any = min(count, WINDOW_ROWS)
             squares[:] = 0
-            mine = clients.codes[slot]
             for j in range(CODE_DIMS):
-                x = np.int32(code[j])
-                row = mine[j]
+                x = np.int32(columns.codes[i, j])
                 for k in range(WINDOW_ROWS):
-                    delta = x - np.int32(row[k])
+                    delta = x - np.int32(clients.codes[slot, j, k])
                     squares[k] += delta * delta
             sketch = columns.sketches[i]
             small = np.uint8(columns.hashes[i] & np.uint64(255))
             for k in range(WINDOW_ROWS):
                 bits[k] = popcount32(sketch ^ clients.sketches[slot, k])
             same = False
-            near, near_at = np.int32(2**30), -1
-            few, few_at = np.int32(99), -1
-            other = np.int32(2**30)
+            near, near_at = _FAR, -1
+            few, few_at = np.int32(NO_BITS), -1
+            other = _FAR
             for k in range(m):
                 if squares[k] == 0 and bits[k] == 0 and clients.hashes[slot, k] == small:
                     same = True
@@ -307,110 +364,81 @@ def walk(
             if same:
                 trace.kind[i] = DUPLICATE
                 clients.scalars[4] += 1
+                trace.sequence[i] = clients.sequence[slot]
             else:
-                cluster = -1
+                cluster: Any = NO_CLUSTER
                 if near_at >= 0:
-                    r = math.log((math.sqrt(near + 0.25) * grain) / (density + 1e-6))
+                    unit = grain / (columns.density[i] + DENSITY_FLOOR)
+                    unit *= unit
+                    r = (np.float64(near) + CODE_FLOOR) * unit
                     trace.near[i] = r
-                    p_l2 = _at_most(tables.near_l2[q], r)
+                    nears = tables.near_l2[q]
+                    p_l2 = (1.0 + _count_at_most(nears, r)) / (nears.shape[0] + 1.0)
                     gap = few - columns.sketch_rank[i]
                     trace.near_bits[i] = gap
                     p_l0 = tables.near_l0[q, gap + 32]
                     parent = near_at if p_l2 <= p_l0 else few_at
-                    p_a = _at_most(tables.combined, math.log(min(p_l2, p_l0)))
+                    rank_a = 1 + _count_at_most(tables.combined, min(p_l2, p_l0))
+                    p_a = rank_a / (tables.combined.shape[0] + 1.0)
                     p_o = 1.0
-                    if other < 2**30:
-                        o = math.log((math.sqrt(other + 0.25) * grain) / (density + 1e-6))
+                    if other < _FAR:
+                        o = (np.float64(other) + CODE_FLOOR) * unit
                         trace.opposite[i] = o
-                        p_o = _at_most(tables.opposite[q], o)
-                    p_b = _at_most(tables.both, math.log(p_a) + math.log(p_o))
+                        opposites = tables.opposite[q]
+                        p_o = (1.0 + _count_at_most(opposites, o)) / (opposites.shape[0] + 1.0)
+                    rank_b = 1 + _count_at_most(tables.both, p_a * p_o)
+                    p_b = rank_b / (tables.both.shape[0] + 1.0)
                     trace.p_a[i] = p_a
                     trace.p_b[i] = p_b
                     if p_a <= JOIN_P or p_b <= JOIN_P:
                         trace.kind[i] = JOINED
                         cluster = np.int64(clients.cluster[slot, parent])
-                        a = b = 0.0
-                        if cluster != NO_CLUSTER:
-                            loss = DECAY * np.float64(count - clients.joined[slot, cluster])
-                            a = max(0.0, clients.evidence_a[slot, cluster] - loss)
-                            b = max(0.0, clients.evidence_b[slot, cluster] - loss)
-                        else:
-                            cluster, least = 0, 1e300
-                            for c in range(CLUSTERS):
-                                loss = DECAY * np.float64(count - clients.joined[slot, c])
-                                left = max(clients.evidence_a[slot, c], clients.evidence_b[slot, c]) - loss
-                                if left < least:
-                                    cluster, least = c, left
-                            for k in range(WINDOW_ROWS):
-                                if clients.cluster[slot, k] == cluster:
-                                    clients.cluster[slot, k] = NO_CLUSTER
-                            if clients.place[slot, cluster] >= 0:
-                                pool.owner[clients.place[slot, cluster]] = -1
-                                clients.place[slot, cluster] = -1
-                            clients.ticketed[slot, cluster] = 0
-                            clients.cluster[slot, parent] = cluster
-                        if p_a <= JOIN_P:
-                            a += min(GAIN_CAP, math.log(JOIN_P / p_a))
-                        if p_b <= JOIN_P:
-                            b += min(GAIN_CAP, math.log(JOIN_P / p_b))
+                        if cluster == NO_CLUSTER:
+                            cluster = _new_cluster(clients, pool, slot, count, parent)
+                        loss = DECAY * np.float64(count - np.int64(clients.joined[slot, cluster]))
+                        a = max(0.0, clients.evidence_a[slot, cluster] - loss) + tables.gain_a[rank_a]
+                        b = max(0.0, clients.evidence_b[slot, cluster] - loss) + tables.gain_b[rank_b]
                         clients.evidence_a[slot, cluster] = a
                         clients.evidence_b[slot, cluster] = b
                         clients.joined[slot, cluster] = count + 1
                         trace.evidence_a[i] = a
                         trace.evidence_b[i] = b
                         strength = max(a / tables.thresholds[0], b / tables.thresholds[1])
+                        owner = np.int64(slot) * 8 + cluster
                         e = np.int64(clients.place[slot, cluster])
                         if e < 0 and strength >= KEEP_FROM:
-                            e = _take_place(clients, index, pool, np.int64(slot) * 8 + cluster, strength)
+                            e = _take_place(clients, index, pool, owner, strength)
                             clients.place[slot, cluster] = e
                         if e >= 0:
                             _remember(pool, e, columns, i, strength)
-                        if strength >= 1.0:
-                            if e >= 0 and pool.count[e] >= pool.check[e]:
-                                events[found, 0] = CLUSTER_CHECK
-                                events[found, 1] = e
-                                events[found, 2] = slot
-                                events[found, 3] = cluster
-                                found += 1
+                        if strength > 1.0:
+                            if e >= 0 and pool.size[e] >= pool.check[e]:
+                                found = _tell(events, found, CLUSTER_CHECK, e, owner)
                             elif clients.ticketed[slot, cluster] == 0:
-                                events[found, 0] = CLUSTER_TICKET
-                                events[found, 1] = e
-                                events[found, 2] = slot
-                                events[found, 3] = cluster
-                                found += 1
+                                found = _tell(events, found, CLUSTER_TICKET, e, owner)
                             clients.ticketed[slot, cluster] = 1
-                at = np.int64(count) % WINDOW_ROWS
+                at = count % WINDOW_ROWS
                 for j in range(CODE_DIMS):
-                    clients.codes[slot, j, at] = code[j]
+                    clients.codes[slot, j, at] = columns.codes[i, j]
                 clients.sketches[slot, at] = sketch
                 clients.hashes[slot, at] = small
                 clients.labels[slot, at] = label
-                clients.cluster[slot, at] = NO_CLUSTER if cluster < 0 else np.uint8(cluster)
-                clients.count[slot] = count + 1
+                clients.cluster[slot, at] = np.uint8(cluster)
+                clients.distinct[slot] = count + 1
                 if trace.kind[i] == PLAIN:
                     z = tables.normal[columns.rank[i]]
                     t = np.float64(clients.residual_count[slot])
                     left = z - np.float64(clients.residual_sum[slot]) / (t + RESIDUAL_TAU)
                     trace.residual[i] = left
-                    low, high = 0, tables.residual.shape[0]
-                    while low < high:
-                        middle = (low + high) >> 1
-                        if tables.residual[middle] < left:
-                            low = middle + 1
-                        else:
-                            high = middle
-                    value = (1.0 + clients.sequence[slot]) * tables.evalue[tables.residual.shape[0] - low]
+                    above = tables.residual.shape[0] - _count_below(tables.residual, left)
+                    value = (1.0 + clients.sequence[slot]) * tables.evalue[above]
                     value = min(value, SEQUENCE_CEILING)
                     clients.residual_sum[slot] += np.float32(min(max(z, -RESIDUAL_CLIP), RESIDUAL_CLIP))
                     clients.residual_count[slot] += 1
                     clients.sequence[slot] = value
                     trace.sequence[i] = value
                     if value > tables.thresholds[3]:
-                        events[found, 0] = SEQUENCE_PAGE
-                        events[found, 1] = -1
-                        events[found, 2] = slot
-                        events[found, 3] = 0
-                        found += 1
+                        found = _tell(events, found, SEQUENCE_CROSSED, -1, -1)
                         clients.sequence[slot] = 0.0
                 else:
                     trace.sequence[i] = clients.sequence[slot]
@@ -418,6 +446,28 @@ def walk(
         if found > 0:
             return i + 1, found
     return n, 0
+
+
+@njit(cache=True, nogil=True)
+def _count_below(values: Any, x: float) -> int:
+    """How many of the ascending values are < x."""
+    base, size = 0, values.shape[0]
+    while size > 1:
+        half = size >> 1
+        base = base + half if values[base + half - 1] < x else base
+        size -= half
+    if size == 1 and values[base] < x:
+        base += 1
+    return base
+
+
+@njit(cache=True, nogil=True)
+def owner_tag(client: Any) -> Any:
+    """One byte of a client's hash, 1 to 255; 0 for anonymous rows."""
+    z = np.uint64(client)
+    if z == np.uint64(0):
+        return np.uint8(0)
+    return np.uint8(np.uint64(1) + (z * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(40)) % np.uint64(255))
 
 
 @njit(cache=True, nogil=True)
@@ -435,46 +485,57 @@ def _walk_index(
     label: Any,
     q: int,
 ) -> int:
+    """The index's part of one row; returns the number of events so far."""
     size = index.simhash.shape[0]
     total = index.scalars[0]
     m = min(total, size)
     mine = columns.simhash[i]
+    owner = owner_tag(columns.clients[i])
+    trace.index_bits[i] = NO_BITS
+    trace.index_opposite[i] = NO_BITS
     trace.index_p[i] = 1.0
     trace.index_evidence[i] = 0.0
-    least = np.uint8(255)
-    across = np.uint8(255)
     for k in range(m):
-        b = np.uint8(popcount64(mine ^ index.simhash[k]))
-        scratch[k] = b
+        scratch[k] = np.uint8(popcount64(mine ^ index.simhash[k]))
+    least, across, any_owner = np.uint8(255), np.uint8(255), np.uint8(255)
+    hidden = owner if owner != 0 else np.uint8(1)
+    masked = np.uint8(0) if owner == 0 else _SAME_OWNER
+    for k in range(m):
+        b = scratch[k]
+        any_owner = min(any_owner, b)
+        b = b | (masked if index.owners[k] == hidden else np.uint8(0))
         least = min(least, b)
-        far = b | (np.uint8(128) if index.labels[k] == label else np.uint8(0))
-        across = min(across, far)
-    trace.index_bits[i] = least
-    trace.index_opposite[i] = across if across < 128 else 99
-    cluster = np.int64(-1)
-    if m > 0:
-        parent = -1
+        b = b | (_SAME_OWNER if index.labels[k] == label else np.uint8(0))
+        across = min(across, b)
+    if any_owner == 0:
         whole = columns.hashes[i]
         for k in range(m):
-            if scratch[k] == least:
-                parent = k
-                if index.hashes[k] == whole:
-                    return found
+            if scratch[k] == 0 and index.hashes[k] == whole:
+                return found
+    cluster = np.int64(-1)
+    if least < _SAME_OWNER:
+        trace.index_bits[i] = least
+        trace.index_opposite[i] = across if across < _SAME_OWNER else NO_BITS
         p_a = tables.index_near[q, least]
-        p_o = tables.index_opposite[q, across] if across < 128 else 1.0
-        p = _at_most(tables.index_both, math.log(p_a) + math.log(p_o))
+        p_o = tables.index_opposite[q, across] if across < _SAME_OWNER else 1.0
+        rank = 1 + _count_at_most(tables.index_both, p_a * p_o)
+        p = rank / (tables.index_both.shape[0] + 1.0)
         trace.index_p[i] = p
         if p <= JOIN_P:
+            parent = 0
+            for k in range(m):
+                if scratch[k] == least and (index.owners[k] != owner or owner == 0):
+                    parent = k
             uid = index.cluster[parent]
             at = uid % INDEX_CLUSTERS if uid >= 0 else 0
             s = 0.0
             if uid >= 0 and index.uid[at] == uid:
-                s = max(0.0, index.evidence[at] - INDEX_DECAY * (total - index.joined[at]))
+                s = max(0.0, index.evidence[at] - INDEX_DECAY * np.float64(total - index.joined[at]))
             else:
                 uid = index.scalars[1]
                 for _ in range(INDEX_CLUSTERS):
                     at = uid % INDEX_CLUSTERS
-                    left = index.evidence[at] - INDEX_DECAY * (total - index.joined[at])
+                    left = index.evidence[at] - INDEX_DECAY * np.float64(total - index.joined[at])
                     if index.uid[at] < 0 or left < KEEP_FROM * tables.thresholds[2]:
                         break
                     uid += 1
@@ -486,7 +547,7 @@ def _walk_index(
                 index.uid[at] = uid
                 index.ticketed[at] = 0
                 index.cluster[parent] = uid
-            s += min(GAIN_CAP, math.log(JOIN_P / p))
+            s += tables.index_gain[rank]
             index.evidence[at] = s
             index.joined[at] = total + 1
             cluster = uid
@@ -498,23 +559,16 @@ def _walk_index(
                 index.place[at] = e
             if e >= 0:
                 _remember(pool, e, columns, i, strength)
-            if strength >= 1.0:
-                if e >= 0 and pool.count[e] >= pool.check[e]:
-                    events[found, 0] = INDEX_CHECK
-                    events[found, 1] = e
-                    events[found, 2] = at
-                    events[found, 3] = 0
-                    found += 1
+            if strength > 1.0:
+                if e >= 0 and pool.size[e] >= pool.check[e]:
+                    found = _tell(events, found, INDEX_CHECK, e, -2 - at)
                 elif index.ticketed[at] == 0:
-                    events[found, 0] = INDEX_TICKET
-                    events[found, 1] = e
-                    events[found, 2] = at
-                    events[found, 3] = 0
-                    found += 1
+                    found = _tell(events, found, INDEX_TICKET, e, -2 - at)
                 index.ticketed[at] = 1
     at = total % size
     index.simhash[at] = mine
     index.labels[at] = label
+    index.owners[at] = owner
     index.hashes[at] = columns.hashes[i]
     index.cluster[at] = cluster
     index.scalars[0] = total + 1
@@ -539,3 +593,22 @@ def empty_trace(n: int) -> Trace:
         index_p=np.empty(n),
         index_evidence=np.empty(n),
     )
+
+
+def empty_events() -> NDArray[np.int64]:
+    """Room for the events of one row."""
+    return np.zeros((EVENTS, EVENT_FIELDS), dtype=np.int64)
+
+
+def stops(columns: Columns, tables: Tables, memory: Memory, trace: Trace) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Walk over all rows; after each row at which something happened give it and its events (`EVENT_FIELDS` each).
+
+    Whoever receives them may change the pool of `memory` before the walk goes on.
+    """
+    events, scratch = empty_events(), np.empty(len(memory.index.simhash), dtype=np.uint8)
+    at = 0
+    while True:
+        at, found = walk(at, columns, tables, memory.clients, memory.index, memory.pool, trace, events, scratch)
+        if found == 0:
+            return
+        yield at - 1, events[:found].copy()

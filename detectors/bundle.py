@@ -1,0 +1,167 @@
+"""A fitted ensemble as one file: arrays and JSON, nothing that could run."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.calibration.report import FitReport
+from detectors.errors import BundleError, DetectorError
+from detectors.schema import FeatureSchema
+from detectors.scorer import Ensemble
+
+#: Version of the file's layout.
+BUNDLE_VERSION = 1
+#: The entry that says what the others are.
+MANIFEST = "manifest.json"
+#: What a damaged or hostile archive makes its reader raise.
+_BROKEN = (
+    zipfile.BadZipFile,
+    KeyError,
+    ValueError,
+    EOFError,
+    OSError,
+    NotImplementedError,
+    RuntimeError,
+    zlib.error,
+)
+#: Larger files, manifests and arrays are refused unread.
+MAX_BYTES, MAX_MANIFEST_BYTES, MAX_ARRAYS = 4 * 1024**3, 16 * 1024**2, 10_000
+
+
+def save(path: str | Path, ensemble: Ensemble, report: FitReport) -> None:
+    """Write a bundle; it appears under its name whole or not at all.
+
+    Parameters
+    ----------
+    path : str or Path
+    ensemble : Ensemble
+    report : FitReport
+        What the fit found; `read_report` gives it back.
+    """
+    arrays = ensemble.arrays()
+    packed = {name: _pack(array) for name, array in arrays.items()}
+    manifest = {
+        "bundle_version": BUNDLE_VERSION,
+        "digest": ensemble.digest,
+        "schema_digest": ensemble.schema.digest(),
+        "settings": ensemble.settings(),
+        "report": report.to_dict(),
+        "versions": {"numpy": np.__version__},
+        "arrays": {name: hashlib.blake2b(data, digest_size=16).hexdigest() for name, data in packed.items()},
+    }
+    target = Path(path)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+            archive.writestr(_entry(MANIFEST), json.dumps(manifest, indent=1, sort_keys=True))
+            for name, data in packed.items():
+                archive.writestr(_entry(name + ".npy"), data)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load(path: str | Path, schema: FeatureSchema | None = None) -> Ensemble:
+    """Read a bundle that `save` wrote; equal to the bit to what was saved. Nothing is ever unpickled.
+
+    Parameters
+    ----------
+    path : str or Path
+    schema : FeatureSchema, optional
+        The schema that the bundle must be for.
+
+    Raises
+    ------
+    BundleError
+        When the file is missing, damaged, of another version, or for another schema.
+    """
+    manifest, arrays = _read(path)
+    try:
+        ensemble = Ensemble.restore(arrays, manifest["settings"])
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, DetectorError) as wrong:
+        raise BundleError(f"bundle {path}: its content does not fit together: {wrong}; fit it anew") from None
+    if ensemble.digest != manifest["digest"]:
+        raise BundleError(f"bundle {path}: its content is not what its digest says; fit it anew or copy it again")
+    if schema is not None and schema.digest() != ensemble.schema.digest():
+        raise BundleError(
+            f"bundle {path} is for another schema ({ensemble.schema.width} features, "
+            f"{len(ensemble.schema.classes)} classes; wanted {schema.width} and {len(schema.classes)}); fit another"
+        )
+    return ensemble
+
+
+def read_report(path: str | Path) -> FitReport:
+    """The report of the fit that made a bundle; `BundleError` as in `load`."""
+    manifest = _manifest(path)
+    try:
+        return FitReport.from_dict(manifest["report"])
+    except (KeyError, TypeError) as wrong:
+        raise BundleError(f"bundle {path}: its report is malformed: {wrong}") from None
+
+
+def _pack(array: NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    """A fixed time stamp, so that equal ensembles make equal files."""
+    return zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+
+
+def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    manifest = _manifest(path)
+    names: Mapping[str, Any] = manifest["arrays"]
+    arrays: dict[str, NDArray[Any]] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name, checksum in names.items():
+                data = archive.read(name + ".npy")
+                if hashlib.blake2b(data, digest_size=16).hexdigest() != checksum:
+                    raise BundleError(f"bundle {path} is damaged: array {name} does not have its checksum")
+                arrays[name] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except _BROKEN as wrong:
+        raise BundleError(f"bundle {path} is damaged: {_sentence(wrong)}; fit it anew or copy it again") from None
+    return manifest, arrays
+
+
+def _manifest(path: str | Path) -> dict[str, Any]:
+    try:
+        if Path(path).stat().st_size > MAX_BYTES:
+            raise BundleError(f"bundle {path} is larger than {MAX_BYTES} bytes; no fit makes such a file")
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if len(entries) > MAX_ARRAYS or sum(entry.file_size for entry in entries) > MAX_BYTES:
+                raise BundleError(f"bundle {path} unpacks to more than a bundle can hold; it is none of ours")
+            if archive.getinfo(MANIFEST).file_size > MAX_MANIFEST_BYTES:
+                raise BundleError(f"bundle {path}: its manifest is larger than {MAX_MANIFEST_BYTES} bytes")
+            manifest = json.loads(archive.read(MANIFEST))
+    except FileNotFoundError:
+        raise BundleError(f"no bundle at {path}; make one with `vedette fit`") from None
+    except _BROKEN as wrong:
+        raise BundleError(f"{path} is no bundle, or a damaged one: {_sentence(wrong)}") from None
+    if not isinstance(manifest, dict):
+        raise BundleError(f"bundle {path}: its manifest is no object")
+    version = manifest.get("bundle_version")
+    if version != BUNDLE_VERSION:
+        raise BundleError(f"bundle {path} has version {version!r}; this release reads {BUNDLE_VERSION}; fit it anew")
+    for name, kind in (("digest", str), ("settings", dict), ("arrays", dict)):
+        if not isinstance(manifest.get(name), kind):
+            raise BundleError(f"bundle {path}: its manifest lacks {name!r}")
+    return manifest
+
+
+def _sentence(wrong: Exception) -> str:
+    return str(wrong).strip("'\"") or type(wrong).__name__

@@ -1,0 +1,120 @@
+"""Conformal p-values of detector scores: normalised by predicted class, then pooled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.kernels import rows
+
+#: A class with fewer rows than this is normalised like all classes together.
+MIN_ROWS = 20
+#: The median absolute deviation of a normal distribution times this is its standard deviation.
+MAD_TO_SD = 1.4826
+#: Calibration scores that are kept; of more, an evenly spaced sample is.
+MAX_VALUES = 8000
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreCalibration:
+    """What turns scores into p-values p = (1 + #{calibration scores >= s}) / (m + 1).
+
+    Over exchangeable benign rows P(p <= a) <= a (Vovk, Gammerman & Shafer, "Algorithmic Learning in a Random World",
+    2005, proposition 2.8), whatever the class normalisation, as long as that was learned on other rows.
+
+    Attributes
+    ----------
+    centres, spreads : float64 (k, D)
+        Median and scaled median absolute deviation of each detector's scores among rows of each predicted class.
+    values : float64 (D, m)
+        Normalised scores of calibration rows, ascending.
+    surprise : float64 (m + 1,)
+        -ln p by rank.
+    """
+
+    centres: NDArray[np.float64]
+    spreads: NDArray[np.float64]
+    values: NDArray[np.float64]
+    surprise: NDArray[np.float64]
+
+    @classmethod
+    def fit(
+        cls,
+        shape_scores: NDArray[np.float64],
+        shape_labels: NDArray[np.int32],
+        scores: NDArray[np.float64],
+        labels: NDArray[np.int32],
+        classes: int,
+    ) -> Self:
+        """Learn the normalisation from one set of rows, (n', D), and the values from another, (n, D)."""
+        centres, spreads = np.empty((classes, scores.shape[1])), np.empty((classes, scores.shape[1]))
+        pooled = _centre_and_spread(shape_scores)
+        for label in range(classes):
+            members = shape_scores[shape_labels == label]
+            centres[label], spreads[label] = _centre_and_spread(members) if len(members) >= MIN_ROWS else pooled
+        normal = np.sort((scores - centres[labels]) / spreads[labels], axis=0)
+        return cls._of(centres, spreads, np.ascontiguousarray(thinned(normal, MAX_VALUES).T))
+
+    @classmethod
+    def _of(cls, centres: NDArray[np.float64], spreads: NDArray[np.float64], values: NDArray[np.float64]) -> Self:
+        return cls(centres, spreads, values, -np.log(pvalue_table(values.shape[1])))
+
+    def ranks(self, scores: NDArray[np.float64], labels: NDArray[np.int32]) -> NDArray[np.int32]:
+        """(n, D) number of calibration scores that are at least as large."""
+        out = np.empty(scores.shape, dtype=np.int32)
+        rows.conformal_ranks(scores, labels, self.centres, self.spreads, self.values, out)
+        return out
+
+    def pvalues(self, ranks: NDArray[np.int32]) -> NDArray[np.float64]:
+        """p-values of ranks."""
+        return np.asarray((1.0 + ranks) / (self.values.shape[1] + 1.0))
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything fitted."""
+        return {"centres": self.centres, "spreads": self.spreads, "values": self.values, "surprise": self.surprise}
+
+    @classmethod
+    def restore(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """The inverse of `arrays`; -ln p is stored too, as its last bit may differ between machines."""
+        return cls(*(np.array(arrays[name]) for name in ("centres", "spreads", "values", "surprise")))
+
+
+def pvalue_table(m: int) -> NDArray[np.float64]:
+    """(m + 1,) p-value by the number of calibration values that are at least as extreme."""
+    return np.asarray((1.0 + np.arange(m + 1)) / (m + 1.0))
+
+
+def upper_pvalues(values: NDArray[np.float64], ascending: NDArray[np.float64]) -> NDArray[np.float64]:
+    """p-values of large values: (1 + #{calibration >= v}) / (m + 1)."""
+    above = len(ascending) - np.searchsorted(ascending, values, side="left")
+    return np.asarray((1.0 + above) / (len(ascending) + 1.0))
+
+
+def lower_pvalues(values: NDArray[np.float64], ascending: NDArray[np.float64]) -> NDArray[np.float64]:
+    """p-values of small values: (1 + #{calibration <= v}) / (m + 1)."""
+    below = np.searchsorted(ascending, values, side="right")
+    return np.asarray((1.0 + below) / (len(ascending) + 1.0))
+
+
+def thinned(ascending: NDArray[np.float64], most: int, small: bool = False) -> NDArray[np.float64]:
+    """At most `most` of ascending rows, such that p-values of large values (of small ones) stay super-uniform.
+
+    Of n values the k-th most extreme of m kept ones is the floor(k (n + 1) / (m + 1))-th most extreme of all.
+    """
+    n = len(ascending)
+    if n <= most:
+        return ascending
+    place = (np.arange(1, most + 1) * (n + 1)) // (most + 1) - 1
+    return np.asarray(ascending[place] if small else ascending[n - 1 - place[::-1]])
+
+
+def _centre_and_spread(scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    centre = np.median(scores, axis=0)
+    spread = MAD_TO_SD * np.median(np.abs(scores - centre), axis=0)
+    deviation = scores.std(axis=0)
+    spread = np.where(spread > 0.0, spread, deviation)
+    return centre, np.where(spread > 0.0, spread, 1.0)

@@ -1,0 +1,174 @@
+"""Benign client-weeks, replayed: how far each statistic has come in each of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.calibration import repeaters
+from detectors.calibration.weeks import ClientWeeks, client_weeks, whole_weeks
+from detectors.contract import ANONYMOUS, Progress
+from detectors.queries import walk as walking
+from detectors.queries.intent import IntentTest
+from detectors.queries.memory import POOL_PLACES, Memory
+from detectors.queries.walk import Columns, Tables, Trace
+from detectors.signals import judge, next_check
+
+#: Multiplier of Fibonacci hashing (Knuth 6.4), to deal clients out to partitions.
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)
+
+
+def take(columns: Columns, which: NDArray[np.bool_]) -> Columns:
+    """The rows that `which` selects."""
+    chosen: list[Any] = [np.ascontiguousarray(column[which]) for column in columns]
+    return Columns(*chosen)
+
+
+def memory_for(columns: Columns, index_rows: int, pool: int = 1) -> Memory:
+    """An empty state in which every client of these rows has room."""
+    return Memory(columns.inputs.shape[1], max(2, len(np.unique(columns.clients))), index_rows, pool)
+
+
+def measure(columns: Columns, tables: Tables, index_rows: int) -> Trace:
+    """Walk over rows with an empty state and see what each measured."""
+    trace = walking.empty_trace(len(columns.labels))
+    for _ in walking.stops(columns, tables, memory_for(columns, index_rows), trace):
+        pass
+    return trace
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The clients that set thresholds.
+
+    Attributes
+    ----------
+    weeks : ClientWeeks
+        m units.
+    same, opposite, sequence : float64 (m,)
+        Largest evidence of clusters (A and B), and of the sequential test.
+    index : float64 (u,)
+        Largest evidence of the index in each partition-week.
+    repeating : bool (m,)
+        Units of clients that repeat themselves.
+    parts : tuple of (Columns, int64 (n,))
+        Rows of each simulated partition, and the client-week of each row.
+    share : float
+        Share of all benign clients that stand here.
+    clients_a_week : int
+        Most clients, of all pools, that a week saw.
+    """
+
+    weeks: ClientWeeks
+    same: NDArray[np.float64]
+    opposite: NDArray[np.float64]
+    sequence: NDArray[np.float64]
+    index: NDArray[np.float64]
+    repeating: NDArray[np.bool_]
+    parts: tuple[tuple[Columns, NDArray[np.int64], NDArray[np.int64]], ...]
+    index_rows: int
+    clients_a_week: int
+
+    @classmethod
+    def replay(
+        cls,
+        columns: Columns,
+        times: NDArray[np.int64],
+        chosen: NDArray[np.bool_],
+        tables: Tables,
+        index_rows: int,
+        week_us: int,
+        partitions: int,
+        repeating: NDArray[np.bool_],
+    ) -> Self:
+        """Replay the rows that `chosen` selects, with tables that cross nothing.
+
+        `times` (n,) and `repeating` (n,), rows of clients known to repeat themselves, are of all rows of `columns`.
+        Where there is not a whole week, everything counts as one. Clients are dealt out to as many partitions as keep
+        the rows a partition has in production.
+        """
+        count = whole_weeks(times, week_us)
+        start = int(times.min()) if len(times) else 0
+        if count == 0:
+            count, week_us = 1, max(1, int(times.max()) - start + 1) if len(times) else 1
+        everyone = client_weeks(columns.clients, times, start, week_us, count)
+        rows, when = take(columns, chosen), times[chosen]
+        units = client_weeks(rows.clients, when, start, week_us, count)
+        share = float(chosen.mean()) if len(chosen) else 0.0
+        partition = _partition_of(rows.clients, max(1, round(partitions * share)))
+        same, opposite, sequence = (np.zeros(len(units)) for _ in range(3))
+        index: list[NDArray[np.float64]] = []
+        parts = []
+        for part in range(int(partition.max()) + 1 if len(partition) else 0):
+            inside = partition == part
+            here, unit = take(rows, inside), units.unit[inside]
+            week = (when[inside] - start) // week_us
+            trace = measure(here, tables, index_rows)
+            for found, values in (
+                (same, trace.evidence_a),
+                (opposite, trace.evidence_b),
+                (sequence, trace.sequence),
+            ):
+                np.maximum.at(found, unit[unit >= 0], values[unit >= 0])
+            index.append(_week_maxima(trace.index_evidence, week, count))
+            parts.append((here, unit, week))
+        known = np.unique(columns.clients[repeating])
+        evident = repeaters.evident(np.maximum(same, opposite))
+        known = np.union1d(known, units.clients[evident])
+        return cls(
+            weeks=units,
+            same=same,
+            opposite=opposite,
+            sequence=sequence,
+            index=np.concatenate([*index, np.empty(0)]),
+            repeating=np.isin(units.clients, known),
+            parts=tuple(parts),
+            index_rows=index_rows,
+            clients_a_week=everyone.clients_a_week(),
+        )
+
+    def intentions(
+        self, tables: Tables, intent: IntentTest, progress: Progress
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """How strong each client-week (m,), and each partition-week (u,), was where the intent test would have paged.
+
+        Strength is evidence over ticket threshold; 0 where the test never paged. It runs as it does in production, but
+        goes on after a page.
+        """
+        clients, index = np.zeros(len(self.weeks)), []
+        for done, (columns, unit, week) in enumerate(self.parts):
+            trace = walking.empty_trace(len(unit))
+            memory = memory_for(columns, self.index_rows, POOL_PLACES)
+            pool, shared = memory.pool, np.zeros(len(unit))
+            for row, events in walking.stops(columns, tables, memory, trace):
+                for kind, place, owner in events:
+                    if kind in (walking.CLUSTER_CHECK, walking.INDEX_CHECK) and pool.owner[place] == owner:
+                        pool.check[place] = next_check(int(pool.size[place]))
+                        if judge(intent, memory, int(place)).page:
+                            strength = float(pool.strength[place])
+                            if kind == walking.INDEX_CHECK:
+                                shared[row] = strength
+                            elif unit[row] >= 0:
+                                clients[unit[row]] = max(clients[unit[row]], strength)
+                if row % 64 == 0:
+                    progress("trying the intent test on benign clusters", (done + row / len(unit)) / len(self.parts))
+            index.append(_week_maxima(shared, week, self.weeks.whole_weeks))
+        return clients, np.concatenate([*index, np.empty(0)])
+
+
+def _partition_of(clients: NDArray[np.uint64], partitions: int) -> NDArray[np.int64]:
+    """A partition for each row: by client; anonymous rows go round."""
+    found = ((clients * _SPREAD) >> np.uint64(32)).astype(np.int64) % partitions
+    anonymous = np.flatnonzero(clients == ANONYMOUS)
+    found[anonymous] = np.arange(len(anonymous)) % partitions
+    return found
+
+
+def _week_maxima(values: NDArray[np.float64], week: NDArray[np.int64], weeks: int) -> NDArray[np.float64]:
+    found = np.zeros(weeks)
+    inside = (week >= 0) & (week < weeks)
+    np.maximum.at(found, week[inside], values[inside])
+    return found

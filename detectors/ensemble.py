@@ -1,0 +1,372 @@
+"""Fitting an ensemble on reference rows, and calibrating it on benign events."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors import registry
+from detectors.calibration import clusters, history, pools, repeaters
+from detectors.calibration.conformal import ScoreCalibration
+from detectors.calibration.decision import Decision, decide, proposed
+from detectors.calibration.fusion import Fusion, equal_weights, logistic_weights
+from detectors.calibration.history import History
+from detectors.calibration.report import FitReport
+from detectors.contract import ANONYMOUS, Batch, Detector, Progress, Reference
+from detectors.errors import FitError
+from detectors.queries.codes import Coder
+from detectors.queries.intent import IntentTest
+from detectors.queries.walk import Columns, Tables, Trace
+from detectors.schema import FeatureSchema
+from detectors.scorer import Ensemble
+from detectors.signals import client_name
+from detectors.single import Single, columns_of, raw_scores
+from detectors.view import BatchView, ReferenceFrame, correct_rows
+
+__all__ = ["Ensemble", "FitReport", "fit"]
+
+#: Rows that are scored at a time while fitting.
+CHUNK_ROWS = 8192
+#: Rows of the index, at most; fewer where the benign history is short.
+INDEX_ROWS = 10_000
+#: Fewest rows of the index that make a table.
+LEAST_INDEX_ROWS = 32
+#: Benign events need so many clients and rows, or pools are too small to calibrate on.
+LEAST_CLIENTS, LEAST_ROWS = 20, 600
+#: Fewest reference rows, if there are no benign events.
+LEAST_REFERENCE = 200
+#: Share of the reference that is held out where there are no benign events, and rows of a stand-in client.
+HELD_OUT_SHARE = 0.4
+STANDIN_CLIENTS, STANDIN_ROWS = 40, (10, 120)
+#: Residual scores that the sequential test is calibrated on, at most.
+MAX_RESIDUALS = 20_000
+
+
+def silent(_what: str, _share: float) -> None:
+    """Progress that nobody watches."""
+
+
+def fit(
+    reference: Reference,
+    schema: FeatureSchema,
+    benign: Batch | None,
+    *,
+    crafted: Reference | None = None,
+    budget: int,
+    clients_per_week: int | None,
+    week_us: int,
+    partitions: int,
+    rng: np.random.Generator,
+    progress: Progress = silent,
+) -> tuple[Ensemble, FitReport]:
+    """Fit every default detector and calibrate what decides.
+
+    Parameters
+    ----------
+    reference : Reference
+        Rows to learn "normal" from.
+    schema : FeatureSchema
+    benign : Batch or None
+        Benign events in the order of the stream, with clients and times: what thresholds are calibrated on. Without
+        them the ensemble can only open tickets, calibrated on held-out reference rows.
+    crafted : Reference or None
+        Adversarial rows and the model's answers to them; they only weigh detectors against each other.
+    budget : int
+        N, false pages a week at most.
+    clients_per_week : int or None
+        Clients expected in a week; None takes the most that a week of `benign` saw.
+    week_us : int
+        Length of a "week", in microseconds.
+    partitions : int
+        Partitions of the event topic.
+    rng : numpy.random.Generator
+    progress : callable
+        Told what is being done, and the share done.
+
+    Returns
+    -------
+    Ensemble, FitReport
+
+    Raises
+    ------
+    FitError
+        When the data can't support a fit at all; the message says what would. Data that can't support *paging* make an
+        ensemble that tickets, and the report says how many client-weeks are missing.
+    """
+    _check(reference, schema, benign, crafted, budget, clients_per_week, week_us, partitions)
+    kept = correct_rows(reference, len(schema.classes), schema.width)
+    traffic = benign
+    if traffic is None:
+        kept, traffic = _stand_in(kept, rng)
+    progress("fitting detectors", 0.0)
+    frame = ReferenceFrame.fit(kept, len(schema.classes), rng)
+    detectors = tuple(registry.kind(name)().fit(kept, schema, rng) for name in registry.DEFAULT)
+    coder = Coder.fit(frame, rng)
+    progress("fitting the surrogate of the intent test", 0.1)
+    intent = IntentTest.fit(kept, schema, frame, rng)
+
+    pool = pools.split(traffic.clients, rng)
+    single, columns = _single(frame, detectors, coder, traffic, pool, crafted, progress)
+    progress("measuring distances between queries", 0.55)
+    tables, index_rows, repeating = _tables(single, columns, pool, rng)
+    progress("calibrating on client-weeks", 0.7)
+    past = History.replay(columns, traffic.times, pool.thresholds, tables, index_rows, week_us, partitions, repeating)
+    decision = decide(
+        past,
+        tables,
+        intent,
+        real=benign is not None,
+        budget=budget,
+        clients_per_week=clients_per_week,
+        partitions=partitions,
+        progress=lambda what, share: progress(what, 0.8 + 0.2 * share),
+    )
+    ensemble = Ensemble(
+        schema=schema,
+        single=single,
+        tables=tables._replace(thresholds=decision.thresholds),
+        intent=intent,
+        policy=decision.policy,
+        index_rows=index_rows,
+    )
+    counts = {name: int(np.count_nonzero(getattr(pool, name))) for name in ("shape", "ranks", "fusion", "thresholds")}
+    counts = {"reference": len(kept), **counts, **clusters.sizes(tables), "index": index_rows}
+    report = _report(ensemble, decision, past, counts, crafted is not None, budget, benign is not None)
+    progress("done", 1.0)
+    return ensemble, replace(report, data_digest=_data_digest(reference, benign, crafted))
+
+
+def _check(
+    reference: Reference,
+    schema: FeatureSchema,
+    benign: Batch | None,
+    crafted: Reference | None,
+    budget: int,
+    clients_per_week: int | None,
+    week_us: int,
+    partitions: int,
+) -> None:
+    """Refuse what no fit can be made of, in a sentence."""
+    if budget < 0 or week_us < 1 or partitions < 1 or (clients_per_week is not None and clients_per_week < 1):
+        raise FitError(
+            f"budget {budget} must be >= 0, week {week_us} us, partitions {partitions} and clients a week "
+            f"{clients_per_week} >= 1"
+        )
+    if benign is None:
+        if len(reference) < LEAST_REFERENCE:
+            raise FitError(f"{len(reference)} reference rows alone are too few; give at least {LEAST_REFERENCE}")
+        return
+    clients = len(np.unique(benign.clients[benign.clients != ANONYMOUS]))
+    if clients < LEAST_CLIENTS or len(benign) < LEAST_ROWS:
+        raise FitError(
+            f"{len(benign)} benign events of {clients} clients are too few to calibrate on; give at least {LEAST_ROWS} "
+            f"of {LEAST_CLIENTS} clients, or the reference alone"
+        )
+    if np.any(np.diff(benign.times) < 0):
+        raise FitError("benign events must stand in the order of their times")
+    for what, labels, inputs in (("benign", benign.labels, benign.inputs), *_crafted_parts(crafted)):
+        if inputs.ndim != 2 or inputs.shape[1] != schema.width:
+            raise FitError(f"{what} inputs have shape {inputs.shape}; the schema needs (n, {schema.width})")
+        bad = np.flatnonzero(~np.isfinite(inputs).all(axis=1))
+        if len(bad):
+            raise FitError(f"{len(bad)} {what} rows hold NaN or infinity, first row {bad[0]}")
+        wrong = np.flatnonzero((labels < 0) | (labels >= len(schema.classes)))
+        if len(wrong):
+            raise FitError(
+                f"{what} row {wrong[0]} has label {labels[wrong[0]]}; labels are 0 to {len(schema.classes) - 1}"
+            )
+
+
+def _crafted_parts(crafted: Reference | None) -> list[tuple[str, NDArray[np.int32], NDArray[np.float64]]]:
+    return [] if crafted is None else [("crafted", crafted.labels, crafted.inputs)]
+
+
+def _stand_in(kept: Reference, rng: np.random.Generator) -> tuple[Reference, Batch]:
+    """Hold some of the reference out, and let its rows, in any order, stand for the traffic of some clients."""
+    order = rng.permutation(len(kept))
+    count = round(HELD_OUT_SHARE * len(kept))
+    held, rest = order[:count], np.sort(order[count:])
+    a_client = int(np.clip(count // STANDIN_CLIENTS, *STANDIN_ROWS))
+    place = np.arange(count, dtype=np.int64)
+    traffic = Batch(
+        inputs=kept.inputs[held],
+        labels=kept.labels[held],
+        clients=(1 + place % math.ceil(count / a_client)).astype(np.uint64),
+        times=place,
+        offsets=place,
+        rows=np.zeros(count, dtype=np.int32),
+    )
+    outputs = None if kept.outputs is None else kept.outputs[rest]
+    return Reference(kept.inputs[rest], kept.labels[rest], outputs), traffic
+
+
+def _single(
+    frame: ReferenceFrame,
+    detectors: tuple[Detector, ...],
+    coder: Coder,
+    traffic: Batch,
+    pool: pools.Pools,
+    crafted: Reference | None,
+    progress: Progress,
+) -> tuple[Single, Columns]:
+    """Calibrate scores and their fusion; also what the walk reads of every benign row."""
+    scores = np.empty((len(traffic), len(detectors)))
+    pieces: list[Columns] = []
+    unranked = np.zeros(CHUNK_ROWS, dtype=np.int32)
+    for start in range(0, len(traffic), CHUNK_ROWS):
+        progress("scoring benign rows", 0.2 + 0.35 * start / len(traffic))
+        piece = traffic.take(slice(start, start + CHUNK_ROWS))
+        view = BatchView(frame, piece)
+        scores[start : start + CHUNK_ROWS] = raw_scores(detectors, view)
+        pieces.append(columns_of(view, coder, np.empty(0), unranked[: len(piece)]))
+    columns = Columns(*(np.concatenate(parts) for parts in zip(*pieces, strict=True)))
+    labels = columns.labels
+    calibration = ScoreCalibration.fit(
+        scores[pool.shape], labels[pool.shape], scores[pool.ranks], labels[pool.ranks], frame.classes
+    )
+    ranks = calibration.ranks(scores, labels)
+    weights = equal_weights(len(detectors))
+    if crafted is not None:
+        view = BatchView(frame, _as_batch(crafted))
+        odd = calibration.ranks(raw_scores(detectors, view), view.batch.labels)
+        weights = logistic_weights(calibration.surprise[ranks[pool.ranks]], calibration.surprise[odd])
+    fusion = Fusion.fit(weights, calibration, ranks[pool.fusion])
+    _, rank = fusion.fuse(ranks, calibration.surprise)
+    edges = np.quantile(columns.density[pool.ranks], np.arange(1, clusters.BINS) / clusters.BINS)
+    columns = columns._replace(rank=rank, bin=np.searchsorted(edges, columns.density).astype(np.int32))
+    return Single(frame, detectors, calibration, fusion, coder, edges), columns
+
+
+def _tables(
+    single: Single, columns: Columns, pool: pools.Pools, rng: np.random.Generator
+) -> tuple[Tables, int, NDArray[np.bool_]]:
+    """The walk's tables; rows of the index; rows of clients that stay close to their own past."""
+    count = min(np.count_nonzero(pool.ranks), np.count_nonzero(pool.fusion)) // 2
+    index_rows = int(np.clip(count, LEAST_INDEX_ROWS, INDEX_ROWS))
+    repeating = np.zeros(len(columns.labels), dtype=np.bool_)
+    tables = clusters.blank_tables(single.coder.grain, len(single.fusion.values))
+
+    rows = history.take(columns, pool.ranks)
+    trace = history.measure(rows, tables, index_rows)
+    close = repeaters.near(rows.clients, trace.near)
+    repeating[pool.ranks] = close
+    tables = clusters.distance_tables(tables, trace, rows.bin, ~close, _full(trace, index_rows))
+
+    rows = history.take(columns, pool.fusion)
+    trace = history.measure(rows, tables, index_rows)
+    close = repeaters.near(rows.clients, trace.near)
+    repeating[pool.fusion] = close
+    first, second = pools.halves(rows.clients, rng)
+    tables = clusters.combined_tables(
+        tables, trace, rows.bin, first & ~close, second & ~close, _full(trace, index_rows)
+    )
+    trace = history.measure(rows, tables, index_rows)
+    tables = clusters.residual_tables(tables, trace.residual, MAX_RESIDUALS)
+
+    rows = history.take(columns, pool.thresholds)
+    repeating[pool.thresholds] = repeaters.near(rows.clients, history.measure(rows, tables, index_rows).near)
+    return tables, index_rows, repeating
+
+
+def _full(trace: Trace, index_rows: int) -> NDArray[np.bool_]:
+    """Rows that met a full index."""
+    return np.arange(len(trace.kind)) >= index_rows
+
+
+def _as_batch(rows: Reference) -> Batch:
+    nothing = np.zeros(len(rows), dtype=np.int64)
+    return Batch(
+        inputs=np.ascontiguousarray(rows.inputs, dtype=np.float64),
+        labels=rows.labels.astype(np.int32),
+        clients=nothing.astype(np.uint64),
+        times=nothing,
+        offsets=nothing,
+        rows=nothing.astype(np.int32),
+    )
+
+
+def _report(
+    ensemble: Ensemble,
+    decision: Decision,
+    past: History,
+    counts: dict[str, int],
+    logistic: bool,
+    budget: int,
+    real: bool,
+) -> FitReport:
+    thresholds, share, count = decision.thresholds, decision.split, decision.count
+    names = np.unique(past.weeks.clients[past.repeating])
+    pages = decision.policy.mode != "tickets"
+    return FitReport(
+        mode=decision.policy.mode,
+        reason=decision.reason,
+        budget=budget,
+        budget_clients=share.clients,
+        budget_index=share.index,
+        budget_population=share.population,
+        risk=share.clients_risk + share.index_risk,
+        client_weeks=len(past.weeks) if real else 0,
+        clients_per_week=decision.coming,
+        client_weeks_needed=decision.needed,
+        rank=count.rank if pages else 0,
+        expected_pages=count.expected if pages else 0.0,
+        excess=count.excess if pages else 0.0,
+        expected_tickets=decision.expected_tickets,
+        partition_weeks=len(past.index) if real else 0,
+        partition_weeks_needed=decision.index_needed,
+        thresholds={
+            "client-cluster": float(thresholds[0]),
+            "client-opposite": float(thresholds[1]),
+            "index-cluster": float(thresholds[2]),
+            "input-sequence": float(thresholds[3]),
+            "page_factor": decision.policy.page_factor,
+        },
+        fastest=decision.fastest,
+        repeaters=tuple(client_name(int(name)) for name in names) if real else (),
+        proposed_repeaters=proposed(past, decision) if pages else (),
+        would_page=int(np.count_nonzero(decision.beyond)),
+        detectors=ensemble.detectors,
+        fusion="logistic" if logistic else "equal",
+        weights=tuple(float(weight) for weight in ensemble.single.fusion.weights),
+        rows=counts,
+        notes=tuple(_notes(decision, past, real)),
+        data_digest="",
+    )
+
+
+def _notes(decision: Decision, past: History, real: bool) -> list[str]:
+    """What weakens the promise, and what would help."""
+    notes = []
+    if not real:
+        return ["give benign events (--benign) to calibrate thresholds on real clients"]
+    distinct = len(np.unique(past.weeks.clients))
+    notes.append(
+        f"the promise holds for client-weeks that are exchangeable with those of the {distinct} clients seen in "
+        f"{past.weeks.whole_weeks} weeks; clients of a new kind are outside it"
+    )
+    if decision.policy.mode == "tickets":
+        share = 1.0 - pools.SHAPE_SHARE - pools.RANKS_SHARE - pools.FUSION_SHARE
+        notes.append(
+            f"about {math.ceil(decision.needed / share)} client-weeks in all would do, as {share:.0%} of the clients "
+            "set thresholds and the rest tables"
+        )
+    return notes
+
+
+def _data_digest(reference: Reference, benign: Batch | None, crafted: Reference | None) -> str:
+    """32 hex digits over the rows that were given."""
+    total = hashlib.blake2b(digest_size=16)
+    parts: list[NDArray[Any]] = [reference.inputs, reference.labels]
+    if benign is not None:
+        parts += [benign.inputs, benign.labels, benign.clients, benign.times]
+    if crafted is not None:
+        parts += [crafted.inputs, crafted.labels]
+    for part in parts:
+        total.update(f"{part.dtype.str}{part.shape}".encode())
+        total.update(np.ascontiguousarray(part).data)
+    return total.hexdigest()

@@ -1,0 +1,246 @@
+"""Events of the walk, made into signals that a person can understand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.contract import Level, Reason, Signal, Technique
+from detectors.policy import Policy
+from detectors.queries import walk as walking
+from detectors.queries.intent import IntentTest, IntentVerdict
+from detectors.queries.memory import MEMBERS, Memory
+from detectors.queries.walk import Tables, Trace
+from detectors.single import Scored, Single
+
+#: Detectors are named among a signal's reasons when their p-value is at most this.
+REASON_P = 0.05
+#: Most detectors of single inputs among a signal's reasons.
+MAX_REASONS = 3
+#: Coordinates of a cluster's first member become the seed of its intent test: offset times this (2**64 over the golden
+#: ratio) plus row, in 64 bits.
+SEED_FACTOR, SEED_MASK = 0x9E3779B97F4A7C15, 0xFFFF_FFFF_FFFF_FFFF
+
+
+class Fitted(Protocol):
+    """What telling needs of the ensemble."""
+
+    @property
+    def single(self) -> Single: ...
+    @property
+    def tables(self) -> Tables: ...
+    @property
+    def intent(self) -> IntentTest: ...
+    @property
+    def policy(self) -> Policy: ...
+
+
+class Teller:
+    """Turns events of the walk over one batch into signals."""
+
+    def __init__(self, ensemble: Fitted, scored: Scored, trace: Trace, memory: Memory) -> None:
+        self.ensemble, self.scored, self.trace, self.memory = ensemble, scored, trace, memory
+
+    def tell(self, row: int, kind: int, place: int, owner: int) -> Signal | None:
+        """The signal of one event; None where there is nothing new to say."""
+        if kind == walking.SEQUENCE_CROSSED:
+            return self._sequence(row)
+        index = kind in (walking.INDEX_TICKET, walking.INDEX_CHECK)
+        if place >= 0 and self.memory.pool.owner[place] != owner:
+            place = -1  # the same row's other event has taken the place
+        if place >= 0 and kind in (walking.CLUSTER_CHECK, walking.INDEX_CHECK):
+            return self._checked(row, place, index)
+        return self._crossed(row, place, index)
+
+    def _crossed(self, row: int, place: int, index: bool) -> Signal:
+        """A cluster has crossed its ticket threshold: a ticket, or a page where nothing else is asked for."""
+        pages = self.ensemble.policy.mode == "at-once" and self._loud_enough(row, index)
+        if place >= 0:
+            pool = self.memory.pool
+            pool.told[place] = pool.size[place]
+            pool.paged[place] = pages
+        return self._cluster(row, place, index, Level.PAGE if pages else Level.TICKET, None)
+
+    def _checked(self, row: int, place: int, index: bool) -> Signal | None:
+        """A cluster beyond its ticket threshold has reached a size at which intent is judged."""
+        pool, mode = self.memory.pool, self.ensemble.policy.mode
+        size, told, paged = int(pool.size[place]), int(pool.told[place]), bool(pool.paged[place])
+        verdict = judge(self.ensemble.intent, self.memory, place)
+        speaks = mode == "at-once" or (mode == "intent" and verdict.page)
+        pages = not paged and speaks and self._loud_enough(row, index)
+        pool.check[place] = 2 * size if paged or pages else next_check(size)
+        if not pages and size < 2 * told:
+            return None
+        pool.told[place] = size
+        pool.paged[place] = paged or pages
+        return self._cluster(row, place, index, Level.PAGE if paged or pages else Level.TICKET, verdict)
+
+    def _loud_enough(self, row: int, index: bool) -> bool:
+        """Whether the row's cluster is beyond its paging threshold, where it has one."""
+        policy = self.ensemble.policy
+        statistic, threshold, _ = self._evidence(row, index)
+        if index:
+            return policy.index_pages and statistic > threshold * policy.index_factor
+        return statistic > threshold * policy.page_factor
+
+    def _evidence(self, row: int, index: bool) -> tuple[float, float, float]:
+        """The larger statistic of a row's cluster, its ticket threshold, and the p-value of the row in it."""
+        trace, thresholds = self.trace, self.ensemble.tables.thresholds
+        if index:
+            return float(trace.index_evidence[row]), float(thresholds[2]), float(trace.index_p[row])
+        a, b = float(trace.evidence_a[row]), float(trace.evidence_b[row])
+        if a * float(thresholds[1]) >= b * float(thresholds[0]):
+            return a, float(thresholds[0]), float(trace.p_a[row])
+        return b, float(thresholds[1]), float(trace.p_b[row])
+
+    def _cluster(self, row: int, place: int, index: bool, level: Level, verdict: IntentVerdict | None) -> Signal:
+        columns, pool, policy = self.scored.columns, self.memory.pool, self.ensemble.policy
+        statistic, threshold, pvalue = self._evidence(row, index)
+        if place >= 0:
+            order = member_order(int(pool.size[place]))
+            members = np.column_stack([pool.offsets[place][order], pool.places[place][order].astype(np.int64)])
+            clients = pool.clients[place][order]
+            first = (int(pool.first[place, 0]), int(pool.first[place, 1]))
+        else:
+            members, clients = self._own_place(row)
+            first = (int(columns.offsets[row]), int(columns.rows[row]))
+        reasons = [self._index_reason(row, clients) if index else self._history_reason(row, pvalue)]
+        if verdict is not None:
+            reasons.append(_intent_reason(verdict))
+        by_intent = level == Level.PAGE and policy.mode == "intent"
+        if level == Level.PAGE:
+            threshold *= policy.index_factor if index else policy.page_factor
+        kind = "index" if index else "query"
+        return self._signal(
+            row,
+            rule=f"{kind}-intent" if by_intent else f"{kind}-cluster",
+            level=level,
+            technique=Technique.CRAFT_BLACK_BOX,
+            entity="cluster" if index else "client",
+            entity_id=f"{first[0]}-{first[1]}" if index else client_name(int(columns.clients[row])),
+            statistic=statistic,
+            threshold=threshold,
+            members=members,
+            member_clients=clients,
+            reasons=(*reasons, *self._detector_reasons(row)),
+            measures={} if verdict is None else dict(verdict.measures),
+        )
+
+    def _sequence(self, row: int) -> Signal:
+        """The client's single inputs, taken together, are odder than any benign client's."""
+        columns = self.scored.columns
+        members, clients = self._own_place(row)
+        sums, fused = float(self.scored.sums[row]), float(self.scored.fused[row])
+        further = self.ensemble.single.fusion.tail.pvalue(sums)
+        extrapolated = further is not None and further < fused
+        reason = Reason(
+            "fused",
+            further if extrapolated and further is not None else fused,
+            "one input after another of this client looks crafted; their evidence has added up",
+            extrapolated,
+        )
+        return self._signal(
+            row,
+            rule="input-sequence",
+            level=Level.TICKET if self.ensemble.policy.mode == "tickets" else Level.PAGE,
+            technique=Technique.CRAFT,
+            entity="client",
+            entity_id=client_name(int(columns.clients[row])),
+            statistic=float(self.trace.sequence[row]),
+            threshold=float(self.ensemble.tables.thresholds[3]),
+            members=members,
+            member_clients=clients,
+            reasons=(reason, *self._detector_reasons(row)),
+            measures={},
+        )
+
+    def _own_place(self, row: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+        columns = self.scored.columns
+        return np.array([[columns.offsets[row], columns.rows[row]]], dtype=np.int64), columns.clients[
+            row : row + 1
+        ].copy()
+
+    def _history_reason(self, row: int, pvalue: float) -> Reason:
+        near, opposite = math.sqrt(self.trace.near[row]), float(self.trace.opposite[row])
+        text = f"an earlier query of this client lies at {near:.2g} of the distance that is usual between such inputs"
+        if self.trace.p_b[row] < self.trace.p_a[row] and math.isfinite(opposite):
+            text += f", and one with another answer at {math.sqrt(opposite):.2g} of it"
+        return Reason("client_history", pvalue, text)
+
+    def _index_reason(self, row: int, clients: NDArray[np.uint64]) -> Reason:
+        accounts = len(np.unique(clients))
+        bits = int(self.trace.index_bits[row])
+        text = f"another account has sent nearly the same input (signs of {bits} of 64 projections differ)"
+        if accounts > 1:
+            text += f"; {accounts} accounts share this cluster of queries"
+        return Reason("shared_index", float(self.trace.index_p[row]), text)
+
+    def _detector_reasons(self, row: int) -> tuple[Reason, ...]:
+        """The detectors of single inputs to which this row looks oddest."""
+        pvalues = self.scored.pvalues[row]
+        order = np.argsort(pvalues, kind="stable")[:MAX_REASONS]
+        detectors = self.ensemble.single.detectors
+        return tuple(
+            Reason(detectors[at].name, float(pvalues[at]), detectors[at].explain(self.scored.view, row))
+            for at in order
+            if pvalues[at] <= REASON_P
+        )
+
+    def _signal(self, row: int, **said: Any) -> Signal:
+        view, frame = self.scored.view, self.ensemble.single.frame
+        nearest = int(view.nearest_own[row])
+        if nearest < 0:
+            nearest = int(np.square(frame.standardised - view.standardised[row]).sum(axis=1).argmin())
+        return Signal(
+            row=row,
+            input=view.batch.inputs[row].copy(),
+            nearest=frame.inputs[nearest].copy(),
+            label=int(view.batch.labels[row]),
+            nearest_label=int(frame.labels[nearest]),
+            **said,
+        )
+
+
+def client_name(client: int) -> str:
+    """16 hex digits of a client's hash."""
+    return f"{client:016x}"
+
+
+def next_check(size: int) -> int:
+    """The next size at which intent is judged: 16, 24, 32, 48, 64, 96, ... ."""
+    power = 1 << (size.bit_length() - 1)
+    return power + power // 2 if size < power + power // 2 else 2 * power
+
+
+def member_order(size: int) -> NDArray[np.intp]:
+    """Places in a ring of `MEMBERS` of the last members, oldest first."""
+    return np.arange(max(0, size - MEMBERS), size) % MEMBERS
+
+
+def judge(intent: IntentTest, memory: Memory, place: int) -> IntentVerdict:
+    """Judge the cluster at a place of the pool; random signs follow from the coordinates of its first member."""
+    pool = memory.pool
+    size = int(pool.size[place])
+    order = member_order(size)
+    offset, row = (int(part) for part in pool.first[place])
+    seed = (offset * SEED_FACTOR + row) & SEED_MASK
+    return intent.judge(pool.rows[place][order], pool.labels[place][order], size, pool.origin[place].copy(), seed)
+
+
+def _intent_reason(verdict: IntentVerdict) -> Reason:
+    measures = verdict.measures
+    size, gate = int(measures["size"]), int(measures["gate"])
+    text = f"{size} near-identical queries change up to {gate} features at once"
+    if verdict.page:
+        parts = [
+            (measures["progress"], f"move towards the model's boundary (progress {measures['progress']:.1f} sd)"),
+            (-measures["following"], "walk along the boundary"),
+            (-measures["bisection"], "close in on it from both sides"),
+        ]
+        text += " and " + max(parts)[1]
+    else:
+        text += "; nothing shows yet that they seek the model's boundary"
+    return Reason("intent", float(measures["following_p"]), text)

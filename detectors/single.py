@@ -1,0 +1,140 @@
+"""The half of the ensemble that looks at single inputs: scores, p-values, their fusion, and what the walk reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors import registry
+from detectors.calibration.conformal import ScoreCalibration
+from detectors.calibration.fusion import Fusion
+from detectors.contract import Batch, Detector
+from detectors.queries.codes import Coder
+from detectors.queries.walk import Columns
+from detectors.schema import FeatureSchema
+from detectors.view import BatchView, ReferenceFrame
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A batch as single inputs.
+
+    Attributes
+    ----------
+    view : BatchView
+    scores, pvalues : float64 (n, D)
+    sums, fused : float64 (n,)
+        Fused score and its conformal p-value.
+    columns : Columns
+        For the walk.
+    """
+
+    view: BatchView
+    scores: NDArray[np.float64]
+    pvalues: NDArray[np.float64]
+    sums: NDArray[np.float64]
+    fused: NDArray[np.float64]
+    columns: Columns
+
+
+def raw_scores(detectors: tuple[Detector, ...], view: BatchView) -> NDArray[np.float64]:
+    """(n, D) scores of every detector."""
+    scores = np.empty((len(view.batch), len(detectors)))
+    for column, detector in enumerate(detectors):
+        scores[:, column] = detector.score(view)
+    return scores
+
+
+@dataclass(frozen=True, slots=True)
+class Single:
+    """Everything fitted that a row meets before the walk.
+
+    Attributes
+    ----------
+    frame : ReferenceFrame
+    detectors : tuple of Detector
+    scores : ScoreCalibration
+    fusion : Fusion
+    coder : Coder
+    edges : float64 (4,)
+        Bounds of the five bins of the density (distance to the 5th nearest reference row of the predicted class).
+    """
+
+    frame: ReferenceFrame
+    detectors: tuple[Detector, ...]
+    scores: ScoreCalibration
+    fusion: Fusion
+    coder: Coder
+    edges: NDArray[np.float64]
+
+    def score(self, batch: Batch) -> Scored:
+        """Score rows one by one; no row's result depends on the others."""
+        view = BatchView(self.frame, batch)
+        scores = raw_scores(self.detectors, view)
+        ranks = self.scores.ranks(scores, view.batch.labels)
+        sums, rank = self.fusion.fuse(ranks, self.scores.surprise)
+        return Scored(
+            view=view,
+            scores=scores,
+            pvalues=self.scores.pvalues(ranks),
+            sums=sums,
+            fused=self.fusion.pvalues(rank),
+            columns=columns_of(view, self.coder, self.edges, rank),
+        )
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything fitted; names start with the part they belong to."""
+        found: dict[str, NDArray[Any]] = {"edges": self.edges}
+        parts: list[tuple[str, dict[str, Any]]] = [
+            ("frame", self.frame.arrays()),
+            ("scores", self.scores.arrays()),
+            ("fusion", self.fusion.arrays()),
+            ("coder", self.coder.arrays()),
+        ]
+        parts += [(f"detector.{detector.name}", detector.arrays()) for detector in self.detectors]
+        for part, arrays in parts:
+            found.update({f"{part}.{name}": array for name, array in arrays.items()})
+        return found
+
+    @classmethod
+    def restore(cls, arrays: Mapping[str, NDArray[Any]], schema: FeatureSchema, names: tuple[str, ...]) -> Self:
+        """The inverse of `arrays`; `names` are those of the detectors, in order."""
+        return cls(
+            frame=ReferenceFrame.restore(part_of(arrays, "frame"), len(schema.classes)),
+            detectors=tuple(registry.kind(name).restore(part_of(arrays, f"detector.{name}"), schema) for name in names),
+            scores=ScoreCalibration.restore(part_of(arrays, "scores")),
+            fusion=Fusion.restore(part_of(arrays, "fusion")),
+            coder=Coder.restore(part_of(arrays, "coder")),
+            edges=np.array(arrays["edges"]),
+        )
+
+
+def columns_of(view: BatchView, coder: Coder, edges: NDArray[np.float64], rank: NDArray[np.int32]) -> Columns:
+    """What the walk reads of a batch."""
+    batch, forms = view.batch, coder.forms(view)
+    density = view.own_distance
+    return Columns(
+        inputs=batch.inputs,
+        labels=batch.labels,
+        clients=np.require(batch.clients, dtype=np.uint64, requirements=["C", "W"]),
+        offsets=np.require(batch.offsets, dtype=np.int64, requirements=["C", "W"]),
+        rows=np.require(batch.rows, dtype=np.int32, requirements=["C", "W"]),
+        codes=forms.codes,
+        sketches=forms.sketches,
+        simhash=forms.simhash,
+        hashes=forms.hashes,
+        sketch_rank=forms.sketch_rank,
+        density=density,
+        bin=np.searchsorted(edges, density).astype(np.int32),
+        rank=rank,
+    )
+
+
+def part_of(arrays: Mapping[str, NDArray[Any]], part: str) -> dict[str, NDArray[Any]]:
+    """The arrays of one part, without its prefix."""
+    prefix = part + "."
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
