@@ -177,17 +177,21 @@ def odds(reason: ReasonMessage) -> str:
     """A p-value in words."""
     if not reason.p > 0 or not math.isfinite(reason.p):
         return "rarer than any benign input seen"
-    bound = "fewer than " if reason.extrapolated else ""
     if reason.p > 0.5:
         return "nothing unusual"
-    return f"{bound}1 in {round(1 / reason.p):,} benign inputs looks as odd"
+    often = f"1 in {round(1 / reason.p):,}"
+    if reason.detector == "intent":
+        return f"{often} walks with random directions keeps as near to the boundary"
+    if reason.extrapolated:
+        return f"about {often} benign inputs, estimated from the tail of those seen"
+    return f"{often} benign inputs looks as odd"
 
 
 def pvalue(reason: ReasonMessage) -> str:
     """A p-value as a number."""
     if not math.isfinite(reason.p):
         return "–"
-    return f"{'<' if reason.extrapolated else ''}\u2009{reason.p:.2g}".strip()
+    return f"{'≈' if reason.extrapolated else ''}\u2009{reason.p:.2g}".strip()
 
 
 def moment(microseconds: int) -> str:

@@ -288,9 +288,12 @@ def serve(redis_url: str) -> Iterator[Serve]:
         loop.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium. Without it browser tests are skipped on a desk and fail in CI."""
+    """Debian's Chromium. Without it browser tests are skipped on a desk and fail in CI.
+
+    Not for the whole session: while it lives, no other test can run an event loop in this thread.
+    """
     path = shutil.which("chromium")
     if path is None:
         if os.environ.get("CI"):

@@ -136,7 +136,7 @@ def test_incident_page_shows_the_evidence(scene: Fixture, serve: Fixture) -> Non
     assert "Query-based evasion" in text
     assert "nearer to rows answered “3” than to rows answered “8”" in plain
     assert "1 in 476 benign inputs looks as odd" in plain
-    assert "fewer than 1 in 2,500 benign inputs looks as odd" in plain
+    assert "about 1 in 2,500 benign inputs, estimated from the tail" in plain
     assert "the queries move the model&#39;s answer 2.9 standard deviations more than random steps" in plain
     assert "the queries keep 2.2 times nearer to the model&#39;s decision boundary" in plain
     pictures = [
