@@ -7,7 +7,8 @@ from typing import Any
 
 import redis.asyncio
 from redis import Redis
-from redis.backoff import ExponentialBackoff
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
@@ -62,15 +63,18 @@ def connect(settings: RedisSettings) -> Redis:
     return client
 
 
-def connect_async(settings: RedisSettings) -> redis.asyncio.Redis:
-    """The same for asyncio; nothing is asked yet.
+def connect_async(settings: RedisSettings, *, repeat: bool = True) -> redis.asyncio.Redis:
+    """The same for asyncio; nothing is asked yet. Unless told not to, it repeats a command that met no connection.
 
     Raises
     ------
     ConfigError
     """
     try:
-        client: redis.asyncio.Redis = redis.asyncio.Redis.from_url(settings.url, **options(settings))
+        chosen = options(settings)
+        if not repeat:
+            chosen["retry"] = AsyncRetry(NoBackoff(), 0)
+        client: redis.asyncio.Redis = redis.asyncio.Redis.from_url(settings.url, **chosen)
     except ValueError as wrong:
         raise ConfigError(f"redis.url: {wrong}") from None
     return client

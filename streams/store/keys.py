@@ -14,6 +14,11 @@ from streams.errors import ConfigError
 #: Version of the key layout and of the messages in it; stands in the watermark hash and in every message.
 LAYOUT_VERSION = 1
 
+#: Rules of signals in the order of their numbers, which stand in entry ids and so may only be appended to.
+RULES = ("input-sequence", "query-cluster", "query-intent", "index-cluster", "index-intent")
+#: Room for rules in the entry id of a row's signals.
+RULE_ROOM = 16
+
 MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
@@ -31,7 +36,12 @@ class PartitionKeys:
 
     @property
     def watermark(self) -> str:
-        """Hash: w (next offset to record), epoch, bundle, topic_id, identity, layout, since; the truth of progress."""
+        """Hash, the truth of progress.
+
+        w (next offset to record), epoch (fencing token), since (offset at which recording began), bundle (digest of
+        the bundle in force), bundle_from (offset from which it decides), topic_id, identity (offset:timestamp:crc32 of
+        the last recorded record), layout.
+        """
         return f"{self.tag}:w"
 
     @property
@@ -49,31 +59,45 @@ class PartitionKeys:
 
     @property
     def histograms(self) -> str:
-        """Hash: detector -> packed little-endian uint32 histogram of -log10 p, mergeable by addition."""
+        """Hash: detector -> packed little-endian uint32 histogram of -log10 p, mergeable by addition.
+
+        64 buckets: bucket b holds p with floor(8 * -log10 p) = b, the last one everything smaller.
+        """
         return f"{self.tag}:histograms"
 
     @property
     def signals(self) -> str:
-        """Stream of signals, read by the correlator. Entry ids are ``offset+1``-``row*16+rule``, the field is ``m``."""
+        """Stream of signals, read by the correlator. Entry ids are those of `signal_entry`, the field is ``m``."""
         return f"{self.tag}:signals"
+
+    @staticmethod
+    def signal_entry(offset: int, row: int, rule: str) -> str:
+        """Entry id of a signal: ``offset+1``-``row*16+rule``, so that ids grow with the log and are the same again.
+
+        Raises
+        ------
+        ValueError
+            When the rule has no number in `RULES`.
+        """
+        return f"{offset + 1}-{row * RULE_ROOM + RULES.index(rule)}"
 
     @property
     def probes(self) -> str:
-        """Stream of probe verdicts, read by the prober. The field is ``m``."""
+        """Stream of probe verdicts for the prober, capped. Entry ids are ``offset+1``-``0``, the field is ``m``."""
         return f"{self.tag}:probes"
 
     @property
     def probe_uses(self) -> str:
-        """Hash: probe id -> coordinates of its first use and its expiry."""
+        """Hash: probe id -> ``offset:expiry`` of its first use (microseconds of broker time), until it expires."""
         return f"{self.tag}:probe-uses"
 
     @property
     def snapshots(self) -> str:
-        """Hash: the two published snapshots' manifests (``a``, ``b``) and which is newer."""
+        """Hash: manifests of the two published snapshots (``a``, ``b``), their offsets, and which one is ``newer``."""
         return f"{self.tag}:snapshots"
 
     def chunk(self, digest: str) -> str:
-        """One content-addressed chunk of a snapshot."""
+        """One content-addressed chunk of a snapshot; expires unless a published manifest names it."""
         return f"{self.tag}:chunk:{digest}"
 
 
