@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from streams import config
+from streams.config import ModelSettings, Settings, load
 from streams.errors import ConfigError, VedetteError
 
 #: The import packages of this distribution; their names are generic, so every start checks whose they are.
@@ -29,17 +29,17 @@ class Session:
 
     config: str | None
     model: str | None
-    _settings: config.Settings | None = None
+    _settings: Settings | None = None
 
     @property
-    def settings(self) -> config.Settings:
+    def settings(self) -> Settings:
         """The settings tree, read once."""
         if self._settings is None:
-            self._settings = config.load(self.config)
+            self._settings = load(self.config)
         return self._settings
 
     @property
-    def model_settings(self) -> config.ModelSettings:
+    def model_settings(self) -> ModelSettings:
         """The model that --model names, or the only one."""
         return self.settings.model(self.model)
 
@@ -140,18 +140,26 @@ def topics(session: Session, partitions: int, replication: int) -> int:
 
 @vedette.command()
 @click.option("--reference", required=True, metavar="FILE", help="Benign rows (Parquet, CSV, npz or JSON lines).")
-@click.option("--benign", metavar="FILE|topic", help="Benign events with clients and order: a file, or 'topic' for the model's topic.")
-@click.option("--schema", "schema_path", metavar="FILE", help="Feature schema (JSON); inferred from the reference if left out.")
+@click.option(
+    "--benign",
+    metavar="FILE|topic",
+    help="Benign events with clients and order: a file, or 'topic' for the model's topic.",
+)
+@click.option(
+    "--schema", "schema_path", metavar="FILE", help="Feature schema (JSON); inferred from the reference if left out."
+)
 @click.option("--crafted", metavar="FILE", help="Crafted rows (npz with `inputs`) that train the fusion of detectors.")
 @click.option("--out", required=True, metavar="FILE", help="Where to write the bundle.")
 @click.option("--budget", default=1, show_default=True, type=click.IntRange(0), help="False pages a week, at most.")
-@click.option("--clients-per-week", type=click.IntRange(1), help="Clients expected in a week; default: those of --benign.")
+@click.option(
+    "--clients-per-week", type=click.IntRange(1), help="Clients expected in a week; default: those of --benign."
+)
 @click.option("--week-seconds", type=float, help="Length of the budget's period; default from the settings.")
 @click.option("--partitions", type=click.IntRange(1), help="Partitions of the event topic (for the index's budget).")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_obj
-def fit(session: Session, **options: Any) -> int:
+def fit(session: Session, /, **options: Any) -> int:
     """Fit and calibrate a bundle from reference rows and benign events."""
     from streams.training.fit import run
 
@@ -173,7 +181,9 @@ def score(session: Session, file: str, bundle: str | None, out: str | None, as_j
 
 @vedette.command()
 @click.option("--headless", is_flag=True, help="No live view; end after --seconds and judge the main job.")
-@click.option("--seconds", type=click.FloatRange(min=10), help="Length of the traffic; default: until Ctrl-C (headless: 60).")
+@click.option(
+    "--seconds", type=click.FloatRange(min=10), help="Length of the traffic; default: until Ctrl-C (headless: 60)."
+)
 @click.option("--report", metavar="FILE", help="Write the figures as JSON.")
 @click.option("--kafka", metavar="HOST:PORT", help="Use this broker instead of the embedded one.")
 @click.option("--redis", metavar="URL", help="Use this Redis instead of the embedded one.")

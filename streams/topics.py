@@ -13,6 +13,8 @@ from streams.errors import BrokerError, ConfigError
 
 #: Suffix of the topic that takes what cannot be scored.
 DEAD_SUFFIX = ".dead"
+#: The first contact with the broker may take so long, and new topics until they have leaders.
+BOOTSTRAP_MILLISECONDS, READY_MILLISECONDS = 10_000, 15_000
 
 
 def client_options(kafka: KafkaSettings) -> dict[str, Any]:
@@ -43,13 +45,13 @@ def _password(kafka: KafkaSettings) -> str:
 
 
 def ensure(kafka: KafkaSettings, topic: str, partitions: int, replication: int = 1) -> list[str]:
-    """Create the event topic and its dead-letter topic where missing; returns the names created.
+    """Create the event topic and its dead-letter topic where missing, and wait for them; returns the names created.
 
     Both use LogAppendTime: broker time is the only clock that senders can't set.
     """
     created = []
     try:
-        admin = KafkaAdminClient(**client_options(kafka))
+        admin = KafkaAdminClient(**client_options(kafka), bootstrap_timeout_ms=BOOTSTRAP_MILLISECONDS)
     except KafkaError as error:
         raise BrokerError(f"no Kafka broker answers at {kafka.bootstrap}: {error}") from None
     try:
@@ -61,6 +63,7 @@ def ensure(kafka: KafkaSettings, topic: str, partitions: int, replication: int =
                 created.append(name)
             except TopicAlreadyExistsError:
                 continue
+        admin.wait_for_topics(created, timeout_ms=READY_MILLISECONDS)
     except KafkaError as error:
         raise BrokerError(f"cannot create topics at {kafka.bootstrap}: {error}") from None
     finally:
