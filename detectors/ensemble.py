@@ -108,9 +108,9 @@ def fit(
     detectors = tuple(registry.kind(name)().fit(kept, schema, rng) for name in registry.DEFAULT)
     coder = Coder.fit(frame, rng)
     progress("fitting the surrogate of the intent test", 0.1)
-    intent = IntentTest.fit(kept, schema, frame, rng)
-
     pool = pools.split(traffic.clients, rng)
+    intent = IntentTest.fit(kept, schema, frame, rng, traffic.take(~pool.thresholds))
+
     single, columns = _single(frame, detectors, coder, traffic, pool, crafted, progress)
     progress("measuring distances between queries", 0.55)
     tables, index_rows, repeating = _tables(single, columns, pool, rng)

@@ -41,6 +41,8 @@ COPIES = 127
 FOLLOWING_P = 0.05
 #: Quantile of the reference's |margin| below which nearer to the boundary tells nothing.
 FLOOR_QUANTILE = 0.05
+#: Rows with scores teach the surrogate better than so many times more rows with labels alone.
+LEAST_SCORED_SHARE = 0.2
 #: One part alone pages at this value.
 PROGRESS_SCALE, FOLLOWING_SCALE, BISECTION_SCALE = 2.6, 1.6, 1.3
 #: Added to distances before a logarithm, in standard deviations.
@@ -93,9 +95,20 @@ class IntentTest:
     floor: float
 
     @classmethod
-    def fit(cls, reference: Reference, schema: FeatureSchema, frame: ReferenceFrame, rng: np.random.Generator) -> Self:
-        """Fit the surrogate and learn ranges and usual margins from the reference."""
-        surrogate = Surrogate.fit(reference, schema, frame, rng)
+    def fit(
+        cls,
+        reference: Reference,
+        schema: FeatureSchema,
+        frame: ReferenceFrame,
+        rng: np.random.Generator,
+        answers: Batch | None = None,
+    ) -> Self:
+        """Fit the surrogate, and learn ranges and usual margins from the reference.
+
+        `answers` are benign events for the surrogate to learn from too: the more answers it has seen, and above all the
+        more scores, the sooner progress shows.
+        """
+        surrogate = Surrogate.fit(reference if answers is None else _joined(reference, answers), schema, frame, rng)
         lows, highs = schema.lows(), schema.highs()
         stated = np.stack([np.isfinite(lows), np.isfinite(highs)])
         usual = np.abs(surrogate.margins(reference.inputs, reference.labels))
@@ -263,6 +276,27 @@ class IntentTest:
         margins.warm_up()
         rows = self.frame.mean + np.zeros((2, self.frame.width))
         self.judge(rows, np.zeros(2, dtype=np.int32), 2, rows[0], 0)
+
+
+def _joined(reference: Reference, answers: Batch) -> Reference:
+    """Both; where one side lacks scores, the side that has them alone, if it is not much smaller."""
+    scored = np.zeros(len(answers), dtype=np.bool_)
+    if answers.outputs is not None:
+        scored = np.isfinite(answers.outputs).all(axis=1)
+    if reference.outputs is None and np.count_nonzero(scored) < LEAST_SCORED_SHARE * (len(reference) + len(answers)):
+        return Reference(
+            np.concatenate([reference.inputs, answers.inputs]), np.concatenate([reference.labels, answers.labels])
+        )
+    more = answers.take(scored)
+    if reference.outputs is None:
+        return Reference(more.inputs, more.labels, more.outputs)
+    if more.outputs is None:
+        return reference
+    return Reference(
+        np.concatenate([reference.inputs, more.inputs]),
+        np.concatenate([reference.labels, more.labels]),
+        np.concatenate([reference.outputs, more.outputs]),
+    )
 
 
 def _batch(rows: NDArray[np.float64], labels: NDArray[np.int32]) -> Batch:
