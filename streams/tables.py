@@ -103,6 +103,8 @@ def read(path: str | Path, schema: FeatureSchema | None, client_key: bytes) -> t
             raise ConfigError(f"{path}: unknown kind {kind!r}; use .parquet, .csv, .npz or .jsonl")
     except (pa.ArrowInvalid, OSError) as wrong:
         raise ConfigError(f"{path}: cannot be read: {wrong}") from None
+    if table.num_rows == 0:
+        raise ConfigError(f"{path}: holds no rows")
     return _from_table(table, path, schema, client_key)
 
 
@@ -112,6 +114,8 @@ def read_schema(path: str | Path) -> FeatureSchema:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as wrong:
         raise ConfigError(f"{path}: not a readable schema: {wrong}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: not a readable schema: no JSON object")
     try:
         return FeatureSchema.from_dict(data)
     except ValueError as wrong:
@@ -133,13 +137,18 @@ def _read_npz(path: Path, schema: FeatureSchema | None) -> tuple[Rows, FeatureSc
     if "inputs" not in arrays or not ({"labels", "outputs"} & set(arrays)):
         held = ", ".join(sorted(arrays))
         raise ConfigError(f"{path}: needs the arrays `inputs` and `labels` or `outputs`; has {held}")
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biuf":
+            raise ConfigError(f"{path}: `{name}` is not numeric, but of {array.dtype}")
     inputs = np.ascontiguousarray(arrays["inputs"], dtype=np.float64)
     if inputs.ndim != 2:
         raise ConfigError(f"{path}: inputs must be (rows, features), got shape {inputs.shape}")
     outputs = np.asarray(arrays["outputs"], dtype=np.float64) if "outputs" in arrays else None
+    if outputs is not None and outputs.ndim != 2:
+        raise ConfigError(f"{path}: outputs must be (rows, classes), got shape {outputs.shape}")
     labels = np.asarray(arrays["labels"]) if "labels" in arrays else np.argmax(_present(outputs), axis=1)
     if schema is None:
-        k = outputs.shape[1] if outputs is not None else int(labels.max()) + 1
+        k = outputs.shape[1] if outputs is not None else int(labels.max(initial=1)) + 1
         schema = infer_schema(inputs, [f"feature_{i}" for i in range(inputs.shape[1])], [str(c) for c in range(k)])
     n = len(inputs)
     rows = Rows(
@@ -244,6 +253,8 @@ def _classes(table: pa.Table, output_names: list[str]) -> list[str]:
 
 
 def _codes(column: Any, classes: list[str], path: Path, name: str) -> NDArray[np.int32]:
+    if column.null_count:
+        raise ConfigError(f"{path}: column {name!r} is empty in {column.null_count} rows")
     if pa.types.is_integer(column.type):
         return np.asarray(column.to_numpy(), dtype=np.int32)
     index = pc.index_in(pc.cast(column, pa.string()), pa.array(classes))
@@ -285,6 +296,10 @@ def _checked(rows: Rows, schema: FeatureSchema, path: Path) -> Rows:
         raise ConfigError(f"{path}: holds no rows")
     if rows.inputs.shape[1] != schema.width:
         raise ConfigError(f"{path}: rows have {rows.inputs.shape[1]} features, the schema has {schema.width}")
+    columns = (("labels", rows.labels), ("truth", rows.truth), ("clients", rows.clients), ("times", rows.times))
+    for name, column in columns:
+        if column is not None and column.shape != (len(rows),):
+            raise ConfigError(f"{path}: `{name}` has shape {column.shape} beside {len(rows)} rows")
     bad = np.flatnonzero(~np.isfinite(rows.inputs).all(axis=1))
     if len(bad):
         raise ConfigError(f"{path}: row {int(bad[0])} holds a value that is not finite ({len(bad)} such rows)")
@@ -295,7 +310,4 @@ def _checked(rows: Rows, schema: FeatureSchema, path: Path) -> Rows:
         raise ConfigError(f"{path}: row {row} has label {int(rows.labels[row])}; the schema has {k} classes")
     if rows.outputs is not None and rows.outputs.shape != (len(rows), k):
         raise ConfigError(f"{path}: outputs have shape {rows.outputs.shape}, expected {(len(rows), k)}")
-    for name, column in (("truth", rows.truth), ("clients", rows.clients), ("times", rows.times)):
-        if column is not None and len(column) != len(rows):
-            raise ConfigError(f"{path}: `{name}` has {len(column)} values for {len(rows)} rows")
     return replace(rows, labels=np.ascontiguousarray(rows.labels, dtype=np.int32))

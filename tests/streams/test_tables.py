@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+
+from detectors.schema import Feature, FeatureSchema
+from streams import tables
+from streams.errors import ConfigError
+from streams.events.identity import hash_clients
+
+KEY = bytes(range(16))
+SCHEMA = FeatureSchema((Feature("height"), Feature("width")), ("no", "yes"))
+COLUMNS: dict[str, list[Any]] = {
+    "height": [1.5, 2.5, 3.5, 4.5],
+    "width": [1, 2, 3, 4],
+    "label": ["yes", "no", "no", "yes"],
+    "client": ["ann", None, "bob", "ann"],
+    "time": [3.0, 1.0, 2.0, 4.0],
+}
+
+
+def written(path: Path, columns: dict[str, list[Any]]) -> Path:
+    table = pa.table(columns)
+    if path.suffix == ".csv":
+        pyarrow.csv.write_csv(table, path)
+    else:
+        pyarrow.parquet.write_table(table, path)
+    return path
+
+
+@pytest.fixture(params=["rows.parquet", "rows.pq", "rows.csv", "ROWS.CSV"])
+def path(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    target: Path = tmp_path / request.param
+    if target.suffix == ".CSV":
+        written(tmp_path / "rows.csv", COLUMNS).rename(target)
+        return target
+    return written(target, COLUMNS)
+
+
+def test_columns_of_a_table_become_rows(path: Path) -> None:
+    rows, schema = tables.read(path, None, KEY)
+    assert schema.classes == ("no", "yes")
+    assert [feature.name for feature in schema.features] == ["height", "width"]
+    assert [feature.integral for feature in schema.features] == [False, True]
+    np.testing.assert_array_equal(rows.inputs, [[1.5, 1], [2.5, 2], [3.5, 3], [4.5, 4]])
+    assert rows.inputs.flags["C_CONTIGUOUS"]
+    np.testing.assert_array_equal(rows.labels, [1, 0, 0, 1])
+    assert rows.labels.dtype == np.int32
+    np.testing.assert_array_equal(rows.times, [3_000_000, 1_000_000, 2_000_000, 4_000_000])
+    ann, bob = hash_clients([b"ann", b"bob"], KEY)
+    np.testing.assert_array_equal(rows.clients, [ann, 0, bob, ann])
+
+
+def test_events_of_a_file_come_in_order_of_time(path: Path) -> None:
+    rows, _ = tables.read(path, None, KEY)
+    batch = rows.batch()
+    np.testing.assert_array_equal(batch.inputs[:, 0], [2.5, 3.5, 1.5, 4.5])
+    np.testing.assert_array_equal(batch.times, [1_000_000, 2_000_000, 3_000_000, 4_000_000])
+    np.testing.assert_array_equal(batch.labels, [0, 0, 1, 1])
+    np.testing.assert_array_equal(batch.offsets, [0, 1, 2, 3])
+    assert batch.clients[0] == 0
+    reference = rows.reference()
+    np.testing.assert_array_equal(reference.inputs, rows.inputs)
+
+
+def test_given_schema_chooses_and_orders_columns(tmp_path: Path) -> None:
+    path = written(tmp_path / "rows.parquet", {**COLUMNS, "colour": ["r", "g", "b", "r"]})
+    schema = FeatureSchema((Feature("width"), Feature("height")), ("yes", "no"))
+    rows, found = tables.read(path, schema, KEY)
+    assert found is schema
+    np.testing.assert_array_equal(rows.inputs[0], [1, 1.5])
+    np.testing.assert_array_equal(rows.labels, [0, 1, 1, 0])
+
+
+def test_scores_are_in_order_of_their_number_and_give_the_label(tmp_path: Path) -> None:
+    outputs = {f"output_{k}": [0.0, 0.0] for k in range(12)}
+    outputs["output_10"], outputs["output_2"] = [0.9, 0.1], [0.1, 0.9]
+    rows, schema = tables.read(written(tmp_path / "rows.csv", {"x": [1.0, 2.0], **outputs}), None, KEY)
+    np.testing.assert_array_equal(rows.labels, [10, 2])
+    assert len(schema.classes) == 12
+    assert rows.outputs is not None
+    assert rows.outputs[0, 10] == 0.9
+
+
+def test_times_may_be_iso_dates(tmp_path: Path) -> None:
+    stamps = ["2026-01-02T03:04:05.000006Z", "2026-01-02T03:04:06Z"]
+    path = written(tmp_path / "rows.csv", {"x": [1.0, 2.0], "label": [0, 1], "time": stamps})
+    rows, _ = tables.read(path, None, KEY)
+    assert rows.times[1] - rows.times[0] == 999_994
+
+
+def test_rows_without_clients_are_anonymous_and_without_times_keep_their_order(tmp_path: Path) -> None:
+    path = written(tmp_path / "rows.csv", {"x": [1.0, 2.0, 3.0], "label": [0, 1, 0]})
+    rows, _ = tables.read(path, None, KEY)
+    assert not rows.clients.any()
+    np.testing.assert_array_equal(rows.batch().inputs[:, 0], [1, 2, 3])
+
+
+def test_true_classes_are_read_beside_labels(tmp_path: Path) -> None:
+    path = written(tmp_path / "rows.csv", {"x": [1.0, 2.0], "label": ["a", "b"], "truth": ["b", "b"]})
+    rows, _ = tables.read(path, None, KEY)
+    assert rows.truth is not None
+    np.testing.assert_array_equal(rows.truth, [1, 1])
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"height": [1.0], "label": ["yes"]}, "lacks feature columns: width"),
+        ({"height": [1.0], "width": [1.0]}, "needs the model's answer"),
+        ({"height": ["tall"], "width": [1.0], "label": ["yes"]}, "column 'height' is not numeric"),
+        ({"height": [1.0], "width": [1.0], "label": ["maybe"]}, "column 'label' names a class that the schema lacks"),
+        ({"height": [1.0], "width": [1.0], "label": [2]}, "row 0 has label 2; the schema has 2 classes"),
+        ({"height": [1.0], "width": [1.0], "label": [-1]}, "row 0 has label -1"),
+        (
+            {"height": [1.0, float("nan")], "width": [1.0, 1.0], "label": [0, 0]},
+            "row 1 holds a value that is not finite",
+        ),
+        ({"height": [1.0], "width": [None], "label": [0]}, "row 0 holds a value that is not finite"),
+        ({"height": [1.0], "width": [1.0], "label": [None]}, "column 'label'"),
+        ({"height": [1.0], "width": [1.0], "output_0": [0.5]}, "outputs have shape"),
+    ],
+)
+def test_wrong_columns_are_named(tmp_path: Path, columns: dict[str, list[Any]], told: str) -> None:
+    types = {"width": pa.float64()} if columns.get("width") == [None] else {}
+    table = pa.table({name: pa.array(values, types.get(name)) for name, values in columns.items()})
+    if columns.get("label") == [None]:
+        table = table.set_column(table.column_names.index("label"), "label", pa.array([None], pa.int64()))
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(ConfigError) as refused:
+        tables.read(tmp_path / "rows.parquet", SCHEMA, KEY)
+    assert told in str(refused.value)
+    assert "rows.parquet" in str(refused.value)
+
+
+def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
+    table = pa.table({"x": pa.array([], pa.float64()), "label": pa.array([], pa.int64())})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(ConfigError, match="holds no rows"):
+        tables.read(tmp_path / "rows.parquet", None, KEY)
+
+
+@pytest.mark.parametrize("name", ["rows.xlsx", "rows"])
+def test_unknown_kinds_are_refused_with_those_that_are_known(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"?")
+    with pytest.raises(ConfigError, match=r"use \.parquet, \.csv, \.npz or \.jsonl"):
+        tables.read(tmp_path / name, None, KEY)
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.npz", "rows.csv"])
+def test_damaged_and_missing_files_are_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        tables.read(tmp_path / name, None, KEY)
+    (tmp_path / name).write_bytes(b"\x00\xff\x00")
+    with pytest.raises(ConfigError, match=name):
+        tables.read(tmp_path / name, None, KEY)
+
+
+def test_arrays_become_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.npz"
+    inputs = np.arange(6, dtype=np.float32).reshape(3, 2)
+    outputs = np.array([[0.2, 0.8], [0.9, 0.1], [0.4, 0.6]])
+    np.savez(path, inputs=inputs, outputs=outputs, clients=np.array([5, 0, 5], np.uint64), times=np.array([3, 1, 2]))
+    rows, schema = tables.read(path, None, KEY)
+    assert schema.width == 2
+    np.testing.assert_array_equal(rows.labels, [1, 0, 1])
+    np.testing.assert_array_equal(rows.clients, [5, 0, 5])
+    np.testing.assert_array_equal(rows.batch().times, [1, 2, 3])
+    assert rows.inputs.dtype == np.float64
+
+
+def test_large_client_hashes_survive_npz(tmp_path: Path) -> None:
+    big = np.array([2**64 - 1, 2**63 + 1], dtype=np.uint64)
+    np.savez(tmp_path / "rows.npz", inputs=np.zeros((2, 1)), labels=[0, 1], clients=big)
+    rows, _ = tables.read(tmp_path / "rows.npz", None, KEY)
+    np.testing.assert_array_equal(rows.clients, big)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "told"),
+    [
+        ({"labels": [0]}, "needs the arrays `inputs` and `labels` or `outputs`; has labels"),
+        ({"inputs": [[1.0]]}, "has inputs"),
+        ({"inputs": [1.0], "labels": [0]}, "inputs must be (rows, features)"),
+        ({"inputs": [[1.0, 1.0]], "labels": [0], "clients": [1, 2]}, "`clients` has shape (2,) beside 1 rows"),
+        ({"inputs": [[1.0, 1.0]], "labels": [0, 1]}, "`labels` has shape (2,) beside 1 rows"),
+        ({"inputs": [[1.0, 1.0]], "outputs": [0.5]}, "outputs must be (rows, classes)"),
+        ({"inputs": [[1.0, np.inf]], "labels": [0]}, "not finite"),
+        ({"inputs": np.array([["a", "b"]]), "labels": [0]}, "`inputs` is not numeric"),
+        ({"inputs": np.array([[None]], dtype=object), "labels": [0]}, "cannot be read"),
+    ],
+)
+def test_wrong_arrays_are_named(tmp_path: Path, arrays: dict[str, Any], told: str) -> None:
+    np.savez(tmp_path / "rows.npz", **{name: np.asarray(value) for name, value in arrays.items()})
+    with pytest.raises(ConfigError) as refused:
+        tables.read(tmp_path / "rows.npz", SCHEMA if "inputs" in arrays else None, KEY)
+    assert told in str(refused.value)
+
+
+def events(path: Path, *lines: dict[str, Any] | str) -> Path:
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
+    return path
+
+
+def test_json_lines_are_native_events(tmp_path: Path) -> None:
+    path = events(
+        tmp_path / "events.jsonl",
+        {"inputs": [1.0, 2.0], "outputs": [0.1, 0.9], "client": "ann"},
+        "",
+        {"inputs": [[3.0, 4.0], [5.0, 6.0]], "outputs": [[0.8, 0.2], [0.3, 0.7]], "client": "bob"},
+    )
+    rows, _ = tables.read(path, SCHEMA, KEY)
+    np.testing.assert_array_equal(rows.inputs, [[1, 2], [3, 4], [5, 6]])
+    np.testing.assert_array_equal(rows.labels, [1, 0, 1])
+    ann, bob = hash_clients([b"ann", b"bob"], KEY)
+    np.testing.assert_array_equal(rows.clients, [ann, bob, bob])
+    np.testing.assert_array_equal(rows.batch().inputs, rows.inputs)
+
+
+def test_json_lines_are_read_in_chunks_to_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "JSONL_CHUNK_RECORDS", 3)
+    path = events(tmp_path / "events.ndjson", *({"inputs": [float(n), 0.0], "label": n % 2} for n in range(8)))
+    rows, _ = tables.read(path, SCHEMA, KEY)
+    np.testing.assert_array_equal(rows.inputs[:, 0], np.arange(8))
+    assert rows.outputs is None
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('{"inputs": [1.0', "line 2: not-decodable"),
+        ({"inputs": [1.0], "label": 0}, "line 2: wrong-shape"),
+        ({"inputs": [1.0, 2.0], "label": 7}, "line 2: label-out-of-range"),
+        ({"label": 0}, "line 2: missing-field"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path: Path, line: dict[str, Any] | str, told: str) -> None:
+    path = events(tmp_path / "events.jsonl", {"inputs": [1.0, 2.0], "label": 0}, line)
+    with pytest.raises(ConfigError) as refused:
+        tables.read(path, SCHEMA, KEY)
+    assert f"events.jsonl, {told}" in str(refused.value)
+
+
+def test_json_lines_need_a_schema_and_events(tmp_path: Path) -> None:
+    path = events(tmp_path / "events.jsonl", "")
+    with pytest.raises(ConfigError, match="pass --schema FILE"):
+        tables.read(path, None, KEY)
+    with pytest.raises(ConfigError, match="holds no events"):
+        tables.read(path, SCHEMA, KEY)
+
+
+def test_schema_file_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "schema.json"
+    path.write_text(json.dumps(SCHEMA.to_dict()))
+    assert tables.read_schema(path) == SCHEMA
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"features": [], "classes": ["a", "b"]}', '{"feature": 1}'])
+def test_wrong_schema_files_are_refused_by_name(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "schema.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"schema\.json"):
+        tables.read_schema(path)
+    with pytest.raises(ConfigError, match=r"none\.json"):
+        tables.read_schema(tmp_path / "none.json")
+
+
+def test_constant_columns_are_not_called_whole_numbers() -> None:
+    schema = tables.infer_schema(np.array([[1.0, 0.0], [2.0, 0.0]]), ["a", "b"], ["0", "1"])
+    assert [feature.integral for feature in schema.features] == [True, False]
