@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, ResponseError
 
 from streams.errors import Fenced, StoreError, TopicRecreated, WatermarkMissing
 from streams.store.keys import LAYOUT_VERSION, PartitionKeys
@@ -268,7 +268,7 @@ class PartitionStore:
                 if sent is not None:
                     sent()
                 answer = await connection.read_response()
-        except RedisError:
+        except ResponseError:
             raise
         except BaseException:
             await connection.disconnect(nowait=True)  # the reply is still to come; nobody else may read it

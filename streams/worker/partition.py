@@ -38,6 +38,8 @@ log = logging.getLogger("vedette.worker")
 IN_FLIGHT = 3
 #: How long a partition that is taken away may finish what is scored.
 DRAIN_SECONDS = 2.0
+#: The least time between two looks whether an idle partition should have a snapshot.
+IDLE_SECONDS = 0.25
 #: Words of Redis' refusals that pass: out of memory, no disk, read-only, a script runs, no quorum, too few replicas.
 TRANSIENT = ("OOM", "used memory", "MISCONF", "READONLY", "BUSY", "CLUSTERDOWN", "NOREPLICAS")
 #: A whole fetch of dead letters is told at most so often.
@@ -125,6 +127,7 @@ class Partition:
         self._claim: Claim | None = None
         self._scoring: PartitionScoring | None = None
         self._snapshot_due = 0.0
+        self._snapshotted = -1
         self._snapshot: asyncio.Task[None] | None = None
         self._recorded_event = asyncio.Event()
         self._stopping = False
@@ -225,6 +228,7 @@ class Partition:
             await self._verify(claim, topic_id, end)
             self._scoring = None
             await self._load(claim, topic_id, first, scorer)
+            self._snapshotted = self.position
         self.recorded = claim.watermark
         self.replay_until = claim.watermark
         self.moved_at = time.monotonic()
@@ -333,8 +337,7 @@ class Partition:
         loop = asyncio.get_running_loop()
         while not self._stopping:
             if not self._inbox and self._gap <= self.position:
-                self._news.clear()
-                await self._news.wait()
+                await self._idle()
                 continue
             scoring = self._switched()
             if not self._inbox:
@@ -366,6 +369,17 @@ class Partition:
                 await scored.put(outcome)
             await self._maybe_snapshot(scoring)
         await scored.put(None)
+
+    async def _idle(self) -> None:
+        """Wait for records; a state that moved since the last snapshot gets one when it is due."""
+        self._news.clear()
+        moved = self._scoring is not None and self.position > self._snapshotted
+        wait = max(IDLE_SECONDS, self._snapshot_due - time.monotonic()) if moved else None
+        try:
+            await asyncio.wait_for(self._news.wait(), wait)
+        except TimeoutError:
+            if self._scoring is not None:
+                await self._maybe_snapshot(self._scoring)
 
     def _next(self) -> list[Record]:
         """Records for one step: bounded, and never on both sides of the watermark that a replay ends at."""
@@ -490,6 +504,8 @@ class Partition:
             return
         loop = asyncio.get_running_loop()
         arrays = await loop.run_in_executor(self.crew.scoring, _copied, scoring)
+        self._snapshotted = self.position
+        self._snapshot_due = time.monotonic() + self.crew.snapshot_seconds
         self._snapshot = asyncio.create_task(
             self._write_snapshot(arrays, self.position, scoring.scorer.digest, scoring.topic_id),
             name=f"snapshot-{self.where}",
@@ -512,8 +528,6 @@ class Partition:
         else:
             self.crew.metrics.snapshots += 1
             self.crew.metrics.snapshot_seconds += time.monotonic() - began
-        finally:
-            self._snapshot_due = time.monotonic() + self.crew.snapshot_seconds
 
     async def _publish(self, manifest: Manifest, epoch: int) -> None:
         """Publish as soon as everything below the snapshot is recorded, which the script judges."""
