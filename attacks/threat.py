@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attacks.errors import ThreatModelError
+from attacks.relations import Relations, reduced
 
 Norm = Literal["l0", "l1", "l2", "linf"]
 Knowledge = Literal["black-box", "transfer", "white-box"]
@@ -31,6 +32,10 @@ class Domain:
         Features that an attacker can change. A one-hot group with an immutable column is immutable as a whole.
     groups : tuple of intp (g,)
         Columns of each one-hot group: exactly one of them is 1, the others are 0.
+    relations : Relations or None
+        Linear equations that legal rows fulfil. Some features follow when others change; where none can, all stay.
+    grouped, movable : bool (d,)
+        Derived: columns of groups, and features whose value can really differ from that of a start row.
 
     Raises
     ------
@@ -43,8 +48,11 @@ class Domain:
     integral: NDArray[np.bool_]
     mutable: NDArray[np.bool_]
     groups: tuple[NDArray[np.intp], ...] = ()
+    relations: Relations | None = None
     grouped: NDArray[np.bool_] = field(init=False, repr=False)
     movable: NDArray[np.bool_] = field(init=False, repr=False)
+    _follow: NDArray[np.float64] = field(init=False, repr=False)
+    _pivots: NDArray[np.intp] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         low, high = (np.array(side, dtype=np.float64) for side in (self.low, self.high))
@@ -77,10 +85,31 @@ class Domain:
             grouped[group] = True
             movable[group] = bool(mutable[group].all()) and len(group) > 1
         movable &= (low < high) | grouped
-        for constant in (low, high, integral, mutable, grouped, movable, *groups):
+        follow, pivots = np.empty((0, len(low))), np.empty(0, dtype=np.intp)
+        if self.relations is not None:
+            if self.relations.matrix.shape[1] != len(low):
+                raise ThreatModelError(
+                    f"domain: relations of {self.relations.matrix.shape[1]} features, not {len(low)}"
+                )
+            span = np.where(np.isfinite(low) & np.isfinite(high) & (low < high), high - low, 1.0)
+            follow, pivots, stuck = reduced(self.relations.matrix, span, movable & ~integral & ~grouped)
+            movable &= ~stuck
+            for group in groups:
+                movable[group] = movable[group].all()
+        for constant in (low, high, integral, mutable, grouped, movable, follow, pivots, *groups):
             constant.flags.writeable = False
-        names = ("low", "high", "integral", "mutable", "groups", "grouped", "movable")
-        for name, value in zip(names, (low, high, integral, mutable, groups, grouped, movable), strict=True):
+        values = {
+            "low": low,
+            "high": high,
+            "integral": integral,
+            "mutable": mutable,
+            "groups": groups,
+            "grouped": grouped,
+            "movable": movable,
+            "_follow": follow,
+            "_pivots": pivots,
+        }
+        for name, value in values.items():
             object.__setattr__(self, name, value)
 
     @property
@@ -91,14 +120,23 @@ class Domain:
     @property
     def ranges(self) -> NDArray[np.float64]:
         """(d,) high - low, and 1 where either is infinite."""
-        span = np.where(np.isfinite(self.low) & np.isfinite(self.high), self.high, 1.0)
-        return span - np.where(np.isfinite(self.low) & np.isfinite(self.high), self.low, 0.0)
+        bounded = np.isfinite(self.low) & np.isfinite(self.high)
+        return np.where(bounded, self.high, 1.0) - np.where(bounded, self.low, 0.0)
+
+    @property
+    def linked(self) -> NDArray[np.bool_]:
+        """(d,) features that relations tie to others, and that can change."""
+        tied = (self._follow != 0).any(axis=0)
+        tied[self._pivots] = True
+        return np.asarray(tied & self.movable, dtype=np.bool_)
 
     def holds(self, x: NDArray[np.float64]) -> NDArray[np.bool_]:
         """(n,) which rows (n, d) are legal: finite, in range, whole where they must be, one-hot where they must be."""
         legal = np.asarray(~self._odd(x).any(axis=1), dtype=np.bool_)
         for group in self.groups:
             legal &= x[:, group].sum(axis=1) == 1
+        if self.relations is not None:
+            legal[legal] = self.relations.hold(x[legal])
         return legal
 
     def complaint(self, x: NDArray[np.float64]) -> str | None:
@@ -113,8 +151,16 @@ class Domain:
             kind = " and is a whole number" if self.integral[at] else ""
             kind = " and is 0 or 1" if self.grouped[at] else kind
             return f"row {row}: feature {at} is {x[row, at]}; it lies in {self.low[at]} to {self.high[at]}{kind}"
-        number = next(i for i, group in enumerate(self.groups) if x[row, group].sum() != 1)
-        return f"row {row}: one-hot group {number} has {int(x[row, self.groups[number]].sum())} ones; it has one"
+        for number, group in enumerate(self.groups):
+            if x[row, group].sum() != 1:
+                return f"row {row}: one-hot group {number} has {int(x[row, group].sum())} ones; it has one"
+        if self.relations is None:
+            return f"row {row}: illegal"
+        missed = self.relations.residuals(x[row : row + 1])[0]
+        worst = int(np.argmax(missed / np.maximum(self.relations.tolerance, 1e-300)))
+        return (
+            f"row {row}: relation {worst} is missed by {missed[worst]:g}, more than {self.relations.tolerance[worst]:g}"
+        )
 
     def repair(self, x0: NDArray[np.float64], x: NDArray[np.float64], inwards: bool = False) -> NDArray[np.float64]:
         """The legal rows (n, d) near `x` that differ from `x0` only where an attacker can change something.
@@ -132,7 +178,7 @@ class Domain:
         for group in self.groups:
             if self.movable[group[0]]:
                 self._hot(out, group, self.wanted(x0, x, group))
-        return out
+        return self._followed(x0, out)
 
     def wander(self, x0: NDArray[np.float64], x: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
         """`repair` for random exploration: whole numbers are rounded up or down at random, in the mean to `x`."""
@@ -142,7 +188,7 @@ class Domain:
             wanted = np.clip(x[:, columns], self.low[columns], self.high[columns])
             out[:, columns] = np.floor(wanted + rng.random(wanted.shape))
             out[:, columns] = np.clip(out[:, columns], self.low[columns], self.high[columns])
-        return out
+        return self._followed(x0, out)
 
     def moved(
         self, x: NDArray[np.float64], columns: NDArray[np.intp], steps: NDArray[np.float64]
@@ -165,7 +211,7 @@ class Domain:
                 given_up = x[mine, columns[mine]] == 1
                 out[np.ix_(mine, group)] = 0.0
                 out[mine, group[np.where(given_up, (place + 1) % len(group), place)]] = 1.0
-        return out
+        return self._followed(x, out)
 
     def sample(
         self, x0: NDArray[np.float64], rng: np.random.Generator, share: NDArray[np.float64] | float = 1.0
@@ -178,6 +224,39 @@ class Domain:
         low, high = np.where(bounded, self.low, 0.0), np.where(bounded, self.high, 0.0)
         drawn = np.where(bounded, rng.uniform(low, high, x0.shape), x0 + rng.standard_normal(x0.shape))
         return self.repair(x0, np.where(rng.random(x0.shape) < share, drawn, x0))
+
+    def _followed(self, x0: NDArray[np.float64], out: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The rows, changed in place so that relations hold as they do in the legal rows `x0`.
+
+        Where a feature that follows would leave its range, linked whole numbers and categories return to `x0` and the
+        other linked features go only part of the way.
+        """
+        if len(self._pivots) == 0:
+            return out
+        pivots, low, high = self._pivots, self.low[self._pivots], self.high[self._pivots]
+        change = -(out - x0) @ self._follow.T
+        wanted = x0[:, pivots] + change
+        over = np.flatnonzero(((wanted < low) | (wanted > high)).any(axis=1))
+        if len(over):
+            self.unlink(x0, out, over)
+            change[over] = -(out[over] - x0[over]) @ self._follow.T
+            room = np.where(change[over] > 0, high - x0[np.ix_(over, pivots)], x0[np.ix_(over, pivots)] - low)
+            size = np.abs(change[over])
+            part = np.where(size > room, room / np.maximum(size, 1e-300), 1.0).min(axis=1)
+            columns = np.flatnonzero(self.linked)
+            cells = np.ix_(over, columns)
+            out[cells] = x0[cells] + part[:, None] * (out[cells] - x0[cells])
+            change[over] *= part[:, None]
+        out[:, pivots] = np.clip(x0[:, pivots] + change, low, high)
+        return out
+
+    def unlink(self, x0: NDArray[np.float64], out: NDArray[np.float64], rows: NDArray[np.intp]) -> None:
+        """Whole numbers and groups that are linked return to `x0`, in place."""
+        back = self.linked & self.integral & ~self.grouped
+        for group in self.groups:
+            back[group] = self.linked[group].any()
+        cells = np.ix_(rows, np.flatnonzero(back))
+        out[cells] = x0[cells]
 
     def _odd(self, x: NDArray[np.float64]) -> NDArray[np.bool_]:
         odd = ~(np.isfinite(x) & (x >= self.low) & (x <= self.high))
@@ -341,6 +420,37 @@ class ThreatModel:
             far = np.flatnonzero(~self.within(self.distances(x0, out)))
             if len(far):
                 out[far] = self._inside(x0[far], x[far])
+                if self.domain.relations is not None:
+                    out[far] = self._tightened(x0[far], out[far])
+        return out
+
+    def _tightened(self, x0: NDArray[np.float64], out: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Rows whose linked features go only so far that, with those that follow, the radius holds."""
+        domain = self.domain
+        far = np.flatnonzero(~self.within(self.distances(x0, out)))
+        if len(far) == 0:
+            return out
+        linked = domain.linked
+        if self.norm == "l0":
+            back = linked.copy()
+            for group in domain.groups:
+                back[group] = linked[group].any()
+            out[np.ix_(far, np.flatnonzero(back))] = x0[np.ix_(far, np.flatnonzero(back))]
+            return out
+        target = out[far].copy()
+        domain.unlink(x0[far], target, np.arange(len(far)))
+        target = domain.repair(x0[far], target, inwards=True)
+        delta = (target - x0[far]) / self.unit
+        held = lengths(self.norm, np.where(linked, 0.0, delta))
+        tied = lengths(self.norm, np.where(linked, delta, 0.0))
+        if self.norm == "linf":
+            room = np.full(len(far), self.radius)
+        elif self.norm == "l2":
+            room = np.sqrt(np.maximum(self.radius**2 - held**2, 0.0))
+        else:
+            room = np.maximum(self.radius - held, 0.0)
+        part = np.minimum(1.0, room / np.maximum(tied, 1e-300))
+        out[far] = np.where(linked, x0[far] + part[:, None] * (target - x0[far]), target)
         return out
 
     def _inside(self, x0: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
