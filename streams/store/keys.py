@@ -83,12 +83,12 @@ class PartitionKeys:
 
     @property
     def probes(self) -> str:
-        """Stream of probe verdicts for the prober, capped. Entry ids are ``offset+1``-``0``, the field is ``m``."""
+        """Stream of probe verdicts for the prober, capped. Entry ids are ``offset+1``-``row``, the field is ``m``."""
         return f"{self.tag}:probes"
 
     @property
     def probe_uses(self) -> str:
-        """Hash: probe id -> ``offset:expiry`` of its first use (microseconds of broker time), until it expires."""
+        """Hash: probe id -> ``offset-row:expiry`` of its first use (microseconds of broker time), until it expires."""
         return f"{self.tag}:probe-uses"
 
     @property

@@ -170,13 +170,14 @@ class PartitionStore:
         stored: Any = await self.redis.hgetall(self.keys.histograms)
         return {name.decode(): packed for name, packed in stored.items()}
 
-    async def probe_uses(self) -> dict[str, tuple[int, int]]:
-        """Probe id -> offset of its first use, and its expiry in microseconds."""
+    async def probe_uses(self) -> dict[str, tuple[int, int, int]]:
+        """Probe id -> offset and row of its first use, and its expiry in microseconds."""
         stored: Any = await self.redis.hgetall(self.keys.probe_uses)
         uses = {}
         for name, value in stored.items():
-            offset, _, expiry = value.decode().partition(":")
-            uses[name.decode()] = (int(offset), int(expiry))
+            place, _, expiry = value.decode().partition(":")
+            offset, _, row = place.partition("-")
+            uses[name.decode()] = (int(offset), int(row), int(expiry))
         return uses
 
     async def record(self, plan: Plan, epoch: int) -> None:

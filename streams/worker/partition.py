@@ -463,7 +463,7 @@ class Partition:
             entry = self.store.keys.signal_entry
             plan = outcome.plan
             plan.signals = [(entry(s.offset, s.row, s.rule), _text(replace(s, at=now))) for s in outcome.signals]
-            plan.verdicts = [(f"{v.offset + 1}-0", _text(replace(v, at=now))) for v in outcome.verdicts]
+            plan.verdicts = [(entry_id, _text(replace(v, at=now))) for entry_id, v in outcome.verdicts]
             claim = self._claim
             if claim is None:
                 raise RuntimeError("recording without a claim")

@@ -67,7 +67,8 @@ class Outcome:
     rows: int = 0
     records: int = 0
     signals: list[SignalMessage] = field(default_factory=list)
-    verdicts: list[ProbeVerdict] = field(default_factory=list)
+    verdicts: list[tuple[str, ProbeVerdict]] = field(default_factory=list)
+    """With their entry ids in the stream."""
     dead: list[tuple[Record, DeadLetter]] = field(default_factory=list)
     seconds: StageSeconds = field(default_factory=StageSeconds)
 
@@ -144,7 +145,7 @@ class PartitionScoring:
             plan.histograms = self.histograms.packed()
         ttl = self.options.probe_ttl_us
         plan.uses = {
-            probe.mark.id: f"{probe.offset}:{probe.mark.issued + ttl}"
+            probe.mark.id: f"{probe.offset}-{probe.row}:{probe.mark.issued + ttl}"
             for probe in work.found.probes
             if probe.status == "scored"
         }
@@ -319,7 +320,7 @@ class PartitionScoring:
                 counters.add_one("pilot_pages", signal.time)
         return counters
 
-    def _verdicts(self, work: _Work) -> list[ProbeVerdict]:
+    def _verdicts(self, work: _Work) -> list[tuple[str, ProbeVerdict]]:
         if not work.found.probes:
             return []
         messages = []
@@ -328,7 +329,7 @@ class PartitionScoring:
             if np.all(work.kinds[probe.start : probe.stop] == _DUPLICATE):
                 continue
             first, last = int(scored_before[probe.start]), int(scored_before[probe.stop])
-            messages.append(self._verdict(probe, work, first, last))
+            messages.append((f"{probe.offset + 1}-{probe.row}", self._verdict(probe, work, first, last)))
         return messages
 
     def _verdict(self, probe: Probe, work: _Work, first: int, last: int) -> ProbeVerdict:
