@@ -1,0 +1,98 @@
+"""A real worker that meets one fault: ``python -m tests.faults.worker_main CONFIG ORDER``; the order is JSON.
+
+point: name of the fault point ("" for none); at: how often it must have been reached; action: kill, stop (SIGSTOP),
+hold (until the gate file exists) or cut (end the connections to Redis, so that the reply is lost); marker: file that
+proves that the point was hit; gate; mutant: name of what the worker's scripts are to lack.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from redis import Redis
+
+from streams import config
+from streams.errors import VedetteError
+from streams.store.partition import Scripts
+from streams.worker.app import run
+from tests.faults.mutants import scripts_without
+
+#: Times that connections are cut.
+CUTS = 12
+#: A worker that is held waits no longer than this.
+HOLD_SECONDS = 60.0
+
+
+class Fault:
+    """Counts visits to a fault point and acts at one of them."""
+
+    def __init__(self, order: dict[str, Any], redis_url: str, prefix: str) -> None:
+        self.order = order
+        self.redis = Redis.from_url(redis_url)
+        self.prefix = prefix
+        self.visits = 0
+
+    def __call__(self, point: str) -> None:
+        if point != self.order["point"]:
+            return
+        if self.order["action"] == "cut":
+            self.visits += 1
+            if self.visits % self.order["at"] == 0 and self.visits <= CUTS * self.order["at"]:
+                self._act()
+            return
+        if Path(self.order["marker"]).exists():
+            return
+        if self.order["action"] == "kill-ahead":
+            if self._snapshot_is_ahead():
+                self._act()
+            return
+        self.visits += 1
+        if self.visits >= self.order["at"]:
+            self._act()
+
+    def _act(self) -> None:
+        Path(self.order["marker"]).write_text(f"{os.getpid()} {self.order['point']} {self.visits}")
+        action = self.order["action"]
+        if action in ("kill", "kill-ahead"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif action == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif action == "cut":
+            self.redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        elif action == "hold":
+            until = time.monotonic() + HOLD_SECONDS
+            while not Path(self.order["gate"]).exists() and time.monotonic() < until:
+                time.sleep(0.01)
+
+    def _snapshot_is_ahead(self) -> bool:
+        """Whether some published snapshot holds rows that were never recorded."""
+        for key in self.redis.scan_iter(f"{self.prefix}*:snapshots"):
+            text = key.decode()
+            newer, a, b = self.redis.hmget(text, "newer", "a_offset", "b_offset")
+            watermark = self.redis.hget(text.removesuffix("snapshots") + "w", "w")
+            offset = {b"a": a, b"b": b}.get(newer)
+            if offset is not None and watermark is not None and int(offset) > int(watermark):
+                return True
+        return False
+
+
+def main() -> int:
+    settings = config.load(sys.argv[1])
+    order = json.loads(sys.argv[2])
+    fault = Fault(order, settings.redis.url, f"vedette:{{{settings.models[0].topic}:")
+    scripts = scripts_without(order["mutant"]) if order["mutant"] else Scripts()
+    try:
+        return run(settings, settings.models[0].name, points=fault, scripts=scripts)
+    except VedetteError as error:
+        print(f"vedette: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
