@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from streams.events import compact, native, oip
-from streams.events.assembly import assemble
+from streams.events.assembly import LENGTH_HEADER, assemble
 from streams.events.batch import DecodeOptions, InferenceBatch, Record
 from streams.events.document import parse
-from streams.events.identity import header
+from streams.events.identity import find_header
 from streams.events.rows import Layout, Rows
 
 
@@ -18,7 +18,7 @@ class AutoCodec:
     name = "auto"
 
     def decode(self, records: Sequence[Record], options: DecodeOptions) -> InferenceBatch:
-        return assemble(records, options, read)
+        return assemble(records, options, read, native=True)
 
 
 def read(record: Record, value: bytes, layout: Layout) -> Rows:
@@ -30,7 +30,7 @@ def read(record: Record, value: bytes, layout: Layout) -> Rows:
     """
     if value.startswith(compact.MARKER):
         return compact.read(record, value, layout)
-    if header(record, oip.LENGTH_HEADER) is not None:
+    if find_header(record.headers, LENGTH_HEADER) is not None:
         return oip.read(record, value, layout)
     fields = parse(value)
     if is_oip(fields):

@@ -36,7 +36,7 @@ class ClientPlace:
         if self.kind == "key":
             return record.key or None
         if self.kind == "header":
-            return header(record, self.name) or None
+            return find_header(record.headers, self.name) or None
         return None
 
     def find(self, record: Record, fields: Mapping[str, Any], parameters: Mapping[str, Any] | None) -> bytes | None:
@@ -74,10 +74,10 @@ class ClientPlace:
             raise Refusal(Reason.NOT_DECODABLE, "the client's name holds half a surrogate pair") from None
 
 
-def header(record: Record, name: str) -> bytes | None:
+def find_header(headers: Sequence[tuple[str, bytes]], name: str) -> bytes | None:
     """Value of the first header of that name; upper and lower case are not told apart."""
     wanted = name.lower()
-    for key, value in record.headers or ():
+    for key, value in headers or ():
         if key.lower() == wanted:
             return value
     return None

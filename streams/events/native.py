@@ -22,7 +22,7 @@ class NativeCodec:
     name = "native"
 
     def decode(self, records: Sequence[Record], options: DecodeOptions) -> InferenceBatch:
-        return assemble(records, options, read)
+        return assemble(records, options, read, native=True)
 
 
 def read(record: Record, value: bytes, layout: Layout) -> Rows:

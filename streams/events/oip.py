@@ -14,17 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streams.events.assembly import assemble
+from streams.events.assembly import LENGTH_HEADER, assemble
 from streams.events.batch import DecodeOptions, InferenceBatch, Reason, Record
 from streams.events.document import parse, text_field
-from streams.events.identity import header
+from streams.events.identity import find_header
 from streams.events.native import class_numbers
 from streams.events.numbers import flatten, matrix, raw_values, shape_of
 from streams.events.refusal import Refusal, kind_of, quoted
 from streams.events.rows import Faults, Layout, Rows, add_faults, settle
 
-#: Record header of the binary extension: bytes of the JSON before the raw tensors.
-LENGTH_HEADER = "Inference-Header-Content-Length"
 #: Bytes of the length in front of each element of a raw BYTES tensor.
 BYTES_PREFIX = 4
 
@@ -62,7 +60,7 @@ def read(record: Record, value: bytes, layout: Layout) -> Rows:
     ------
     Refusal
     """
-    stated = header(record, LENGTH_HEADER)
+    stated = find_header(record.headers, LENGTH_HEADER)
     if stated is None:
         return read_fields(record, parse(value), memoryview(b""), layout)
     if not stated.isdigit() or len(stated) > len(str(len(value))) or int(stated) > len(value):
