@@ -43,6 +43,11 @@ FOLLOWING_P = 0.05
 FLOOR_QUANTILE = 0.05
 #: Rows with scores teach the surrogate better than so many times more rows with labels alone.
 LEAST_SCORED_SHARE = 0.2
+#: Progress counts when the members have lost at least this share of that margin against their copies: a sensor's noise
+#: points somewhere by chance, and always to the same place, but not far.
+PROGRESS_FLOOR_SHARE = 0.5
+#: A cluster is judged again and again as it grows; beyond this size every doubling asks for so much more.
+PATIENCE_SIZE, PATIENCE_STEP = 1024, 0.25
 #: One part alone pages at this value.
 PROGRESS_SCALE, FOLLOWING_SCALE, BISECTION_SCALE = 2.6, 1.6, 1.3
 #: Added to distances before a logarithm, in standard deviations.
@@ -59,9 +64,10 @@ class IntentVerdict:
     measures : dict of str to float
         ``size``: members so far. ``gate``: features in which nine of ten members stay within, from the base of their
         part of the cluster. ``wide_share``: share of members that differ from it in more than `NARROW_FEATURES`.
-        ``cut_links``: links that were cut. ``progress``: z. ``following``: log ratio, 0 where it doesn't count;
-        ``following_p``: its rank. ``bisection``: log ratio. ``score``: the sum of squares; 1 is enough.
-        ``page``: 0 or 1.
+        ``cut_links``: links that were cut. ``progress``: z of the margin lost against sign-flipped copies;
+        ``lost_margin``: that margin in nats, counted from `PROGRESS_FLOOR_SHARE` of the floor on. ``following``: log
+        ratio, 0 where it doesn't count; ``following_p``: its rank. ``bisection``: log ratio. ``score``: the sum of
+        squares; it pages from ``needed`` on, 1 up to `PATIENCE_SIZE` members. ``page``: 0 or 1.
     """
 
     page: bool
@@ -156,13 +162,16 @@ class IntentTest:
             typical = float(np.median(distance[1:]))
             bisection = steady_log((math.sqrt(opposite) + DISTANCE_FLOOR) / (typical + DISTANCE_FLOOR))
         modal = int(np.bincount(labels).argmax())
-        progress, following, following_p = self._movement(rows, modal, origin, seed)
+        progress, lost, following, following_p = self._movement(rows, modal, origin, seed)
+        counted = max(0.0, progress) if lost >= PROGRESS_FLOOR_SHARE * self.floor else 0.0
         score = (
-            (max(0.0, progress) / PROGRESS_SCALE) ** 2
+            (counted / PROGRESS_SCALE) ** 2
             + (following / FOLLOWING_SCALE) ** 2
             + (min(0.0, bisection) / BISECTION_SCALE) ** 2
         )
-        page = size >= LEAST_SIZE and gate > NARROW_FEATURES and wide_share >= WIDE_SHARE and score >= 1.0
+        doublings = max(0, (size // PATIENCE_SIZE).bit_length() - 1)
+        needed = 1.0 + PATIENCE_STEP * doublings
+        page = size >= LEAST_SIZE and gate > NARROW_FEATURES and wide_share >= WIDE_SHARE and score >= needed
         return IntentVerdict(
             page=page,
             measures={
@@ -171,10 +180,12 @@ class IntentTest:
                 "wide_share": wide_share,
                 "cut_links": cut_links,
                 "progress": progress,
+                "lost_margin": lost,
                 "following": following,
                 "following_p": following_p,
                 "bisection": bisection,
                 "score": score,
+                "needed": needed,
                 "page": float(page),
             },
         )
@@ -205,8 +216,8 @@ class IntentTest:
 
     def _movement(
         self, rows: NDArray[np.float64], modal: int, origin: NDArray[np.float64], seed: int
-    ) -> tuple[float, float, float]:
-        """Progress, following and its rank among the copies."""
+    ) -> tuple[float, float, float, float]:
+        """Progress, the margin lost against the copies, following and its rank among them."""
         later = np.ascontiguousarray(rows[len(rows) // 2 :])
         m = len(later)
         low = np.where(self.stated[0], self.low, np.minimum(self.low, later.min(axis=0)))
@@ -241,7 +252,7 @@ class IntentTest:
         if rank_p <= FOLLOWING_P:
             usual = float(np.median(nearness))
             following = min(0.0, steady_log(max(near, self.floor) / max(usual, self.floor)))
-        return progress, following, rank_p
+        return progress, centre - mine, following, rank_p
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything fitted; names start with ``surrogate.`` or ``frame.`` where they belong to these."""
