@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from attacks.threat import ThreatModel
 
-Access = Literal["labels", "scores", "gradients"]
-"""What an attack reads of a model's answer."""
+Access = Literal["labels", "scores", "gradients", "trees"]
+"""What an attack reads of a model: its answers, or the model itself."""
 
 
 class Model(Protocol):
@@ -70,11 +70,11 @@ class Crafted:
     inputs : float64 (n, d)
         Crafted rows, each admitted by the threat model. Where the attack failed, its best try or the start row.
     success : bool (n,)
-        The model was asked this very row and its answer fulfils the goal.
+        The model's answer to this very row fulfils the goal; attacks by answers asked it.
     distances : float64 (n,)
         From the start rows, in the threat model's norm and scale.
     queries : int64 (n,)
-        Rows asked of the model for each start row; 0 for attacks on gradients.
+        Rows asked of the model for each start row; 0 for attacks on a model in the attacker's own hands.
     trace : Trace
     """
 
@@ -96,8 +96,9 @@ class Attack(Protocol):
     ----------
     name : str
         The name in the registry.
-    access : {"labels", "scores", "gradients"}
-        What it reads of the model's answer; ``gradients`` needs a `GradientModel`, and knowledge that is not black-box.
+    access : {"labels", "scores", "gradients", "trees"}
+        What it reads of the model; ``gradients`` needs a `GradientModel`, ``trees`` a `trees.TreeModel`, and both need
+        knowledge that is not black-box.
     norms : frozenset of str
         Norms it can keep.
     needs_eps : bool

@@ -35,8 +35,10 @@ def start_rows(
         raise ThreatModelError(f"{where}: eps is None; this attack needs a bound on the distance")
     if threat.goal != "any" and not attack.targeted:
         raise ThreatModelError(f"{where}: goal is class {threat.goal}; this attack can only leave a class (goal 'any')")
-    if attack.access == "gradients" and threat.knowledge == "black-box":
-        raise ThreatModelError(f"{where}: knowledge is black-box; this attack needs gradients (transfer or white-box)")
+    if attack.access in ("gradients", "trees") and threat.knowledge == "black-box":
+        raise ThreatModelError(
+            f"{where}: knowledge is black-box; this attack needs the model's {attack.access} (transfer or white-box)"
+        )
     complaint = threat.domain.complaint(rows)
     if complaint is not None:
         raise ThreatModelError(f"{where}: start {complaint}")
@@ -164,7 +166,7 @@ class Oracle:
 def owned(
     model: Model, x: NDArray[np.float64], y: NDArray[np.int64], inputs: NDArray[np.float64], threat: ThreatModel
 ) -> Crafted:
-    """The result of an attack on gradients: success by the model in the attacker's hands, no query, no trace."""
+    """The result of an attack without questions: success by the model in the attacker's hands, no query, no trace."""
     success = np.zeros(len(x), dtype=np.bool_)
     if len(x):
         success = threat.reached(np.argmax(scores_of(model, inputs), axis=1), y)

@@ -6,11 +6,15 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from attacks.boundary import Boundary
+from attacks.capgd import Capgd
 from attacks.carlini_wagner import CarliniWagner
 from attacks.contract import Attack
+from attacks.coordinate_search import CoordinateSearch
 from attacks.deepfool import DeepFool
 from attacks.errors import AttackError
 from attacks.hop_skip_jump import HopSkipJump
+from attacks.kept_apart import KeptApart
+from attacks.leaf_search import LeafSearch
 from attacks.nes import Nes
 from attacks.pgd import Fgsm, Pgd, TransferPgd
 from attacks.sign_opt import SignOpt
@@ -25,13 +29,17 @@ _OWN: dict[str, type[Any]] = {
         TransferPgd,
         Pgd,
         Fgsm,
+        Capgd,
         CarliniWagner,
         DeepFool,
+        LeafSearch,
         HopSkipJump,
         Boundary,
         SignOpt,
+        KeptApart,
         Nes,
         SimBA,
+        CoordinateSearch,
         Square,
         Zoo,
         UniformNoise,

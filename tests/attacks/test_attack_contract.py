@@ -11,15 +11,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from sklearn.ensemble import RandomForestClassifier
 
 from attacks import registry
 from attacks.contract import Attack, Crafted
 from attacks.errors import AttackError, BudgetError, ModelError, ThreatModelError
 from attacks.network import Network
 from attacks.threat import Domain, Norm, ThreatModel
+from attacks.trees import adapt
 
 BUDGET = 150
 KINDS = ("picture", "table")
+OWN_HANDS = ("gradients", "trees")
 
 
 def flat(width: int) -> Domain:
@@ -78,11 +81,34 @@ class Watched:
         return self.inner.gradient(X, weights)
 
 
+class WatchedTrees:
+    """A forest that learned from `Watched`."""
+
+    def __init__(self, domain: Domain, seed: int = 5) -> None:
+        rows = legal_rows(domain, 400, np.random.default_rng(seed))
+        teacher = Watched(domain, seed=seed).inner.predict(rows)
+        forest = RandomForestClassifier(15, max_depth=7, random_state=0)
+        forest.fit(rows, np.concatenate([np.argmax(teacher[:-3], axis=1), np.arange(3)]))
+        self.inner = adapt(forest)
+        self.thresholds = self.inner.thresholds
+        self.asked: list[NDArray[np.float64]] = []
+
+    def predict(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
+        return self.inner.predict(X)
+
+    def leaves(self, X: NDArray[np.float64]) -> NDArray[np.int64]:
+        return self.inner.leaves(X)
+
+
+def watched(kind: type[Attack], domain: Domain, seed: int = 5) -> Watched | WatchedTrees:
+    return WatchedTrees(domain, seed) if kind.access == "trees" else Watched(domain, seed=seed)
+
+
 EPS: dict[str, float] = {"l0": 4, "l1": 4.0, "l2": 1.5, "linf": 0.4}
 
 
 def threat_of(attack: type[Attack], norm: Norm, domain: Domain, **changes: Any) -> ThreatModel:
-    knowledge = "white-box" if attack.access == "gradients" else "black-box"
+    knowledge = "white-box" if attack.access in OWN_HANDS else "black-box"
     values: dict[str, Any] = {
         "name": "contract",
         "norm": norm,
@@ -102,7 +128,7 @@ class Case:
         self.kind = registry.kind(name)
         self.domain = DOMAINS[rows]
         self.x = legal_rows(self.domain, 9, np.random.default_rng(1))
-        self.model = Watched(self.domain)
+        self.model = watched(self.kind, self.domain)
         self.y = np.argmax(self.model.inner.predict(self.x), axis=1)
         self.threat = threat_of(self.kind, norm, self.domain)
 
@@ -151,7 +177,7 @@ def test_it_succeeds_on_an_unprotected_model(case: Case, crafted: Crafted) -> No
 def test_success_is_the_models_own_answer(case: Case, crafted: Crafted) -> None:
     answers = np.argmax(case.model.inner.predict(crafted.inputs), axis=1)
     assert np.array_equal(crafted.success & (answers != case.y), crafted.success)
-    if case.kind.access == "gradients":
+    if case.kind.access in OWN_HANDS:
         assert np.array_equal(answers != case.y, crafted.success)
 
 
@@ -184,7 +210,7 @@ def test_every_question_is_legal(case: Case, crafted: Crafted) -> None:
 
 def test_trace_is_what_the_model_was_asked(case: Case) -> None:
     result = case.craft()
-    if case.kind.access == "gradients":
+    if case.kind.access in OWN_HANDS:
         assert len(result.trace) == 0
         return
     asked = np.concatenate(case.model.asked)
@@ -196,7 +222,7 @@ def test_trace_is_what_the_model_was_asked(case: Case) -> None:
 
 
 def test_success_was_asked(case: Case, crafted: Crafted) -> None:
-    if case.kind.access == "gradients":
+    if case.kind.access in OWN_HANDS:
         return
     for sample in np.flatnonzero(crafted.success):
         rows = crafted.trace.of(int(sample))
@@ -213,12 +239,12 @@ def test_budget_is_kept_by_every_row(case: Case, budget: int) -> None:
     except BudgetError:
         assert budget == 7
         return
-    assert result.queries.max() <= (0 if case.kind.access == "gradients" else budget)
+    assert result.queries.max() <= (0 if case.kind.access in OWN_HANDS else budget)
     assert threat.admits(case.x, result.inputs).all()
 
 
 def test_budget_of_nothing_is_refused(case: Case) -> None:
-    if case.kind.access == "gradients":
+    if case.kind.access in OWN_HANDS:
         assert case.craft(replace(case.threat, budget=0)).success.any()
         return
     with pytest.raises(BudgetError, match=case.kind.name):
@@ -283,8 +309,8 @@ def test_what_an_attack_cannot_do_is_refused(case: Case) -> None:
     if not case.kind.targeted:
         with pytest.raises(ThreatModelError, match="goal is class 1"):
             case.craft(replace(case.threat, goal=1))
-    if case.kind.access == "gradients":
-        with pytest.raises(ThreatModelError, match="needs gradients"):
+    if case.kind.access in OWN_HANDS:
+        with pytest.raises(ThreatModelError, match=f"needs the model's {case.kind.access}"):
             case.craft(replace(case.threat, knowledge="black-box"))
 
 
@@ -320,7 +346,7 @@ class StopsAfter:
 def test_what_the_model_raises_passes_through(case: Case) -> None:
     rng = np.random.default_rng(0)
     model = StopsAfter(case.model, 1)
-    if case.kind.access == "gradients":
+    if case.kind.access in OWN_HANDS:
         with pytest.raises(ModelError, match="StopsAfter lacks them"):
             case.kind().craft(model, case.x, case.y, case.threat, rng)
     else:
@@ -340,14 +366,14 @@ class Answers:
 
 @pytest.mark.parametrize("scores", [np.zeros(1), np.zeros((2, 2)), np.array([0.2, np.nan, 0.1])])
 def test_answers_that_are_no_scores_are_refused(case: Case, scores: NDArray[np.float64]) -> None:
-    if case.kind.access == "gradients":
+    if case.kind.access in OWN_HANDS:
         return
     with pytest.raises(ModelError, match="the model answered"):
         case.kind().craft(Answers(scores), case.x, case.y, case.threat, np.random.default_rng(0))
 
 
 def test_a_model_that_never_errs_ends_the_attack(case: Case) -> None:
-    if case.kind.access == "gradients":
+    if case.kind.access in OWN_HANDS:
         return
     result = case.kind().craft(
         Answers(np.array([0.9, 0.1])), case.x, np.zeros(9, dtype=np.int64), case.threat, np.random.default_rng(0)
@@ -384,7 +410,7 @@ def test_no_domain_makes_an_attack_leave_it(name: str, data: st.DataObject) -> N
     for group in groups:
         x[:, group] = np.eye(len(group))[rng.integers(0, len(group), 4)]
     x = np.where(domain.integral, np.rint(x), x)
-    model = Watched(domain, seed=int(rng.integers(1000)))
+    model = watched(kind, domain, seed=int(rng.integers(1000)))
     y = np.argmax(model.inner.predict(x), axis=1)
     result = kind().craft(model, x, y, threat, rng)
     assert threat.admits(x, result.inputs).all()
