@@ -73,6 +73,8 @@ class Overview:
     probes: list[ProbeSummary]
     blind: IncidentRow | None
     """The open incident that says that probes are not seen."""
+    bundle: str
+    """Path of the bundle in force."""
 
     @property
     def lag(self) -> int | None:
@@ -166,7 +168,8 @@ class Watch:
         pipe.get(self.keys.mode)
         pipe.hvals(self.keys.probe_results)
         pipe.hkeys(self.keys.progress)
-        statuses, mode, results, places = await pipe.execute()
+        pipe.hget(self.keys.bundle, "path")
+        statuses, mode, results, places, bundle = await pipe.execute()
         said = sorted(decoded(statuses, WorkerStatus), key=lambda status: status.worker)
         living = [status for status in said if now - status.at / 1e6 <= WORKER_STALE_SECONDS]
         held = {partition for status in living for partition in status.partitions}
@@ -189,6 +192,7 @@ class Watch:
             open_tickets=self.index.count("ticket"),
             probes=sorted(decoded(results, ProbeSummary), key=lambda summary: (summary.kind, summary.attack)),
             blind=blind,
+            bundle=text(bundle) if bundle else self.model.bundle,
         )
 
     def _partitions(self, places: Iterable[bytes]) -> set[int]:

@@ -77,6 +77,8 @@ class IncidentIndex:
         self._last: str | None = None
         """Id of the last entry of the log that was read; None before the first look."""
         self._compared = 0.0
+        self.revision = 0
+        """Grows with every change of a row."""
         self._lock = asyncio.Lock()
 
     def __len__(self) -> int:
@@ -162,6 +164,7 @@ class IncidentIndex:
         kept = set(names)
         for gone in [name for name in self._rows if name not in kept]:
             del self._rows[gone]
+            self.revision += 1
         await self._fetch(names)
         self._last = newest or "0-0"
 
@@ -173,11 +176,13 @@ class IncidentIndex:
             for name in part:
                 pipe.hmget(self._keys.incident(name), "m", "version")
             for name, (body, version) in zip(part, await pipe.execute(), strict=True):
-                row = _row(body, version)
+                row, before = _row(body, version), self._rows.get(name)
                 if row is None:
                     self._rows.pop(name, None)
                 else:
                     self._rows[name] = row
+                if row != before:
+                    self.revision += 1
 
 
 def _row(body: bytes | None, version: bytes | None) -> IncidentRow | None:

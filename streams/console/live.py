@@ -25,14 +25,14 @@ MOST_VIEWERS = 200
 RETRY_MILLISECONDS = 2000
 
 Render = Callable[[Overview, str], bytes]
-"""(look, incident id or empty) -> the data line of an ``overview`` event, JSON without line breaks."""
+"""(look, topic) -> the data line of an ``overview`` event, JSON without line breaks."""
 
 
 @dataclass(eq=False, slots=True)
 class Viewer:
-    """One open stream; `incident` is the incident whose changes it asks for, if any."""
+    """One open stream; `topic` is what it asks for: everything (empty), ``list``, or an incident's id."""
 
-    incident: str
+    topic: str
     queue: asyncio.Queue[bytes | None] = field(default_factory=lambda: asyncio.Queue(VIEWER_QUEUE))
 
     def give(self, message: bytes | None) -> None:
@@ -64,7 +64,7 @@ class Broadcast:
         for viewer in self._viewers:
             viewer.give(None)
 
-    async def serve(self, response: web.StreamResponse, incident: str) -> None:
+    async def serve(self, response: web.StreamResponse, topic: str) -> None:
         """Send looks until the viewer leaves or the console stops.
 
         Raises
@@ -72,7 +72,7 @@ class Broadcast:
         ConnectionResetError
             The viewer has left.
         """
-        viewer = Viewer(incident)
+        viewer = Viewer(topic)
         self._viewers.add(viewer)
         self._somebody.set()
         try:
@@ -98,7 +98,7 @@ class Broadcast:
             look = await self.watch.look()
             messages = {
                 name: b"event: overview\ndata: " + self._render(look, name) + b"\n\n"
-                for name in {viewer.incident for viewer in self._viewers}
+                for name in {viewer.topic for viewer in self._viewers}
             }
         except RedisError as error:
             log.warning("redis does not answer: %s", error)
@@ -108,4 +108,4 @@ class Broadcast:
             messages = {}
         lost = b'event: problem\ndata: {"problem": "Redis does not answer, or holds what cannot be read"}\n\n'
         for viewer in list(self._viewers):
-            viewer.give(messages.get(viewer.incident, lost) if messages else lost)
+            viewer.give(messages.get(viewer.topic, lost) if messages else lost)

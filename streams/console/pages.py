@@ -21,7 +21,7 @@ from streams.incidents.titles import ADVICE
 from streams.store.messages import ProbeSummary, SignalMessage
 
 #: Pages in the order of the navigation.
-NAVIGATION = (("/", "Live"),)
+NAVIGATION = (("/", "Live"), ("/incidents", "Incidents"))
 #: Signals whose input an incident page shows.
 EXHIBITS = 3
 
@@ -80,13 +80,16 @@ class Pages:
             models=[each.name for each in self._settings.models],
             pages=NAVIGATION,
             objective=self._objective,
-            link=lambda path: self.link(path, model),
+            link=lambda path, query="": self.link(path, model, query),
+            verdicts=words.VERDICTS,
             **values,
         )
 
-    def link(self, path: str, model: ModelSettings | None) -> str:
-        """A path of ours for a model."""
-        return f"{path}?{urlencode({'model': model.name})}" if model is not None else path
+    def link(self, path: str, model: ModelSettings | None, query: str = "") -> str:
+        """A path of ours for a model; `query` is a part of an address."""
+        parts = [urlencode({"model": model.name}) if model is not None else "", query]
+        joined = "&".join(part for part in parts if part)
+        return f"{path}?{joined}" if joined else path
 
     def live(self, look: Overview) -> dict[str, Any]:
         """Values of ``live.html``."""
@@ -119,7 +122,6 @@ class Pages:
             "advice": ADVICE[incident.entity],
             "atlas": words.atlas_link(incident.technique),
             "rules": words.RULES,
-            "verdicts": words.VERDICTS,
             "classes": schema.classes if schema is not None else (),
             "growth": pictures.timeline(dossier.signals),
             "exhibits": [exhibit(schema, title, signal) for title, signal in chosen(dossier.signals)],

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from detectors.errors import DetectorError
 from detectors.schema import FeatureSchema
-from streams.config import ModelSettings
 
 log = logging.getLogger("vedette.console")
 
@@ -21,13 +20,13 @@ def from_bundle(path: str) -> FeatureSchema:
     ------
     DetectorError, OSError
     """
-    from detectors import bundle
+    from detectors.bundle import load
 
-    return bundle.load(path).schema
+    return load(path).schema
 
 
 class Schemas:
-    """Reads a bundle's schema once for each state of its file; a model without a readable bundle has none.
+    """Reads a bundle's schema once for each state of its file; a bundle that cannot be read has none.
 
     Parameters
     ----------
@@ -40,21 +39,21 @@ class Schemas:
         self._known: dict[str, tuple[float, FeatureSchema | None]] = {}
         self._lock = threading.Lock()
 
-    def of(self, model: ModelSettings) -> FeatureSchema | None:
-        """The schema of a model's inputs, or None."""
+    def of(self, path: str) -> FeatureSchema | None:
+        """The schema in the bundle at `path`, or None."""
         with self._lock:
             try:
-                changed = Path(model.bundle).stat().st_mtime
+                changed = Path(path).stat().st_mtime
             except OSError:
                 changed = 0.0
-            known = self._known.get(model.name)
+            known = self._known.get(path)
             if known is None or known[0] != changed:
-                self._known[model.name] = known = (changed, self._load(model))
+                self._known[path] = known = (changed, self._load(path))
             return known[1]
 
-    def _load(self, model: ModelSettings) -> FeatureSchema | None:
+    def _load(self, path: str) -> FeatureSchema | None:
         try:
-            return self._read(model.bundle)
+            return self._read(path)
         except (DetectorError, OSError) as error:
-            log.warning("no names and pictures for %s: bundle %s: %s", model.name, model.bundle, error)
+            log.warning("no names and pictures: bundle %s: %s", path, error)
             return None

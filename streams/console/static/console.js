@@ -46,11 +46,13 @@ function replaceRows(body, html) {
     }
     row.sourceHtml = row.outerHTML;
     if (old) {
-      const focused = old.contains(document.activeElement);
+      const chosen = old.querySelector("input[type=checkbox]");
+      if (chosen?.checked) row.querySelector("input[type=checkbox]").checked = true;
+      const focused = old.contains(document.activeElement) ? document.activeElement.tagName : "";
       if (old === place) place = place.nextElementSibling;
       old.replaceWith(row);
       if (row.nextElementSibling !== place) body.insertBefore(row, place);
-      if (focused) row.querySelector("a, button, input")?.focus();
+      if (focused) row.querySelector(focused)?.focus();
     } else {
       if (row.dataset.key !== "none") row.classList.add("fresh");
       body.insertBefore(row, place);
@@ -120,7 +122,73 @@ if (live) follow({ stream: live.dataset.stream, poll: live.dataset.poll }, (look
 const incident = document.getElementById("incident");
 if (incident) {
   const changed = document.getElementById("changed");
-  follow({ stream: `${incident.dataset.stream}&incident=${incident.dataset.incident}` }, (look) => {
+  follow({ stream: incident.dataset.stream }, (look) => {
     if (look.change !== null && String(look.change) !== incident.dataset.change) changed.hidden = false;
   });
 }
+
+const list = document.getElementById("list");
+if (list) {
+  const body = document.getElementById("incidents");
+  const all = document.getElementById("all");
+  const boxes = () => [...body.querySelectorAll("input[type=checkbox]")];
+  const tell = () => {
+    const count = boxes().filter((box) => box.checked).length;
+    document.getElementById("chosen").textContent = count ? `${count} chosen` : "none chosen yet";
+    document.getElementById("apply").disabled = count === 0;
+    all.checked = count > 0 && count === boxes().length;
+  };
+  all.hidden = false;
+  all.addEventListener("change", () => { for (const box of boxes()) box.checked = all.checked; tell(); });
+  body.addEventListener("change", tell);
+  document.querySelector(".filters").addEventListener("change", (event) => {
+    if (event.target.matches("select, input[type=checkbox]")) event.currentTarget.requestSubmit();
+  });
+  let asking = false;
+  const update = async (look) => {
+    if (asking || String(look.revision) === list.dataset.revision) return;
+    asking = true;
+    try {
+      const answer = await fetch(list.dataset.rows);
+      if (!answer.ok) return;
+      const found = await answer.json();
+      replaceRows(body, found.rows);
+      replace(document.getElementById("pager"), found.pager);
+      document.getElementById("count").textContent = found.count;
+      list.dataset.revision = found.revision;
+      showTimes(body);
+      tell();
+    } finally {
+      asking = false;
+    }
+  };
+  follow({ stream: list.dataset.stream }, (look) => { update(look).catch(() => {}); });
+  tell();
+}
+
+// Keys. Never while something is being typed, nor with a modifier.
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+  const typing = event.target.matches("textarea, select, input:not([type=checkbox])");
+  if (typing) return;
+  const rows = [...document.querySelectorAll("#incidents tr .what a")];
+  const at = rows.findIndex((link) => link.closest("tr").contains(document.activeElement));
+  const actions = {
+    j: () => rows[Math.min(at + 1, rows.length - 1)]?.focus(),
+    k: () => rows[Math.max(at - 1, 0)]?.focus(),
+    x: () => rows[at]?.closest("tr").querySelector("input[type=checkbox]")?.click(),
+    "/": () => document.getElementById("q")?.focus(),
+    u: () => { if (incident) location.href = incident.dataset.list; },
+    a: () => {
+      const name = document.getElementById("by");
+      const button = document.getElementById("acknowledge") ?? (list ? document.getElementById("apply") : null);
+      if (!name || !button || button.disabled) return;
+      if (list) document.getElementById("action").value = "acknowledge";
+      if (name.value.trim()) button.click(); else name.focus();
+    },
+  };
+  if (Object.hasOwn(actions, event.key)) {
+    event.preventDefault();
+    actions[event.key]();
+  }
+});

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import os
 import shutil
 import threading
@@ -284,7 +285,11 @@ def serve(redis_url: str) -> Iterator[Serve]:
     for loop, stop, thread in running:
         loop.call_soon_threadsafe(stop.set)
         thread.join(15)
-        assert not thread.is_alive(), "the console did not stop"
+        if thread.is_alive():
+            faulthandler.dump_traceback()
+            for task in asyncio.all_tasks(loop):
+                task.print_stack()
+            pytest.fail("the console did not stop; its threads and tasks stand in the output")
         loop.close()
 
 

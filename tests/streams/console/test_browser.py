@@ -126,6 +126,55 @@ def test_open_incident_page_says_that_it_has_changed(scene: Fixture, serve: Fixt
     expect(page.locator(".head")).to_contain_text("bob has it")
 
 
+def test_list_is_live_and_keeps_what_was_chosen(scene: Fixture, serve: Fixture, visit: Open, redis: Redis) -> None:
+    scene.worker()
+    first = scene.attack("11aa000000000001", page=False)
+    page = visit(serve().url + "/incidents?model=digits")
+    expect(page.locator("#pulse")).to_have_class("pulse live")
+    expect(page.locator("#apply")).to_be_disabled()
+    box = page.locator(f"tr[data-key='{first}'] input")
+    box.check()
+    expect(page.locator("#chosen")).to_have_text("1 chosen")
+    second = scene.attack("22aa000000000001")
+    expect(page.locator(f"tr[data-key='{second}']")).to_be_visible()
+    expect(page.locator("#count")).to_have_text("2 incidents")
+    scene.signal("11aa000000000001")
+    scene.correlate()
+    expect(page.locator(f"tr[data-key='{first}'] td[data-name=signals]")).to_have_text("6")
+    expect(box).to_be_checked()
+    page.locator("#by").fill("ada")
+    page.locator("#apply").click()
+    expect(page.locator(".notice.good")).to_have_text("1 incident: acknowledged.")
+    desk = IncidentService(redis, "digits")
+    assert desk.show(first).incident.assignee == "ada"
+    assert desk.show(second).incident.state == "new"
+
+
+def test_list_by_keyboard_alone(scene: Fixture, serve: Fixture, visit: Open, redis: Redis) -> None:
+    names = [scene.attack(f"{place}{place}aa000000000001") for place in range(3)][::-1]
+    page = visit(serve().url + "/incidents")
+    expect(page.locator("#incidents tr")).to_have_count(3)
+    for key in ("j", "j", "k", "j", "x"):
+        page.keyboard.press(key)
+    expect(page.locator(f"tr[data-key='{names[1]}'] input")).to_be_checked()
+    page.keyboard.press("a")  # no name yet: the field takes the focus
+    page.keyboard.type("ada")
+    page.locator("body").click(position={"x": 5, "y": 300})
+    page.keyboard.press("a")
+    expect(page.locator(".notice.good")).to_be_visible()
+    assert IncidentService(redis, "digits").show(names[1]).incident.assignee == "ada"
+    page.keyboard.press("/")
+    page.keyboard.type("1111")
+    page.keyboard.press("Enter")
+    expect(page.locator("#count")).to_have_text("0 incidents")
+    page.goto(page.url.replace("1111", "11aa"))
+    page.keyboard.press("j")
+    page.keyboard.press("Enter")
+    expect(page.locator(".head")).to_contain_text("ada has it")
+    page.keyboard.press("u")
+    expect(page.locator("#incidents tr")).to_have_count(3)
+
+
 def test_nothing_hostile_runs(scene: Fixture, serve: Fixture, visit: Open, redis: Redis) -> None:
     scene.worker(HOSTILE, bundle=HOSTILE)
     served = serve()
@@ -202,7 +251,7 @@ def test_no_page_is_wider_than_the_screen(
     served = serve()
     page = visit(served.url, color_scheme=scheme, viewport={"width": width, "height": 844})
     expect(page.locator("#pulse")).to_have_class("pulse live")
-    for title, path in (("live", "/"), ("incident", f"/incidents/{name}")):
+    for title, path in (("live", "/"), ("incidents", "/incidents"), ("incident", f"/incidents/{name}")):
         page.goto(served.url + path)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         if pictures_directory is not None:

@@ -21,7 +21,7 @@ from detectors.schema import FeatureSchema
 from streams import embedded
 from streams.config import ConsoleSettings
 from streams.console.access import Access, read_token
-from streams.console.app import HEADERS
+from streams.console.front import HEADERS
 from streams.errors import ConfigError
 from streams.incidents.monitoring import open_blind
 from streams.incidents.service import IncidentService
@@ -94,7 +94,7 @@ def test_pages_come_before_tickets_and_open_before_resolved(scene: Fixture, serv
     ticket = scene.attack("11aa000000000001", page=False)
     page = scene.attack("22aa000000000001")
     IncidentService(redis, "digits").resolve(resolved, "ada", "true")
-    rows = serve().get("/api/v1/incidents").json()
+    rows = serve().get("/api/v1/incidents?state=all").json()
     assert [row["id"] for row in rows] == [page, ticket, resolved]
 
 
@@ -521,7 +521,7 @@ def test_stream_tells_what_changes(scene: Fixture, serve: Fixture) -> None:
     looks = events(served, "/events", 2)
     assert looks[-1][1]["open_pages"] == 1
     assert name in looks[-1][1]["incidents"]
-    ((_, change),) = events(served, f"/events?incident={name}", 1)
+    ((_, change),) = events(served, f"/events?topic={name}", 1)
     assert change == {"change": 6}
 
 
@@ -561,7 +561,7 @@ def test_every_page_asks_redis_for_a_bounded_number_of_commands(scene: Fixture, 
         return sum(stat["calls"] for name, stat in redis.info("commandstats").items() if name != "cmdstat_info")
 
     def cost(path: str) -> int:
-        watch = served.console.watches["digits"]
+        watch = served.console.front.watches["digits"]
         watch._last = None
         before = commands()
         assert served.get(path).status_code == 200

@@ -1,0 +1,258 @@
+"""Incidents: the list with its filters and bulk actions, one incident with its evidence, and what people do with it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+from urllib.parse import urlencode
+
+import msgspec
+from aiohttp import web
+
+from streams.config import ModelSettings
+from streams.console.data import Dossier, Watch
+from streams.console.front import Front, clean_name, form_of, name_of, status_of
+from streams.console.index import IncidentRow, Order, StateFilter
+from streams.errors import ConfigError, Conflict, UnknownIncident
+from streams.store.messages import LevelName
+
+log = logging.getLogger("vedette.console")
+
+#: Incidents on one page of the list, and most that one bulk action changes.
+PAGE_ROWS, BULK_ROWS = 50, 200
+#: Longest search text.
+SEARCH_LENGTH = 200
+
+STATES: dict[StateFilter, str] = {
+    "open": "not resolved",
+    "new": "new",
+    "in_progress": "in progress",
+    "suppressed": "suppressed",
+    "resolved": "resolved",
+    "all": "all",
+}
+ORDERS: dict[Order, str] = {
+    "urgency": "most urgent first",
+    "last_seen": "last seen",
+    "first_seen": "first seen",
+    "signals": "signals",
+    "strength": "strength",
+}
+
+Action = Literal["acknowledge", "resolve", "reopen"]
+
+
+@dataclass(frozen=True, slots=True)
+class ListQuery:
+    """What a list of incidents shows; what cannot be understood is left at its default."""
+
+    state: StateFilter = "open"
+    level: LevelName | None = None
+    text: str = ""
+    order: Order = "urgency"
+    ascending: bool = False
+    page: int = 1
+
+    @classmethod
+    def of(cls, query: Mapping[str, str]) -> ListQuery:
+        """From an address."""
+        page = query.get("page", "")
+        return cls(
+            state=next((state for state in STATES if state == query.get("state")), "open"),
+            level=next((level for level in get_args(LevelName) if level == query.get("level")), None),
+            text=query.get("q", "").strip()[:SEARCH_LENGTH],
+            order=next((order for order in ORDERS if order == query.get("order")), "urgency"),
+            ascending=query.get("ascending") == "1",
+            page=max(1, int(page)) if page.isdecimal() and len(page) < 7 else 1,
+        )
+
+    def address(self, **changes: Any) -> str:
+        """The same as part of an address, changed."""
+        one = replace(self, **changes)
+        parts = {
+            "state": one.state,
+            "level": one.level or "",
+            "q": one.text,
+            "order": one.order,
+            "ascending": "1" if one.ascending else "",
+            "page": str(one.page) if one.page > 1 else "",
+        }
+        plain = {"state": "open", "order": "urgency"}
+        return urlencode({name: value for name, value in parts.items() if value and value != plain.get(name)})
+
+
+class IncidentRoom:
+    """Routes of incidents."""
+
+    def __init__(self, front: Front) -> None:
+        self.front = front
+
+    def routes(self) -> list[web.RouteDef]:
+        """All of them."""
+        one = "/incidents/{incident:[0-9a-f]{16}}"
+        return [
+            web.get("/incidents", self.show_list),
+            web.get("/incidents/rows", self.rows),
+            web.post("/incidents/bulk", self.bulk),
+            web.get(one, self.incident),
+            web.post(one + "/{action:acknowledge|resolve|reopen}", self.act),
+            web.get("/api/v1/incidents", self.api_list),
+            web.get("/api/v1/incidents/{incident}", self.api_incident),
+        ]
+
+    # The list ---------------------------------------------------------------------------------------------------
+
+    async def show_list(self, request: web.Request) -> web.Response:
+        """Incidents that fit, with filters and bulk actions."""
+        return await self._list_page(request, self.front.model(request), [])
+
+    async def rows(self, request: web.Request) -> web.Response:
+        """The changing parts of the list as JSON, for its script."""
+        model = self.front.model(request)
+        values = await self._found(self.front.watches[model.name], ListQuery.of(request.query))
+        render = self.front.pages.render
+        document = {
+            "rows": render("incident_rows.html", model=model, pick=True, nothing=NOTHING, **values),
+            "count": values["count"],
+            "pager": render("pager.html", model=model, **values),
+            "revision": values["revision"],
+        }
+        return web.Response(body=msgspec.json.encode(document), content_type="application/json")
+
+    async def _list_page(
+        self, request: web.Request, model: ModelSettings, notices: list[tuple[bool, str]], status: int = 200
+    ) -> web.Response:
+        values = await self._found(self.front.watches[model.name], ListQuery.of(request.query))
+        return self.front.page(
+            request,
+            "incidents.html",
+            status,
+            model=model,
+            notices=notices,
+            states=STATES,
+            orders=ORDERS,
+            pick=True,
+            nothing=NOTHING,
+            **values,
+        )
+
+    async def _found(self, watch: Watch, query: ListQuery) -> dict[str, Any]:
+        await watch.look()
+        found = watch.index.select(
+            state=query.state, level=query.level, text=query.text, order=query.order, ascending=query.ascending
+        )
+        pages = max(1, math.ceil(len(found) / PAGE_ROWS))
+        query = replace(query, page=min(query.page, pages))
+        start = (query.page - 1) * PAGE_ROWS
+        shown = found[start : start + PAGE_ROWS]
+        count = f"{len(found):,} incident{'' if len(found) == 1 else 's'}"
+        if pages > 1:
+            count += f", {start + 1:,} to {start + len(shown):,} shown"
+        return {"rows": shown, "query": query, "last_page": pages, "count": count, "revision": watch.index.revision}
+
+    async def bulk(self, request: web.Request) -> web.Response:
+        """One action on many incidents; each is tried, and what could not be done is told."""
+        model = self.front.model(request)
+        form = await form_of(request)
+        self.front.check_change(request, form)
+        chosen = [name for name in (await request.post()).getall("incident", []) if isinstance(name, str)]
+        by, action = clean_name(form.get("by", "")), form.get("action", "")
+        if not chosen or len(chosen) > BULK_ROWS:
+            text = f"Choose incidents first, at most {BULK_ROWS}."
+            return await self._list_page(request, model, [(False, text)], 422)
+        try:
+            done, refused = await asyncio.to_thread(self._apply_all, model, chosen, action, by, form)
+        except ConfigError as error:
+            return await self._list_page(request, model, [(False, str(error))], 422)
+        await self.front.watches[model.name].look(fresh=True)
+        notices = [(False, text) for text in refused]
+        if done:
+            notices.insert(0, (True, f"{done} incident{'' if done == 1 else 's'}: {DONE[action]}."))
+        response = await self._list_page(request, model, notices)
+        self.front.remember_name(request, response, by)
+        return response
+
+    def _apply_all(
+        self, model: ModelSettings, names: list[str], action: str, by: str, form: Mapping[str, str]
+    ) -> tuple[int, list[str]]:
+        done, refused = 0, []
+        for name in names:
+            try:
+                self._apply(model, name, action, by, form)
+            except (Conflict, UnknownIncident) as error:
+                refused.append(str(error))
+            else:
+                done += 1
+        return done, refused
+
+    # One incident -----------------------------------------------------------------------------------------------
+
+    async def incident(self, request: web.Request) -> web.Response:
+        """One incident with its evidence."""
+        return await self._incident_page(request, self.front.model(request), request.match_info["incident"])
+
+    async def _incident_page(
+        self, request: web.Request, model: ModelSettings, name: str, problem: str = "", status: int = 200
+    ) -> web.Response:
+        watch = self.front.watches[model.name]
+        dossier = await self._dossier(request, watch, name)
+        schema = await self.front.schema(watch) if dossier.signals else None
+        values = self.front.pages.incident(dossier, schema)
+        return self.front.page(request, "incident.html", status, model=model, problem=problem, **values)
+
+    async def _dossier(self, request: web.Request, watch: Watch, name: str) -> Dossier:
+        found = await watch.incident(name)
+        if found is None:
+            raise UnknownIncident(f"No incident {name[:32]} of model {watch.model.name}; it may have expired.")
+        if found.signals:
+            log.info("evidence of %s/%s read by %r from %s", watch.model.name, name, name_of(request), request.remote)
+        return found
+
+    async def act(self, request: web.Request) -> web.Response:
+        """Acknowledge, resolve or re-open: a form with a CSRF mark, or a request that carries the token."""
+        model = self.front.model(request)
+        name, action = request.match_info["incident"], request.match_info["action"]
+        form = await form_of(request)
+        self.front.check_change(request, form)
+        by = clean_name(form.get("by", ""))
+        try:
+            await asyncio.to_thread(self._apply, model, name, action, by, form)
+        except (Conflict, ConfigError) as error:
+            return await self._incident_page(request, model, name, str(error), status_of(error)[0])
+        finally:
+            await self.front.watches[model.name].look(fresh=True)
+        response = web.Response(status=303, headers={"Location": self.front.pages.link(f"/incidents/{name}", model)})
+        self.front.remember_name(request, response, by)
+        return response
+
+    def _apply(self, model: ModelSettings, name: str, action: str, by: str, form: Mapping[str, str]) -> None:
+        desk = self.front.desk(model)
+        actions: dict[str, Callable[[], object]] = {
+            "acknowledge": lambda: desk.acknowledge(name, by),
+            "resolve": lambda: desk.resolve(name, by, form.get("verdict", ""), form.get("note", "")),
+            "reopen": lambda: desk.reopen(name, by),
+        }
+        if action not in actions:
+            raise ConfigError(f"no such action; there are {', '.join(actions)}")
+        actions[action]()
+
+    # For programs -----------------------------------------------------------------------------------------------
+
+    async def api_list(self, request: web.Request) -> web.Response:
+        """Incidents as JSON, by the list's filters."""
+        found: list[IncidentRow] = (await self._found(self.front.watch(request), ListQuery.of(request.query)))["rows"]
+        return web.Response(body=msgspec.json.encode(found), content_type="application/json")
+
+    async def api_incident(self, request: web.Request) -> web.Response:
+        """One incident with its evidence as JSON."""
+        found = await self._dossier(request, self.front.watch(request), request.match_info["incident"])
+        document = {"incident": found.incident, "change": found.change, "evidence": found.signals}
+        return web.Response(body=msgspec.json.encode(document), content_type="application/json")
+
+
+NOTHING = "No incident fits."
+DONE = {"acknowledge": "acknowledged", "resolve": "resolved", "reopen": "re-opened"}
