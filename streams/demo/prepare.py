@@ -33,7 +33,7 @@ WEEK_SECONDS = 120.0
 #: False pages a week.
 BUDGET = 1
 #: Weeks of benign history, each with clients of its own.
-HISTORY_WEEKS = 8
+HISTORY_WEEKS = 7
 #: Rows that detectors learn from, and rows that probes start from.
 REFERENCE_ROWS, PROBE_ROWS = 2_000, 480
 #: Rows with the model's answers for the surrogate of transfer probes.

@@ -49,13 +49,15 @@ RATE = 245.0
 #: Length of a headless demo's traffic.
 HEADLESS_SECONDS = 60.0
 #: How long each step of the start may take.
-FIT_SECONDS, START_SECONDS = 240.0, 60.0
+FIT_SECONDS, START_SECONDS = 300.0, 120.0
 #: How long the end waits for workers and correlator to finish what was sent.
 SETTLE_SECONDS = 30.0
 #: Pause between two looks at everything.
 LOOK_SECONDS = 0.25
 #: Ports that are tried for the console after the wanted one.
 PORTS_TRIED = 50
+#: Processes that end by themselves.
+PASSING = ("kernels", "prepare")
 #: Signals that end the demo.
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 #: Settings of the prober: attacks follow each other quickly enough to tell recall within a minute.
@@ -193,6 +195,7 @@ class Stage:
         for name, path in keys.items():
             path.write_text(secrets.token_hex(KEY_BYTES[name]), encoding="ascii")
             path.chmod(0o600)
+        self._spawn("kernels", "streams.demo.kernels")
         rate, partitions, seed = str(RATE), str(PARTITIONS), str(self.wanted.seed)
         fit = ["streams.demo.prepare", "--directory", str(self.directory), "--rate", rate, "--partitions", partitions]
         self._spawn("prepare", *fit, "--seed", seed, "--client-key-file", str(keys["client"]))
@@ -204,7 +207,7 @@ class Stage:
         if self.wanted.kafka is not None or self.wanted.redis is not None:
             self.stack.callback(_in_peace, lambda: self._clean(settings))
         ensure(settings.kafka, self.names.topic, PARTITIONS)
-        self._await(self.files.model.exists, FIT_SECONDS, "the model")
+        self._await(self.files.model.exists, FIT_SECONDS, "the model", "prepare")
         served = [
             "--model",
             str(self.files.model),
@@ -215,10 +218,10 @@ class Stage:
         ]
         self._spawn("server", "streams.demo.server", *served, "--kafka", bootstrap, "--topic", self.names.topic)
         self._vedette("correlator")
-        self._await(self.files.summary.exists, FIT_SECONDS, "the bundle")
+        self._await(self.files.summary.exists, FIT_SECONDS, "the bundle", "prepare")
         for number in range(WORKERS):
             self._vedette("worker", f"worker-{number}")
-        self._await(lambda: _answers(f"{self.endpoint}/v2/health/ready"), START_SECONDS, "the model's server")
+        self._await(lambda: _answers(f"{self.endpoint}/v2/health/ready"), START_SECONDS, "the model's server", "server")
         asked = ["--url", self.endpoint, "--name", self.names.model, "--seed", seed, "--after", str(self.go)]
         self._spawn("attackers", "streams.demo.attackers", *asked, "--journal", str(self.journal))
         self._spawn("traffic", "streams.demo.traffic", *asked, "--rate", rate)
@@ -250,7 +253,7 @@ class Stage:
             watch.look()
             return watch.assigned == PARTITIONS
 
-        self._await(ready, START_SECONDS, "the worker")
+        self._await(ready, START_SECONDS, "the worker", "worker-0")
         self.go.touch()
         self._vedette("prober")
         summary = msgspec.json.decode(self.files.summary.read_bytes(), type=FitSummary)
@@ -271,7 +274,7 @@ class Stage:
         by_name = {state.name: state for state in scene.attackers}
         self.view.say(f"console: {scene.console}")
         while scene.until is None or time.monotonic() < scene.until:
-            self.processes.check()
+            self.processes.check(finished=PASSING)
             for line in journal.read():
                 by_name[line.attacker].queries += line.own
             for seen in watch.look():
@@ -296,7 +299,7 @@ class Stage:
             if code:
                 raise StageError(f"the {name} process ended with exit code {code}; its last words:\n{self._tail(name)}")
         found = audit(settings, self.names.model, redis, wait_seconds=SETTLE_SECONDS)
-        self._await(watch.settled, SETTLE_SECONDS, "the correlator to apply every signal")
+        self._await(watch.settled, SETTLE_SECONDS, "the correlator to apply every signal", "correlator")
         if not found.passed:
             for part in found.partitions:
                 for finding in part.findings:
@@ -344,14 +347,17 @@ class Stage:
         if not failed:
             self.view.say("the main job holds")
 
-    def _await(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
-        """Look again and again until it holds; every child must live meanwhile."""
+    def _await(self, condition: Callable[[], bool], seconds: float, what: str, by: str) -> None:
+        """Look again and again until it holds; every child must live meanwhile.
+
+        `by` is the process that is waited for, whose last words an error tells.
+        """
         until = time.monotonic() + seconds
         while not condition():
-            self.processes.check(finished=("prepare",))
+            self.processes.check(finished=PASSING)
             self._show_fit()
             if time.monotonic() >= until:
-                raise StageError(f"waited {seconds:.0f} s in vain for {what}")
+                raise StageError(f"waited {seconds:.0f} s in vain for {what}; its last words:\n{self._tail(by)}")
             time.sleep(LOOK_SECONDS / 5)
 
     def _show_fit(self) -> None:
