@@ -157,13 +157,21 @@ def topics(session: Session, partitions: int, replication: int) -> int:
 @click.option("--week-seconds", type=float, help="Length of the budget's period; default from the settings.")
 @click.option("--partitions", type=click.IntRange(1), help="Partitions of the event topic (for the index's budget).")
 @click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--from", "begin", metavar="TIME", help="With --benign topic: events from this broker time on (ISO 8601)."
+)
+@click.option("--until", "end", metavar="TIME", help="With --benign topic: events before this broker time.")
+@click.option(
+    "--at-most", "most", type=click.IntRange(1), help="With --benign topic: the newest records only; default 1,000,000."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_obj
-def fit(session: Session, /, **options: Any) -> int:
+def fit(session: Session, /, begin: str | None, end: str | None, most: int | None, **options: Any) -> int:
     """Fit and calibrate a bundle from reference rows and benign events."""
     from streams.training.fit import run
+    from streams.training.sources import span_of
 
-    return run(session, **options)
+    return run(session, span=span_of(options["benign"], begin, end, most), **options)
 
 
 @vedette.command()

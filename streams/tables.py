@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -184,16 +186,43 @@ def _read_jsonl(path: Path, schema: FeatureSchema, client_key: bytes) -> Rows:
         outputs=np.concatenate(outputs) if len(outputs) == len(parts) else None,
         truth=None,
         clients=np.concatenate([part.clients for part in parts]),
-        times=np.concatenate([part.offsets for part in parts]),
+        times=np.concatenate([part.times for part in parts]),
     )
 
 
+class _Stamped(msgspec.Struct):
+    """The one field of a native event that its codec leaves to the broker."""
+
+    time: float | str | None = None
+
+
+def _stamp(path: Path, number: int, line: bytes) -> int | None:
+    """Milliseconds since the epoch that an event says it has; None where it says nothing."""
+    try:
+        time = msgspec.json.decode(line, type=_Stamped).time
+        if isinstance(time, str):
+            stamp = datetime.fromisoformat(time)
+            time = (stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)).timestamp()
+    except msgspec.DecodeError:
+        return None  # its codec says better what is wrong with it
+    except (ValueError, OverflowError) as wrong:
+        raise ConfigError(f"{path}, line {number + 1}: time: {wrong}") from None
+    return None if time is None else round(time * 1e3)
+
+
 def _chunks(path: Path) -> Iterator[list[_LineRecord]]:
+    """Lines as records, stamped with their events' times, or where the first has none with their numbers."""
     chunk: list[_LineRecord] = []
+    stamped: bool | None = None
     with path.open("rb") as lines:
         for number, line in enumerate(lines):
             if line.strip():
-                chunk.append(_LineRecord(number, line))
+                stamp = _stamp(path, number, line)
+                if stamped is None:
+                    stamped = stamp is not None
+                if stamped and stamp is None:
+                    raise ConfigError(f"{path}, line {number + 1}: has no time although earlier lines have one")
+                chunk.append(_LineRecord(number, line, stamp if stamped and stamp is not None else number))
             if len(chunk) == JSONL_CHUNK_RECORDS:
                 yield chunk
                 chunk = []

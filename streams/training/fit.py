@@ -1,0 +1,126 @@
+"""`vedette fit`: reference rows and benign events in, a calibrated bundle and a report out."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from detectors import bundle as bundles
+from detectors import ensemble
+from detectors.contract import Reference
+from detectors.errors import DetectorError
+from detectors.kernels import limit_blas_threads
+from detectors.schema import FeatureSchema
+from streams import tables
+from streams.cli import print_json
+from streams.errors import ConfigError
+from streams.training.findings import Findings, show
+from streams.training.sources import PARTITIONS, Events, Session, Span, client_key, events_of, schema_of, settings_of
+from streams.training.telling import Telling
+
+#: Length of the budget's period where neither an option nor settings say.
+WEEK_SECONDS = 604_800.0
+
+
+def run(
+    session: Session,
+    *,
+    reference: str,
+    benign: str | None,
+    schema_path: str | None,
+    crafted: str | None,
+    out: str,
+    budget: int,
+    clients_per_week: int | None,
+    week_seconds: float | None,
+    partitions: int | None,
+    seed: int,
+    as_json: bool,
+    span: Span | None = None,
+) -> int:
+    """Fit, calibrate, write the bundle, print the report; returns 0.
+
+    Raises
+    ------
+    ConfigError
+        A file, a setting, or what the data can't support, in a sentence.
+    BrokerError, MissingTopic
+        When benign events are to come from the topic.
+    """
+    began = time.monotonic()
+    limit_blas_threads()
+    target = writable(out)
+    settings = settings_of(session)
+    key, notes = client_key(settings)
+    with Telling() as telling:
+        telling("reading the reference", 0.0)
+        rows, schema = tables.read(reference, schema_of(schema_path), key)
+        odd = None if crafted is None else _crafted(crafted, schema, key)
+        events = None
+        if benign is not None:
+            telling("reading benign events", 0.0)
+            events = events_of(benign, session, schema, key, span or Span(), telling)
+            notes = (*notes, *events.notes)
+        length = period(week_seconds, None if settings is None else settings.week_seconds)
+        try:
+            fitted, report = ensemble.fit(
+                rows.reference(),
+                schema,
+                None if events is None else events.batch,
+                crafted=odd,
+                budget=budget,
+                clients_per_week=clients_per_week,
+                week_us=round(length * 1e6),
+                partitions=partition_count(partitions, events),
+                rng=np.random.default_rng(seed),
+                progress=telling,
+            )
+        except DetectorError as refusal:
+            raise ConfigError(f"cannot fit: {refusal}") from None
+        bundles.save(target, fitted, report)
+    found = Findings(
+        bundle=str(target),
+        digest=fitted.digest,
+        report=report,
+        week_seconds=length,
+        events=0 if events is None else len(events.batch),
+        clients=0 if events is None else len(np.unique(events.batch.clients)),
+        seconds=time.monotonic() - began,
+        notes=notes,
+    )
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        show(found, Console())
+    return 0
+
+
+def writable(out: str) -> Path:
+    """The path of the bundle, before any work is done for it."""
+    target = Path(out)
+    if target.is_dir() or not target.parent.is_dir():
+        raise ConfigError(f"--out: {out} can't be written: {target.parent} is no folder, or {target.name} is one")
+    return target
+
+
+def period(option: float | None, setting: float | None) -> float:
+    """Length of what is called a week, in seconds."""
+    length = option if option is not None else setting if setting is not None else WEEK_SECONDS
+    if not length >= 1e-6:
+        raise ConfigError(f"--week-seconds: {length} must be positive")
+    return length
+
+
+def partition_count(option: int | None, events: Events | None) -> int:
+    """Partitions of the event topic, as told, as read, or as `vedette topics` makes them."""
+    if option is not None:
+        return option
+    return PARTITIONS if events is None or events.partitions is None else events.partitions
+
+
+def _crafted(path: str, schema: FeatureSchema, key: bytes) -> Reference:
+    rows, _ = tables.read(path, schema, key)
+    return rows.reference()
