@@ -56,7 +56,9 @@ CHATTY = {
     "aiokafka": logging.CRITICAL,
     "kafka": logging.ERROR,
     "faust": logging.WARNING,
-    "streams.worker": logging.WARNING,
+    "mode": logging.WARNING,
+    "mode.timers": logging.ERROR,
+    "streams": logging.WARNING,
 }
 #: Exit code of a shutdown that had to be cut short.
 CUT_SHORT = 1

@@ -53,19 +53,24 @@ class DeadLetters:
         """Send letters of one partition again and again until they are acknowledged."""
         while True:
             try:
-                producer = await self._started()
-                sending = []
-                for record, letter in letters:
-                    value, headers = record.value, self._headers(partition, record, letter)
-                    sending.append(await self._send(producer, record.key, value, headers))
-                for acknowledged in sending:
-                    await acknowledged
+                with self._broker.call():
+                    await self._write_once(partition, letters)
             except KafkaError as error:
                 self._broker.failed(error)
                 await self.stop()
                 await self._broker.pause()
             else:
+                self._broker.answered()
                 return
+
+    async def _write_once(self, partition: int, letters: Sequence[tuple[Record, DeadLetter]]) -> None:
+        producer = await self._started()
+        sending = []
+        for record, letter in letters:
+            value, headers = record.value, self._headers(partition, record, letter)
+            sending.append(await self._send(producer, record.key, value, headers))
+        for acknowledged in sending:
+            await acknowledged
 
     async def _send(
         self, producer: AIOKafkaProducer, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]]

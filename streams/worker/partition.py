@@ -482,7 +482,8 @@ class Partition:
         """Call Redis again and again until it answers."""
         while True:
             try:
-                answer = await call()
+                with self.crew.redis.call():
+                    answer = await call()
             except ResponseError as error:
                 refusal = str(error)
                 if not isinstance(error, ReadOnlyError) and not any(word in refusal for word in TRANSIENT):

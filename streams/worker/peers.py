@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 log = logging.getLogger("vedette.worker")
 
 #: Pause after a call failed.
 PAUSE_SECONDS = 0.25
 MAX_PAUSE_SECONDS = 2.0
+#: A call that has had no answer for so long says that the server is away, before the call itself gives up.
+SILENT_SECONDS = 2.0
 
 
 class Peer:
@@ -26,11 +31,25 @@ class Peer:
         self.name = name
         self.away_since: float | None = None
         self._pause = PAUSE_SECONDS
+        self._numbers = itertools.count()
+        self._calls: dict[int, float] = {}
 
     @property
     def away(self) -> bool:
-        """Whether the last call failed."""
-        return self.away_since is not None
+        """Whether the last call failed, or one is without an answer for long."""
+        if self.away_since is not None:
+            return True
+        return time.monotonic() - min(list(self._calls.values()), default=float("inf")) > SILENT_SECONDS
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Around a call that the server should answer soon."""
+        number = next(self._numbers)
+        self._calls[number] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self._calls[number]
 
     def answered(self) -> None:
         """A call succeeded."""

@@ -164,7 +164,8 @@ class EventReader(mode.Service):
             try:
                 if self._consumer is None:
                     raise BrokerError("the consumer is being made anew")  # noqa: TRY301  (it is waited for below)
-                answer = await asyncio.wait_for(question(self._consumer), ANSWER_SECONDS)
+                with self.broker.call():
+                    answer = await asyncio.wait_for(question(self._consumer), ANSWER_SECONDS)
             except (KafkaError, BrokerError, TimeoutError, OSError) as error:
                 self.broker.failed(error)
                 await self.broker.pause()
@@ -393,7 +394,8 @@ class EventReader(mode.Service):
             self.lag = {}
             return
         try:
-            ends = await asyncio.wait_for(consumer.end_offsets(places), ANSWER_SECONDS)
+            with self.broker.call():
+                ends = await asyncio.wait_for(consumer.end_offsets(places), ANSWER_SECONDS)
         except (KafkaError, TimeoutError, OSError) as error:
             self.broker.failed(error)
             return

@@ -149,7 +149,8 @@ class Status(mode.Service):
         pipe.get(self._keys.mode)
         pipe.hgetall(self._keys.bundle)
         try:
-            _, mode_name, bundle = await pipe.execute()
+            with self._peer.call():
+                _, mode_name, bundle = await pipe.execute()
         except (RedisError, OSError) as error:
             self._peer.failed(error)
             return

@@ -15,6 +15,8 @@ from streams.worker.reader import EventReader
 log = logging.getLogger("vedette.worker")
 
 TICK_SECONDS = 1.0
+#: The group may take so long to give us partitions: it waits for members that died, and for those that are busy.
+JOIN_SECONDS = 60.0
 #: A tick that comes so late says that the whole process was stopped: nobody is to blame for what happened meanwhile.
 SUSPENDED_SECONDS = 5.0
 
@@ -23,7 +25,7 @@ class Watchdog(threading.Thread):
     """A thread beside the event loop.
 
     It speaks when the event loop does not answer, when a partition with lag does not move, or when the group gives us
-    nothing to do although the broker answers, for `limit` seconds each. While Redis or the broker are away the worker
+    no answer although the broker has one, for `limit` seconds each. While Redis or the broker are away the worker
     holds on purpose, and time does not count.
 
     Parameters
@@ -74,7 +76,8 @@ class Watchdog(threading.Thread):
         if now - max(self.beat, self._excused) > self._limit:
             return f"the event loop has not run for {now - self.beat:.0f} s"
         reader = self._reader
-        if reader.joined_at is None and now - max(reader.asked_at, self._excused) > self._limit:
+        patience = max(self._limit, JOIN_SECONDS)
+        if reader.joined_at is None and now - max(reader.asked_at, self._excused) > patience:
             return f"the group has not answered for {now - reader.asked_at:.0f} s"
         for number, lag in list(reader.lag.items()):
             partition = reader.partitions.get(number)
