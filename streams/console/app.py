@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 from aiohttp import web
@@ -19,10 +20,14 @@ from redis.exceptions import RedisError
 from streams.config import Settings
 from streams.console import metrics
 from streams.console.access import read_token
+from streams.console.accounting_room import AccountingRoom
 from streams.console.data import Overview
+from streams.console.dead_letter_room import DeadLetterRoom
+from streams.console.detector_room import DetectorRoom
 from streams.console.front import Front, form_of
 from streams.console.incident_room import IncidentRoom
 from streams.console.live import MOST_VIEWERS, Broadcast
+from streams.console.probe_room import ProbeRoom
 from streams.console.schemas import Schemas
 from streams.errors import ConfigError
 from streams.store.client import connect_async
@@ -33,6 +38,13 @@ log = logging.getLogger("vedette.console")
 BODY_BYTES = 64 * 1024
 #: Longest wait for streams and requests under way at the end.
 SHUTDOWN_SECONDS = 2.0
+
+
+class Room(Protocol):
+    """Some pages that belong together."""
+
+    def routes(self) -> list[web.RouteDef]:
+        """Their routes."""
 
 
 class Console:
@@ -51,7 +63,13 @@ class Console:
 
     def __init__(self, settings: Settings, redis: Redis, token: str | None, schemas: Schemas | None = None) -> None:
         self.front = Front(settings, redis, token, schemas or Schemas())
-        self.rooms = (IncidentRoom(self.front),)
+        self.rooms: tuple[Room, ...] = (
+            IncidentRoom(self.front),
+            ProbeRoom(self.front),
+            DetectorRoom(self.front),
+            DeadLetterRoom(self.front),
+            AccountingRoom(self.front),
+        )
         self.broadcasts = {name: Broadcast(watch, self._event) for name, watch in self.front.watches.items()}
 
     def application(self) -> web.Application:

@@ -36,7 +36,7 @@ EVIDENCE_LEAST = 3
 TOTALS = (*COUNTERS, "tickets", "pages", "anonymous")
 BY_MINUTE = ("rows", "tickets", "pages")
 
-_Message = TypeVar("_Message", WorkerStatus, ProbeSummary, SignalMessage, Incident)
+_Message = TypeVar("_Message", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +152,11 @@ class Watch:
             texts = await self._evidence(name, kept, most)
             signals = decoded(reversed(texts), SignalMessage)
         return Dossier(msgspec.json.decode(body, type=Incident), int(change or 0), signals, int(kept))
+
+    async def partitions(self) -> list[int]:
+        """Partitions that a worker has held or the correlator has read."""
+        await self.look()
+        return self._traffic.partitions
 
     async def _evidence(self, name: str, kept: int, most: int) -> list[Any]:
         """The newest entries and, when not all are wanted, the first one: what it began with explains the most."""

@@ -14,14 +14,21 @@ from markupsafe import Markup
 
 from detectors.schema import FeatureSchema
 from streams.config import ModelSettings, Settings
-from streams.console import pictures, words
+from streams.console import pictures, plots, words
 from streams.console.data import Dossier, Overview
 from streams.console.pictures import ChangedFeature, Panel
 from streams.incidents.titles import ADVICE
 from streams.store.messages import ProbeSummary, SignalMessage
 
 #: Pages in the order of the navigation.
-NAVIGATION = (("/", "Live"), ("/incidents", "Incidents"))
+NAVIGATION = (
+    ("/", "Live"),
+    ("/incidents", "Incidents"),
+    ("/probes", "Probes"),
+    ("/detectors", "Detectors"),
+    ("/dead-letters", "Dead letters"),
+    ("/accounting", "Accounting"),
+)
 #: Signals whose input an incident page shows.
 EXHIBITS = 3
 
@@ -61,6 +68,7 @@ class Pages:
             moment=words.moment,
             odds=words.odds,
             place=words.place,
+            percent=_percent,
             precise=_precise,
             pvalue=words.pvalue,
             ratio=words.ratio,
@@ -93,7 +101,7 @@ class Pages:
 
     def live(self, look: Overview) -> dict[str, Any]:
         """Values of ``live.html``."""
-        return {"look": look, "plot": pictures.traffic(look.minutes)}
+        return {"look": look, "plot": plots.traffic(look.minutes)}
 
     def event(self, look: Overview, model: ModelSettings) -> bytes:
         """The live page's parts as JSON, for its script."""
@@ -103,7 +111,7 @@ class Pages:
             "incidents": self.render("incident_rows.html", model=model, rows=look.incidents),
             "probes": self.render("probe_rows.html", model=model, look=look),
             "workers": self.render("worker_rows.html", model=model, look=look),
-            "traffic": str(pictures.traffic(look.minutes)),
+            "traffic": str(plots.traffic(look.minutes)),
             "open_pages": look.open_pages,
             "at": words.moment(int(look.at * 1e6)),
         }
@@ -123,13 +131,13 @@ class Pages:
             "atlas": words.atlas_link(incident.technique),
             "rules": words.RULES,
             "classes": schema.classes if schema is not None else (),
-            "growth": pictures.timeline(dossier.signals),
+            "growth": plots.timeline(dossier.signals),
             "exhibits": [exhibit(schema, title, signal) for title, signal in chosen(dossier.signals)],
         }
 
     def _interval(self, probe: ProbeSummary) -> Markup:
         objective = None if probe.kind == "control" else self._objective
-        return pictures.interval(probe.low, probe.recall, probe.high, objective)
+        return plots.interval(probe.low, probe.recall, probe.high, objective)
 
 
 def chosen(signals: Sequence[SignalMessage]) -> list[tuple[str, SignalMessage]]:
@@ -197,6 +205,10 @@ def _milliseconds(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value:,.0f} ms" if value < 10_000 else f"{value / 1000:,.0f} s"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f} %" if value == 0 or value >= 0.095 else f"{100 * value:.2g} %"
 
 
 def _precise(value: float) -> str:

@@ -1,30 +1,21 @@
-"""Pictures for pages, drawn on the server so that a page needs no script to show them: SVG plots, PNG inputs.
-
-Plots carry class names only; their colours stand in the style sheet, so that they follow light and dark.
-"""
+"""Inputs as people see them: as PNG pictures where the schema says so, else as the features that differ most."""
 
 from __future__ import annotations
 
 import base64
 import math
 import struct
-import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 from detectors.schema import FeatureSchema
-from streams.console.data import Minute
-from streams.store.messages import SignalMessage
 
 #: Features in the table of differences.
 TOP_FEATURES = 12
-#: Units of the plots' view boxes.
-TRAFFIC_SIZE, TIMELINE_SIZE, INTERVAL_SIZE = (720, 120), (720, 180), (120, 14)
 #: Largest picture, in pixels a side, that a page shows in full; larger ones are thinned.
 LARGEST_SIDE = 256
 
@@ -113,108 +104,6 @@ def changed_features(
     return rows
 
 
-def traffic(minutes: Sequence[Minute]) -> Markup:
-    """Rows by minute as bars, with a pin over each minute that had tickets or pages."""
-    width, height = TRAFFIC_SIZE
-    pins = 16
-    peak = max((minute.rows for minute in minutes), default=0) or 1
-    step = width / max(len(minutes), 1)
-    shapes = []
-    for place, minute in enumerate(minutes):
-        tall = (height - pins) * minute.rows / peak
-        x, wide = place * step, max(step - 3, 1)
-        said = f"{_clock(minute.minute * 60)} UTC: {minute.rows:,} rows"
-        kind = "rows"
-        if place == len(minutes) - 1:
-            kind, said = "rows under-way", said + " so far"
-        if minute.tickets or minute.pages:
-            said += f", {_many(minute.tickets, 'ticket')}, {_many(minute.pages, 'page')}"
-        shapes.append(
-            f'<g><title>{said}</title><rect class="hover" x="{x:.1f}" y="0" width="{step:.1f}" height="{height}"/>'
-            f'<rect class="{kind}" x="{x:.1f}" y="{height - tall:.1f}" width="{wide:.1f}" height="{tall:.1f}" rx="1"/>'
-        )
-        if minute.pages or minute.tickets:
-            level = "page" if minute.pages else "ticket"
-            shapes.append(_mark(level, x + wide / 2, pins / 2, ""))
-        shapes.append("</g>")
-    total = sum(minute.rows for minute in minutes)
-    label = f"Rows by minute over the last {len(minutes)} minutes: {total:,} in all, at most {peak:,} in one minute"
-    return _svg("traffic", width, height, label, "".join(shapes))
-
-
-def timeline(signals: Sequence[SignalMessage]) -> Markup:
-    """Each signal's statistic over its threshold against broker time; the line is the threshold.
-
-    Parameters
-    ----------
-    signals
-        In any order; those without a threshold are left out.
-    """
-    width, height = TIMELINE_SIZE
-    left, right, top, bottom = 48, 12, 12, 12
-    shown = sorted((s for s in signals if s.threshold > 0), key=lambda s: (s.time, s.offset, s.row))
-    if not shown:
-        return Markup("")
-    ratios = np.array([signal.statistic / signal.threshold for signal in shown])
-    ratios = np.clip(np.nan_to_num(ratios, nan=0.0, posinf=1e9, neginf=0.0), 1e-3, 1e9)
-    heights = np.log(ratios)
-    low, high = min(float(heights.min()), math.log(0.8)), max(float(heights.max()), math.log(1.6))
-    start, end = shown[0].time, shown[-1].time
-    span = max(end - start, 1)
-
-    def x(when: int) -> float:
-        return left + (width - left - right) * ((when - start) / span if end > start else 0.5)
-
-    def y(value: float) -> float:
-        return top + (height - top - bottom) * (1 - (value - low) / (high - low))
-
-    shapes = [
-        f'<line class="threshold" x1="{left}" y1="{y(0):.1f}" x2="{width - right}" y2="{y(0):.1f}"/>',
-        f'<text class="axis" x="{left - 6}" y="{y(0) + 4:.1f}" text-anchor="end">1×</text>',
-    ]
-    if high > math.log(2.2):
-        shapes.append(
-            f'<text class="axis" x="{left - 6}" y="{y(high) + 4:.1f}" text-anchor="end">{math.exp(high):,.3g}×</text>'
-        )
-    for signal, ratio, value in zip(shown, ratios.tolist(), heights.tolist(), strict=True):
-        said = escape(f"{_clock(signal.time // 1_000_000)} UTC, {signal.rule}: {ratio:.3g} × its threshold")
-        shapes.append(_mark(signal.level, x(signal.time), y(value), f"<title>{said}</title>"))
-    label = f"{_many(len(shown), 'signal')} over time; the strongest is {float(ratios.max()):.3g} times its threshold"
-    return _svg("timeline", width, height, label, "".join(shapes))
-
-
-def interval(low: float, value: float, high: float, objective: float | None = None) -> Markup:
-    """A share with its interval on a scale from 0 to 1, and the objective as a line."""
-    width, height = INTERVAL_SIZE
-    low, value, high = (min(max(v, 0.0), 1.0) if math.isfinite(v) else 0.0 for v in (low, value, high))
-    middle = height / 2
-    shapes = [
-        f'<rect class="scale" x="0" y="{middle - 1}" width="{width}" height="2" rx="1"/>',
-        f'<rect class="band" x="{low * width:.1f}" y="3" width="{max((high - low) * width, 2):.1f}" height="8"/>',
-        f'<circle class="value" cx="{min(max(value * width, 4), width - 4):.1f}" cy="{middle}" r="4"/>',
-    ]
-    if objective is not None:
-        shapes.append(
-            f'<line class="objective" x1="{objective * width:.1f}" y1="0" x2="{objective * width:.1f}" y2="{height}"/>'
-        )
-    label = f"{value:.0%}, interval {low:.0%} to {high:.0%}"
-    return _svg("interval", width, height, label, "".join(shapes))
-
-
-def _mark(level: str, x: float, y: float, inside: str) -> str:
-    """A page is a diamond, a ticket a circle, so that nobody has to tell their colours apart."""
-    if level == "page":
-        return f'<path class="page" d="M{x:.1f} {y - 6:.1f}l6 6l-6 6l-6 -6z">{inside}</path>'
-    return f'<circle class="ticket" cx="{x:.1f}" cy="{y:.1f}" r="4.5">{inside}</circle>'
-
-
-def _svg(kind: str, width: float, height: float, label: str, shapes: str) -> Markup:
-    """`shapes` is ours, or has been escaped."""
-    return Markup(  # noqa: S704 - the label is escaped here, shapes are numbers and escaped texts
-        f'<svg class="{kind}" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">{shapes}</svg>'
-    )
-
-
 def _pixels(schema: FeatureSchema, values: Sequence[float]) -> NDArray[np.float64]:
     """(rows, columns, channels), thinned to `LARGEST_SIDE`; channels is 1 or 3."""
     shape = schema.image_shape or (1, schema.width)
@@ -255,11 +144,3 @@ def png(colours: NDArray[np.uint8]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
     )
-
-
-def _clock(seconds: float) -> str:
-    return time.strftime("%H:%M:%S", time.gmtime(seconds))
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"

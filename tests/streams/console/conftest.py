@@ -22,7 +22,7 @@ from playwright.sync_api import Browser, sync_playwright
 from redis import Redis
 
 from detectors.schema import Feature, FeatureSchema
-from streams.config import ConsoleSettings, ModelSettings, ProbeSettings, RedisSettings, Settings
+from streams.config import ConsoleSettings, KafkaSettings, ModelSettings, ProbeSettings, RedisSettings, Settings
 from streams.console.app import Console
 from streams.console.schemas import Schemas
 from streams.embedded import free_ports
@@ -245,11 +245,14 @@ def serve(redis_url: str) -> Iterator[Serve]:
         schema: FeatureSchema | None = DIGITS,
         models: tuple[str, ...] = (MODEL,),
         redis: str = "",
+        kafka: str = "127.0.0.1:1",
+        topic: str = TOPIC,
         host: str = "127.0.0.1",
     ) -> Served:
         settings = Settings(
-            models=tuple(ModelSettings(name=name, topic=TOPIC, bundle="none") for name in models),
+            models=tuple(ModelSettings(name=name, topic=topic, bundle="none") for name in models),
             redis=RedisSettings(url=redis or redis_url),
+            kafka=KafkaSettings(bootstrap=kafka),
             console=ConsoleSettings(),
             probes=ProbeSettings(),
         )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from detectors.schema import Feature, FeatureSchema
-from streams.console import pictures, words
+from streams.console import pictures, plots, words
 from streams.console.data import Minute
 from streams.console.pages import chosen, spans
 from streams.store.messages import ReasonMessage
@@ -64,18 +64,18 @@ def test_features_that_differ_most_come_first(loans: FeatureSchema) -> None:
 
 
 def test_traffic_marks_minutes_with_tickets_and_pages() -> None:
-    plot = pictures.traffic([Minute(0, 10), Minute(1, 20, tickets=1), Minute(2, 5, tickets=2, pages=1)])
+    plot = plots.traffic([Minute(0, 10), Minute(1, 20, tickets=1), Minute(2, 5, tickets=2, pages=1)])
     assert plot.count('class="rows"') == 2
     assert plot.count("under-way") == 1
     assert plot.count('class="ticket"') == plot.count('class="page"') == 1
     assert "00:02:00 UTC: 5 rows so far, 2 tickets, 1 page" in plot
-    assert pictures.traffic([Minute(0)]).count("<rect") == 2
+    assert plots.traffic([Minute(0)]).count("<rect") == 2
 
 
 @given(st.lists(st.tuples(st.floats(), st.floats(), st.integers(0, 2**60)), max_size=20))
 @settings(max_examples=200, deadline=None)
 def test_timeline_draws_whatever_statistics_come(values: list[tuple[float, float, int]]) -> None:
-    plot = pictures.timeline([signal(statistic=a, threshold=b, time=when) for a, b, when in values])
+    plot = plots.timeline([signal(statistic=a, threshold=b, time=when) for a, b, when in values])
     assert "nan" not in plot
     assert not re.search(r"\binf\b", plot)
 
@@ -95,7 +95,7 @@ def signal(**changes: Any) -> Any:
 
 @given(st.floats(), st.floats(), st.floats())
 def test_interval_stays_on_its_scale(low: float, value: float, high: float) -> None:
-    plot = pictures.interval(low, value, high, 0.8)
+    plot = plots.interval(low, value, high, 0.8)
     assert all(0 <= float(x) <= 120 for x in re.findall(r' (?:x|cx|x1|x2)="([^"]+)"', plot))
 
 

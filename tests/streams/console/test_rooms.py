@@ -1,0 +1,293 @@
+"""Probes, detectors, dead letters and accounting: pages over real Redis and real Kafka."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from kafka import KafkaProducer
+from redis import Redis
+
+from detectors.bundle import save
+from detectors.contract import Reference, Verdicts
+from detectors.ensemble import fit
+from detectors.schema import Feature, FeatureSchema
+from streams.config import KafkaSettings
+from streams.console.dead_letter_room import read
+from streams.console.detector_room import look_at, merged
+from streams.console.probe_room import SPEAKS_AT, courses, matrix
+from streams.errors import BrokerError
+from streams.lease import Lease
+from streams.probes.outcome import summarise
+from streams.probes.store import ProbeStore
+from streams.store.keys import PartitionKeys
+from streams.store.messages import ProbeOutcome, ProbePlan, ProbeVerdict
+from streams.topics import DEAD_SUFFIX
+from streams.worker.tally import BUCKETS, Histograms
+
+Fixture = Any
+SECOND = 1_000_000
+
+
+def outcome(number: int, attack: str = "transfer_pgd", **changes: Any) -> ProbeOutcome:
+    plain = ProbeOutcome(
+        campaign=f"{number:016x}", attack=attack, kind="burst", threat="Linf 0.2", inputs=20, arrived=20, detected=True,
+        ticketed=True, queries_to_ticket=5, queries_to_page=12, latency_ms=120.0, finished=number * SECOND, fooled=5,
+    )  # fmt: skip
+    return msgspec.structs.replace(plain, **changes)
+
+
+def verdict(campaign: str, offset: int = 0, partition: int = 0, **changes: Any) -> ProbeVerdict:
+    plain = ProbeVerdict(
+        probe=f"{campaign}-{offset:08d}", status="scored", partition=partition, offset=offset, rows=1, time=1, at=1,
+        issued=1, level=0, ratio=0.1, pvalues={"trust_ratio": 0.001, "pca_residual": 0.5}, fused=0.004,
+    )  # fmt: skip
+    return msgspec.structs.replace(plain, **changes)
+
+
+def finish(redis: Redis, scene: Fixture, outcomes: list[ProbeOutcome]) -> None:
+    """Record outcomes through the prober's own script."""
+    lease = Lease(redis, scene.keys, "prober")
+    assert lease.acquire()
+    store = ProbeStore(redis, scene.model, scene.topic)
+    for each in outcomes:
+        plan = ProbePlan(each.campaign, each.attack, each.kind, each.threat, "c", 1, each.inputs, 1, 2)
+        store.put_plan(plan, lease.token)
+        store.finish(each, summarise(outcomes, each.finished), lease.token)
+    lease.release()
+
+
+def test_probe_page_shows_matrix_course_and_outcomes(scene: Fixture, serve: Fixture, redis: Redis) -> None:
+    scene.worker(partitions=(0,))
+    outcomes = [outcome(number, detected=number % 3 > 0, ticketed=number % 3 > 0) for number in range(1, 31)]
+    outcomes += [
+        outcome(100 + number, "control_direct", kind="control", detected=False, fooled=None) for number in range(3)
+    ]
+    outcomes += [outcome(200, "hop_skip_jump", kind="campaign", abandoned="the endpoint is away")]
+    finish(redis, scene, outcomes)
+    for number in range(1, 31):
+        message = verdict(f"{number:016x}", number)
+        redis.xadd(PartitionKeys("events", 0).probes, {"m": msgspec.json.encode(message)})
+    answer = serve().get("/probes")
+    text = " ".join(answer.text.split())
+    assert answer.status_code == 200
+    assert "67 %" in text  # 20 of 30 bursts
+    assert re.search(r'title="30 records, [^"]*">100 %</td>', text)  # trust ratio
+    assert re.search(r'title="30 records, [^"]*">0 %</td>', text)  # residual
+    assert "robust accuracy" in text
+    assert "abandoned: the endpoint is away" in text
+    assert "quiet, as it should be" in text
+    assert text.count('<svg class="course"') == 3
+    assert "20 of 20" in text
+
+
+def test_probe_page_without_probes_says_so(scene: Fixture, serve: Fixture) -> None:
+    text = serve().get("/probes").text
+    assert "No probe has finished yet" in text
+    assert "No verdicts of finished probes are kept yet." in text
+
+
+def test_matrix_counts_records_and_corrects_for_their_rows() -> None:
+    outcomes = [outcome(1), outcome(2, "control_direct", kind="control")]
+    one, two = outcomes[0].campaign, outcomes[1].campaign
+    verdicts = [
+        verdict(one, 0),
+        verdict(one, 1, pvalues={"trust_ratio": 0.02}),
+        verdict(one, 2, rows=20, pvalues={"trust_ratio": 0.001}),  # 1 - .999 ** 20 = .02
+        verdict(one, 3, status="replayed"),
+        verdict(two, 0, pvalues={"trust_ratio": 0.9}),
+        verdict("f" * 16, 0),
+    ]
+    found = matrix(outcomes, verdicts)
+    assert found.detectors == ["pca_residual", "trust_ratio", "fused"]
+    (attack, _, cells), (control, kind, others) = found.rows
+    assert (attack, control, kind) == ("transfer_pgd", "control_direct", "control")
+    assert cells[1] is not None
+    assert (cells[1].n, cells[1].share) == (3, pytest.approx(1 / 3))
+    assert cells[0] is not None
+    assert cells[0].n == 1
+    assert others[0] is None
+    assert SPEAKS_AT == 0.01
+
+
+def test_courses_have_bands_and_leave_abandoned_probes_out() -> None:
+    units = [outcome(number, detected=number < 50) for number in range(100)]
+    units.append(outcome(500, abandoned="away"))
+    (course,) = courses(units[::-1])
+    assert sum(point.n for point in course.recall) == 100
+    assert course.recall[0].value == 1.0
+    assert course.recall[-1].value == 0.0
+    assert all(0 <= point.low <= point.value <= point.high <= 1 for point in course.recall)
+    assert course.robust[0].value == pytest.approx(0.75)
+    assert courses([]) == []
+    (single,) = courses([outcome(5, fooled=None)])
+    assert (len(single.recall), single.robust) == (1, [])
+
+
+def histograms(pvalues: np.ndarray, names: tuple[str, ...]) -> dict[str, bytes]:
+    """As the worker packs them."""
+    n = len(pvalues)
+    empty = np.zeros((n, 0))
+    found = Histograms({})
+    found.add(
+        Verdicts(
+            detectors=names, scores=pvalues[:, :-1], pvalues=pvalues[:, :-1], fused=pvalues[:, -1], tests=(),
+            statistics=empty, levels=np.zeros(n, dtype=np.uint8), signals=(),
+        )
+    )  # fmt: skip
+    return found.packed()
+
+
+def test_detector_page_tells_uniform_from_odd_pvalues(scene: Fixture, serve: Fixture, redis: Redis) -> None:
+    scene.worker(partitions=(0, 1))
+    rng = np.random.default_rng(4)
+    for partition in (0, 1):
+        pvalues = rng.uniform(size=(10_000, 3))
+        pvalues[:, 1] **= 2  # P(p <= a) = sqrt(a)
+        packed = histograms(pvalues, ("trust_ratio", "pca_residual"))
+        redis.hset(PartitionKeys("events", partition).histograms, mapping=packed)
+    redis.hset(PartitionKeys("events", 0).histograms, "other_version", b"123")
+    text = " ".join(serve().get("/detectors").text.split())
+    assert text.count("20,000 rows") == 3
+    assert text.count('<svg class="survival"') == 3
+    parts = dict(re.findall(r"<h3>([\w ]+) <span.*?</h3>(.*?)</table>", text))
+    assert list(parts) == ["pca residual", "trust ratio", "fused"]
+    assert parts["pca residual"].count("too many") == 3
+    assert parts["trust ratio"].count("as promised") == parts["fused"].count("as promised") == 3
+    assert "the console cannot read it" in text
+
+
+def test_histograms_of_partitions_add_up() -> None:
+    counts = np.zeros(BUCKETS, dtype="<u4")
+    counts[[0, 8, 16]] = [900, 90, 10]
+    found = merged([{b"a": counts.tobytes()}, {b"a": counts.tobytes(), b"fused": counts.tobytes(), b"x": b"short"}])
+    assert list(found) == ["a", "fused"]
+    look = look_at("a", found["a"])
+    assert look.rows == 2_000
+    assert [level.share for level in look.levels] == [0.1, 0.01, 0.0]
+    assert [level.verdict for level in look.levels] == ["usual", "usual", ""]
+    assert look_at("a", np.array([1000] + [0] * (BUCKETS - 1))).levels[0].verdict == "few"
+
+
+def test_detector_page_shows_what_the_bundle_promises(
+    scene: Fixture, serve: Fixture, redis: Redis, tmp_path: Any
+) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(600, 6))
+    labels = (rows[:, 0] > 0).astype(np.int32)
+    schema = FeatureSchema(tuple(Feature(f"f{place}") for place in range(6)), ("a", "b"))
+    ensemble, report = fit(
+        Reference(rows, labels),
+        schema,
+        None,
+        budget=1,
+        clients_per_week=None,
+        week_us=3600 * SECOND,
+        partitions=1,
+        rng=rng,
+    )
+    path = tmp_path / "bundle.vedette"
+    save(path, ensemble, report)
+    redis.hset(scene.keys.bundle, "path", str(path))
+    text = serve().get("/detectors").text
+    assert str(path) in text
+    assert "What its calibration says" in text
+    assert "nothing pages yet" in text
+
+
+@pytest.fixture
+def letters(kafka: str, topic: Callable[..., str]) -> tuple[str, str]:
+    """(broker, event topic) with three dead letters, one of them hostile."""
+    name = topic()
+    producer = KafkaProducer(bootstrap_servers=kafka)
+
+    def send(
+        value: bytes, reason: bytes, offset: int, rows: bytes = b"*", more: list[tuple[str, bytes]] | None = None
+    ) -> None:
+        headers = [
+            *(more or []),
+            ("vedette-source", f"{name}/0/{offset}".encode()),
+            ("vedette-rows", rows),
+            ("vedette-reason", reason),
+            ("vedette-detail", b"at byte 3: <b>expected</b> a value"),
+        ]
+        producer.send(name + DEAD_SUFFIX, value=value, headers=headers).get(timeout=20)
+
+    send(b"{" * 4_000, b"not-decodable", 7)
+    send(b"\xff\x00<script>alert(1)</script>", b"not-decodable", 8, more=[("vedette-reason", b"fine")])
+    send(b'{"inputs": [1e999]}', b"non-finite", 9, rows=b"0,3")
+    producer.close()
+    return kafka, name
+
+
+def test_dead_letters_are_read_with_reasons_and_samples(letters: tuple[str, str]) -> None:
+    kafka, name = letters
+    found = read(KafkaSettings(bootstrap=kafka), name + DEAD_SUFFIX)
+    assert (found.kept, found.reasons) == (3, {"not-decodable": 2, "non-finite": 1})
+    newest, hostile, first = found.newest
+    assert (newest.source, newest.rows, newest.reason) == (f"{name}/0/9", "0,3", "non-finite")
+    assert (hostile.reason, hostile.sample) == ("not-decodable", "\\xff\\x00<script>alert(1)</script>")
+    assert (first.size, len(first.sample)) == (4_000, 300)
+    assert newest.time >= first.time > 1_600_000_000 * SECOND
+
+
+def test_dead_letter_page_escapes_what_it_shows(letters: tuple[str, str], scene: Fixture, serve: Fixture) -> None:
+    kafka, name = letters
+    scene.topic = name
+    scene.worker(partitions=(0,))
+    scene.traffic()
+    text = serve(topic=name, kafka=kafka).get("/dead-letters").text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "<script>alert" not in text
+    assert "at byte 3: &lt;b&gt;expected&lt;/b&gt; a value" in text
+    plain = " ".join(text.split())
+    assert "4 rows refused since recording began" in plain
+    assert "keeps 3 letters" in plain
+    assert '<td class="what">not-decodable</td><td class="number" data-name="letters">2</td>' in plain
+
+
+def test_topic_that_does_not_exist_holds_no_letters(kafka: str) -> None:
+    assert read(KafkaSettings(bootstrap=kafka), "vedette-test-nowhere.dead").kept == 0
+
+
+def test_broker_away_is_told_on_the_page(scene: Fixture, serve: Fixture) -> None:
+    settings = KafkaSettings(bootstrap="127.0.0.1:1")
+    with pytest.raises(BrokerError, match=r"no Kafka broker answers at 127\.0\.0\.1:1"):
+        read(settings, "events.dead")
+    answer = serve(kafka="127.0.0.1:1").get("/dead-letters")
+    assert answer.status_code == 200
+    assert "Kafka cannot be read." in answer.text
+
+
+def test_accounting_adds_up_or_says_that_it_does_not(scene: Fixture, serve: Fixture, redis: Redis) -> None:
+    scene.worker("host:1", (0,))
+    scene.worker("gone:1", (1,), at=scene.now - 100 * SECOND)
+    scene.traffic(0)
+    scene.traffic(1)
+    redis.hset(PartitionKeys("events", 0).watermark, mapping={"w": 1234, "since": 3, "epoch": 7, "bundle": "b"})
+    served = serve()
+    text = " ".join(served.get("/accounting").text.split())
+    assert "rows = scored + probes + excluded + invalid + duplicates" in text
+    assert "1,234" in text
+    assert '<span class="many">nobody</span>' in text
+    redis.hincrby(PartitionKeys("events", 1).totals, "scored", -5)
+    text = " ".join(served.get("/accounting").text.split())
+    assert "5 rows do not add up" in text
+    assert '<td class="number many" data-name="difference">5</td>' in text
+
+
+def test_every_page_is_in_the_navigation_and_works_while_empty(serve: Fixture, redis: Redis) -> None:
+    served = serve(kafka="127.0.0.1:1")
+    links = re.findall(r'<nav aria-label="Pages">(.*?)</nav>', served.get("/").text, re.DOTALL)[0]
+    paths = re.findall(r'href="([^"]+)"', links)
+    assert [path.split("?")[0] for path in paths] == [
+        "/", "/incidents", "/probes", "/detectors", "/dead-letters", "/accounting",
+    ]  # fmt: skip
+    for path in paths:
+        answer = served.get(path)
+        assert answer.status_code == 200, path
+        assert 'aria-current="page"' in answer.text
