@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -50,6 +51,7 @@ class Broadcast:
         self._render = render
         self._viewers: set[Viewer] = set()
         self._somebody = asyncio.Event()
+        self._stopped = False
 
     async def run(self) -> None:
         """Until it is cancelled."""
@@ -60,7 +62,8 @@ class Broadcast:
             await asyncio.sleep(max(0.05, REFRESH_SECONDS - (time.monotonic() - started)))
 
     def stop(self) -> None:
-        """End every stream."""
+        """End every stream, for good."""
+        self._stopped = True
         for viewer in self._viewers:
             viewer.give(None)
 
@@ -77,11 +80,11 @@ class Broadcast:
         self._somebody.set()
         try:
             await response.write(f"retry: {RETRY_MILLISECONDS}\n\n".encode())
-            while True:
-                try:
-                    message = await asyncio.wait_for(viewer.queue.get(), HEARTBEAT_SECONDS)
-                except TimeoutError:
-                    message = b": still here\n\n"
+            while not self._stopped:
+                message: bytes | None = b": still here\n\n"
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(HEARTBEAT_SECONDS):
+                        message = await viewer.queue.get()
                 if message is None:
                     return
                 await response.write(message)

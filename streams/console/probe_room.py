@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +15,7 @@ from streams.console import plots
 from streams.console.data import Watch, decoded
 from streams.console.front import Front
 from streams.console.plots import Point
-from streams.probes.outcome import wilson
+from streams.probes.outcome import RECENT_UNITS, wilson
 from streams.store.keys import PartitionKeys
 from streams.store.messages import ProbeOutcome, ProbePlan, ProbeVerdict
 
@@ -26,8 +27,8 @@ LEAST_VERDICTS = 50
 REFRESH_SECONDS = 5.0
 #: Share of benign rows at which a detector may speak in the matrix.
 SPEAKS_AT = 0.01
-#: Points of the plots over time, and outcomes in the table.
-BINS, LISTED = 24, 20
+#: Points of the plots over time, at most, and outcomes in the table.
+POINTS, LISTED = 60, 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,7 @@ class ProbeRoom:
             plans=probes.plans,
             speaks_at=SPEAKS_AT,
             min_units=settings.min_units,
+            recent=RECENT_UNITS,
         )
 
     async def _look(self, watch: Watch) -> ProbeLook:
@@ -167,37 +169,39 @@ def matrix(outcomes: Iterable[ProbeOutcome], verdicts: Iterable[ProbeVerdict]) -
     return Matrix(detectors, rows)
 
 
-def courses(outcomes: Sequence[ProbeOutcome]) -> list[Course]:
-    """Recall and robust accuracy of each attack in `BINS` stretches of equal length.
+def courses(outcomes: Iterable[ProbeOutcome]) -> list[Course]:
+    """Recall and robust accuracy of each attack, each point over the last `RECENT_UNITS` units before it.
 
     Parameters
     ----------
     outcomes
         In any order; abandoned ones are left out.
     """
-    shown = [outcome for outcome in outcomes if not outcome.abandoned]
-    if not shown:
-        return []
-    start, end = min(outcome.finished for outcome in shown), max(outcome.finished for outcome in shown)
-    width = max((end - start) / BINS, 1.0)
-    groups: dict[tuple[str, str], dict[int, list[ProbeOutcome]]] = defaultdict(lambda: defaultdict(list))
-    for outcome in shown:
-        place = min(int((outcome.finished - start) / width), BINS - 1)
-        groups[outcome.attack, outcome.kind][place].append(outcome)
+    groups: dict[tuple[str, str], list[ProbeOutcome]] = defaultdict(list)
+    for outcome in outcomes:
+        if not outcome.abandoned:
+            groups[outcome.attack, outcome.kind].append(outcome)
     found = []
-    for (attack, kind), bins in sorted(groups.items(), key=lambda item: (item[0][1] == "control", item[0])):
-        recall, robust = [], []
-        for place, units in sorted(bins.items()):
-            at = int(start + (place + 0.5) * width)
-            hits = sum(unit.detected for unit in units)
-            recall.append(Point(at, hits / len(units), *wilson(hits, len(units)), len(units)))
-            asked = [unit for unit in units if unit.fooled is not None and unit.inputs]
-            inputs = sum(unit.inputs for unit in asked)
-            if inputs:
-                held = inputs - sum(unit.fooled or 0 for unit in asked)
-                robust.append(Point(at, held / inputs, *wilson(held, inputs), inputs))
-        found.append(Course(attack, kind, recall, robust))
+    for (attack, kind), units in sorted(groups.items(), key=lambda item: (item[0][1] == "control", item[0])):
+        units.sort(key=lambda unit: unit.finished)
+        step = max(1, math.ceil(len(units) / POINTS))
+        ends = range(len(units), 0, -step)
+        windows = [units[max(0, end - RECENT_UNITS) : end] for end in reversed(ends)]
+        asked = [[unit for unit in window if unit.fooled is not None and unit.inputs] for window in windows]
+        robust = [_robust(window) for window in asked if window]
+        found.append(Course(attack, kind, [_recall(window) for window in windows], robust))
     return found
+
+
+def _recall(units: Sequence[ProbeOutcome]) -> Point:
+    hits = sum(unit.detected for unit in units)
+    return Point(units[-1].finished, hits / len(units), *wilson(hits, len(units)), len(units))
+
+
+def _robust(units: Sequence[ProbeOutcome]) -> Point:
+    inputs = sum(unit.inputs for unit in units)
+    held = inputs - sum(unit.fooled or 0 for unit in units)
+    return Point(units[-1].finished, held / inputs, *wilson(held, inputs), inputs)
 
 
 def _cell(n: int, spoke: int) -> Cell:

@@ -21,6 +21,7 @@ from aiohttp import web
 from playwright.sync_api import Browser, sync_playwright
 from redis import Redis
 
+from detectors.contract import Verdicts
 from detectors.schema import Feature, FeatureSchema
 from streams.config import ConsoleSettings, KafkaSettings, ModelSettings, ProbeSettings, RedisSettings, Settings
 from streams.console.app import Console
@@ -30,7 +31,8 @@ from streams.incidents.correlator import Correlator
 from streams.lease import Lease
 from streams.store.client import connect_async
 from streams.store.keys import ModelKeys, PartitionKeys
-from streams.store.messages import ProbeSummary, ReasonMessage, SignalMessage, WorkerStatus
+from streams.store.messages import ProbeOutcome, ProbeSummary, ProbeVerdict, ReasonMessage, SignalMessage, WorkerStatus
+from streams.worker.tally import Histograms
 
 SECOND = 1_000_000
 MODEL, TOPIC = "digits", "events"
@@ -122,6 +124,48 @@ class Scene:
         )
         summary = msgspec.structs.replace(summary, **changes)
         self.redis.hset(self.keys.probe_results, attack, msgspec.json.encode(summary))
+
+    def history(self, units: int = 60) -> None:
+        """Finished probes over six hours, their verdicts, and histograms of p-values."""
+        rng = np.random.default_rng(3)
+        attacks = {
+            "transfer_pgd": ("burst", 0.9),
+            "hop_skip_jump": ("campaign", 0.75),
+            "control_direct": ("control", 0.02),
+        }
+        keys = PartitionKeys(self.topic, 0)
+        for number in range(units):
+            for place, (attack, (kind, chance)) in enumerate(attacks.items()):
+                campaign, hit = f"{number * 8 + place:016x}", bool(rng.random() < chance)
+                finished = self.now - (units - number) * 360 * SECOND
+                outcome = ProbeOutcome(
+                    campaign=campaign, attack=attack, kind=kind, threat="Linf 0.2", inputs=20, arrived=20, detected=hit,
+                    ticketed=hit, queries_to_ticket=6 if hit else None, queries_to_page=14 if hit else None,
+                    latency_ms=130.0 if hit else None, finished=finished, fooled=6 if kind == "burst" else None,
+                )  # fmt: skip
+                self.redis.xadd(self.keys.probe_log, {"m": msgspec.json.encode(outcome)})
+                odd = kind != "control"
+                verdict = ProbeVerdict(
+                    probe=f"{campaign}-00000001", status="scored", partition=0, offset=number, rows=1, time=finished,
+                    at=finished, issued=finished, level=0, ratio=0.2, fused=float(rng.random() ** (8 if odd else 1)),
+                    pvalues={
+                        "trust_ratio": float(rng.random() ** (6 if odd else 1)),
+                        "pca_residual": float(rng.random() ** (3 if odd else 1)),
+                        "isolation_forest": float(rng.random()),
+                    },
+                )  # fmt: skip
+                self.redis.xadd(keys.probes, {"m": msgspec.json.encode(verdict)})
+        pvalues = rng.uniform(size=(50_000, 3))
+        pvalues[:, 0] **= 1.4
+        packed = Histograms({})
+        packed.add(
+            Verdicts(
+                detectors=("isolation_forest", "trust_ratio"), scores=pvalues[:, :2], pvalues=pvalues[:, :2],
+                fused=pvalues[:, 2], tests=(), statistics=np.zeros((50_000, 0)),
+                levels=np.zeros(50_000, dtype=np.uint8), signals=(),
+            )
+        )  # fmt: skip
+        self.redis.hset(keys.histograms, mapping=packed.packed())
 
     def signal(
         self, client: str = "3fa1b2c4d5e6f708", partition: int = 0, width: int = 64, **changes: Any

@@ -210,7 +210,7 @@ def test_lost_connection_is_told_and_mended(
     expect(page.locator("#pulse")).to_have_class("pulse live")
     context.set_offline(True)
     for broadcast in served.console.broadcasts.values():
-        served.loop.call_soon_threadsafe(broadcast.stop)
+        served.loop.call_soon_threadsafe(lambda each=broadcast: [viewer.give(None) for viewer in each._viewers])
     expect(page.locator("#pulse")).to_have_class("pulse lost", timeout=10_000)
     context.set_offline(False)
     expect(page.locator("#pulse")).to_have_class("pulse live", timeout=20_000)
@@ -247,11 +247,19 @@ def test_no_page_is_wider_than_the_screen(
     scene.probe("hop_skip_jump", "campaign", n=9, units=9, detected=6, recall=0.66, low=0.35, high=0.88)
     scene.probe("control_direct", "control", n=30, units=30, detected=0, recall=0.0, low=0.0, high=0.11)
     scene.attack("77aa000000000001", page=False, bundle="b" * 300)
+    scene.history()
     name = scene.attack()
     served = serve()
     page = visit(served.url, color_scheme=scheme, viewport={"width": width, "height": 844})
     expect(page.locator("#pulse")).to_have_class("pulse live")
-    for title, path in (("live", "/"), ("incidents", "/incidents"), ("incident", f"/incidents/{name}")):
+    for title, path in (
+        ("live", "/"),
+        ("incidents", "/incidents"),
+        ("incident", f"/incidents/{name}"),
+        ("probes", "/probes"),
+        ("detectors", "/detectors"),
+        ("accounting", "/accounting"),
+    ):
         page.goto(served.url + path)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         if pictures_directory is not None:

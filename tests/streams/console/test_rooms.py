@@ -114,15 +114,18 @@ def test_matrix_counts_records_and_corrects_for_their_rows() -> None:
     assert SPEAKS_AT == 0.01
 
 
-def test_courses_have_bands_and_leave_abandoned_probes_out() -> None:
-    units = [outcome(number, detected=number < 50) for number in range(100)]
+def test_courses_look_back_over_the_last_units_and_leave_abandoned_probes_out() -> None:
+    units = [outcome(number, detected=number < 50) for number in range(1, 101)]
     units.append(outcome(500, abandoned="away"))
     (course,) = courses(units[::-1])
-    assert sum(point.n for point in course.recall) == 100
-    assert course.recall[0].value == 1.0
-    assert course.recall[-1].value == 0.0
+    assert len(course.recall) == 50
+    assert [point.at for point in course.recall] == sorted(point.at for point in course.recall)
+    assert course.recall[-1].at == 100 * SECOND
+    assert (course.recall[0].value, course.recall[-1].value) == (1.0, 0.0)
+    middle = next(point for point in course.recall if point.at == 54 * SECOND)
+    assert (middle.value, middle.n) == (0.5, 10)
     assert all(0 <= point.low <= point.value <= point.high <= 1 for point in course.recall)
-    assert course.robust[0].value == pytest.approx(0.75)
+    assert course.robust[-1].value == pytest.approx(0.75)
     assert courses([]) == []
     (single,) = courses([outcome(5, fooled=None)])
     assert (len(single.recall), single.robust) == (1, [])
