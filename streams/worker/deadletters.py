@@ -69,8 +69,9 @@ class DeadLetters:
         for record, letter in letters:
             value, headers = record.value, self._headers(partition, record, letter)
             sending.append(await self._send(producer, record.key, value, headers))
-        for acknowledged in sending:
-            await acknowledged
+        for failure in await asyncio.gather(*sending, return_exceptions=True):
+            if isinstance(failure, BaseException):
+                raise failure
 
     async def _send(
         self, producer: AIOKafkaProducer, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]]

@@ -61,10 +61,12 @@ class ProbeUses:
         self._uses.update(uses)
         self._next_expiry = 0
 
-    def first(self, identity: str, offset: int, row: int, expiry: int) -> bool:
-        """Whether what stands there is the id's first use; remembers it."""
-        used = self._uses.setdefault(identity, (offset, row, expiry))
-        self._next_expiry = min(self._next_expiry, expiry)
+    def first(self, identity: str, offset: int, row: int, expiry: int, now: int) -> bool:
+        """Whether what stands there is the id's first use, expired ones left out; remembers it."""
+        used = self._uses.get(identity)
+        if used is None or used[2] < now:
+            used = self._uses[identity] = (offset, row, expiry)
+            self._next_expiry = min(self._next_expiry, expiry)
         return used[:2] == (offset, row)
 
     def forget(self, now: int) -> list[str]:
@@ -136,7 +138,7 @@ def find(
         row = int(batch.rows[start])
         status: ProbeStatus = "expired"
         if not mark.expired:
-            fresh = uses.first(mark.id, candidate.offset, row, mark.issued + ttl_us)
+            fresh = uses.first(mark.id, candidate.offset, row, mark.issued + ttl_us, time)
             status = "scored" if fresh else "replayed"
         probes.append(Probe(mark, status, candidate.offset, row, time, start, stop))
     return Found(tuple(probes), tuple(invalid))

@@ -150,8 +150,8 @@ class PartitionScoring:
             if probe.status == "scored"
         }
         for gone in work.expired:
-            if plan.uses.pop(gone, None) is None:
-                plan.expired.append(gone)
+            plan.uses.pop(gone, None)
+        plan.expired = work.expired
         seconds.count += time.thread_time() - began
         return Outcome(
             plan=plan,
