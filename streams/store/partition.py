@@ -138,6 +138,8 @@ class PartitionStore:
             Redis is away; nothing is known of the outcome, and the claim is to be made again.
         """
         where = f"{self.keys.topic}/{self.keys.partition}"
+        for text in self._digests:
+            await self.redis.script_load(text)
         arguments = [topic_id, "" if begin is None else begin, LAYOUT_VERSION]
         answer = await self._call(self._scripts.claim, [self.keys.watermark, self.keys.snapshots], arguments)
         status, before, epoch, flat, manifests = answer
