@@ -21,7 +21,7 @@ from detectors.contract import ANONYMOUS, Batch, Detector, Progress, Reference
 from detectors.errors import FitError
 from detectors.queries.codes import Coder
 from detectors.queries.intent import IntentTest
-from detectors.queries.walk import Columns, Tables, Trace
+from detectors.queries.walk import Columns, Tables
 from detectors.schema import FeatureSchema
 from detectors.scorer import Ensemble
 from detectors.signals import client_name
@@ -225,7 +225,7 @@ def _single(
         scores[start : start + CHUNK_ROWS] = raw_scores(detectors, view)
         pieces.append(columns_of(view, coder, np.empty(0), unranked[: len(piece)]))
     columns = Columns(*(np.concatenate(parts) for parts in zip(*pieces, strict=True)))
-    labels = columns.labels
+    labels = columns.rows["label"]
     calibration = ScoreCalibration.fit(
         scores[pool.shape], labels[pool.shape], scores[pool.ranks], labels[pool.ranks], frame.classes
     )
@@ -237,8 +237,8 @@ def _single(
         weights = logistic_weights(calibration.surprise[ranks[pool.ranks]], calibration.surprise[odd])
     fusion = Fusion.fit(weights, calibration, ranks[pool.fusion])
     _, rank = fusion.fuse(ranks, calibration.surprise)
-    edges = np.quantile(columns.density[pool.ranks], np.arange(1, clusters.BINS) / clusters.BINS)
-    columns = columns._replace(rank=rank, bin=np.searchsorted(edges, columns.density).astype(np.int32))
+    edges = np.quantile(columns.rows["density"][pool.ranks], np.arange(1, clusters.BINS) / clusters.BINS)
+    columns.rows["rank"], columns.rows["bin"] = rank, np.searchsorted(edges, columns.rows["density"])
     return Single(frame, detectors, calibration, fusion, coder, edges), columns
 
 
@@ -248,34 +248,35 @@ def _tables(
     """The walk's tables; rows of the index; rows of clients that stay close to their own past."""
     count = min(np.count_nonzero(pool.ranks), np.count_nonzero(pool.fusion)) // 2
     index_rows = int(np.clip(count, LEAST_INDEX_ROWS, INDEX_ROWS))
-    repeating = np.zeros(len(columns.labels), dtype=np.bool_)
+    repeating = np.zeros(len(columns.rows), dtype=np.bool_)
     tables = clusters.blank_tables(single.coder.grain, len(single.fusion.values))
 
     rows = history.take(columns, pool.ranks)
     trace = history.measure(rows, tables, index_rows)
-    close = repeaters.near(rows.clients, trace.near)
+    close = repeaters.near(rows.rows["client"], trace["near"])
     repeating[pool.ranks] = close
-    tables = clusters.distance_tables(tables, trace, rows.bin, ~close, _full(trace, index_rows))
+    tables = clusters.distance_tables(tables, trace, rows.rows["bin"], ~close, _full(trace, index_rows))
 
     rows = history.take(columns, pool.fusion)
     trace = history.measure(rows, tables, index_rows)
-    close = repeaters.near(rows.clients, trace.near)
+    close = repeaters.near(rows.rows["client"], trace["near"])
     repeating[pool.fusion] = close
-    first, second = pools.halves(rows.clients, rng)
+    first, second = pools.halves(rows.rows["client"], rng)
     tables = clusters.combined_tables(
-        tables, trace, rows.bin, first & ~close, second & ~close, _full(trace, index_rows)
+        tables, trace, rows.rows["bin"], first & ~close, second & ~close, _full(trace, index_rows)
     )
     trace = history.measure(rows, tables, index_rows)
-    tables = clusters.residual_tables(tables, trace.residual, MAX_RESIDUALS)
+    tables = clusters.residual_tables(tables, trace["residual"], MAX_RESIDUALS)
 
     rows = history.take(columns, pool.thresholds)
-    repeating[pool.thresholds] = repeaters.near(rows.clients, history.measure(rows, tables, index_rows).near)
+    trace = history.measure(rows, tables, index_rows)
+    repeating[pool.thresholds] = repeaters.near(rows.rows["client"], trace["near"])
     return tables, index_rows, repeating
 
 
-def _full(trace: Trace, index_rows: int) -> NDArray[np.bool_]:
+def _full(trace: NDArray[Any], index_rows: int) -> NDArray[np.bool_]:
     """Rows that met a full index."""
-    return np.arange(len(trace.kind)) >= index_rows
+    return np.arange(len(trace["kind"])) >= index_rows
 
 
 def _as_batch(rows: Reference) -> Batch:

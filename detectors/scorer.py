@@ -17,7 +17,7 @@ from detectors.policy import Policy
 from detectors.queries import walk as walking
 from detectors.queries.intent import IntentTest
 from detectors.queries.memory import Memory
-from detectors.queries.walk import Tables, Trace
+from detectors.queries.walk import Packed, Tables
 from detectors.schema import FeatureSchema
 from detectors.signals import Teller
 from detectors.single import Single, part_of
@@ -54,8 +54,10 @@ class Ensemble:
     policy: Policy
     index_rows: int
     digest: str = field(init=False)
+    _packed: Packed = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_packed", self.tables.packed())
         object.__setattr__(self, "digest", content_digest(self.arrays(), self.settings()))
 
     @property
@@ -105,7 +107,7 @@ class Ensemble:
         levels = np.zeros(len(batch), dtype=np.uint8)
         teller = Teller(self, scored, trace, state)
         signals: list[Signal] = []
-        for row, events in walking.stops(scored.columns, self.tables, state, trace):
+        for row, events in walking.stops(scored.columns, self._packed, state, trace):
             for event in events:
                 signal = teller.tell(row, int(event[0]), int(event[1]), int(event[2]))
                 if signal is not None:
@@ -122,13 +124,13 @@ class Ensemble:
             signals=tuple(signals),
         )
 
-    def _statistics(self, trace: Trace) -> NDArray[np.float64]:
+    def _statistics(self, trace: NDArray[Any]) -> NDArray[np.float64]:
         policy, thresholds = self.policy, self.tables.thresholds
-        found = np.empty((len(trace.kind), len(TESTS)))
-        found[:, 0] = trace.evidence_a / (thresholds[0] * policy.page_factor)
-        found[:, 1] = trace.evidence_b / (thresholds[1] * policy.page_factor)
-        found[:, 2] = trace.sequence / thresholds[3]
-        found[:, 3] = trace.index_evidence / (thresholds[2] * policy.index_factor)
+        found = np.empty((len(trace), len(TESTS)))
+        found[:, 0] = trace["evidence_a"] / (thresholds[0] * policy.page_factor)
+        found[:, 1] = trace["evidence_b"] / (thresholds[1] * policy.page_factor)
+        found[:, 2] = trace["sequence"] / thresholds[3]
+        found[:, 3] = trace["index_evidence"] / (thresholds[2] * policy.index_factor)
         return found
 
     def settings(self) -> dict[str, Any]:

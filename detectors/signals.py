@@ -13,7 +13,7 @@ from detectors.policy import Policy
 from detectors.queries import walk as walking
 from detectors.queries.intent import IntentTest, IntentVerdict
 from detectors.queries.memory import MEMBERS, Memory
-from detectors.queries.walk import Tables, Trace
+from detectors.queries.walk import Tables
 from detectors.single import Scored, Single
 
 #: Detectors are named among a signal's reasons when their p-value is at most this.
@@ -41,7 +41,7 @@ class Fitted(Protocol):
 class Teller:
     """Turns events of the walk over one batch into signals."""
 
-    def __init__(self, ensemble: Fitted, scored: Scored, trace: Trace, memory: Memory) -> None:
+    def __init__(self, ensemble: Fitted, scored: Scored, trace: NDArray[Any], memory: Memory) -> None:
         self.ensemble, self.scored, self.trace, self.memory = ensemble, scored, trace, memory
 
     def tell(self, row: int, kind: int, place: int, owner: int) -> Signal | None:
@@ -49,7 +49,7 @@ class Teller:
         if kind == walking.SEQUENCE_CROSSED:
             return self._sequence(row)
         index = kind in (walking.INDEX_TICKET, walking.INDEX_CHECK)
-        if place >= 0 and self.memory.pool.owner[place] != owner:
+        if place >= 0 and self.memory.pool.heads["owner"][place] != owner:
             place = -1  # the same row's other event has taken the place
         if place >= 0 and kind in (walking.CLUSTER_CHECK, walking.INDEX_CHECK):
             return self._checked(row, place, index)
@@ -59,23 +59,21 @@ class Teller:
         """A cluster has crossed its ticket threshold: a ticket, or a page where nothing else is asked for."""
         pages = self.ensemble.policy.mode == "at-once" and self._loud_enough(row, index)
         if place >= 0:
-            pool = self.memory.pool
-            pool.told[place] = pool.size[place]
-            pool.paged[place] = pages
+            head = self.memory.pool.heads[place]
+            head["told"], head["paged"] = head["size"], pages
         return self._cluster(row, place, index, Level.PAGE if pages else Level.TICKET, None)
 
     def _checked(self, row: int, place: int, index: bool) -> Signal | None:
         """A cluster beyond its ticket threshold has reached a size at which intent is judged."""
-        pool, mode = self.memory.pool, self.ensemble.policy.mode
-        size, told, paged = int(pool.size[place]), int(pool.told[place]), bool(pool.paged[place])
+        head, mode = self.memory.pool.heads[place], self.ensemble.policy.mode
+        size, told, paged = int(head["size"]), int(head["told"]), bool(head["paged"])
         verdict = judge(self.ensemble.intent, self.memory, place)
         speaks = mode == "at-once" or (mode == "intent" and verdict.page)
         pages = not paged and speaks and self._loud_enough(row, index)
-        pool.check[place] = 2 * size if paged or pages else next_check(size)
+        head["check"] = 2 * size if paged or pages else next_check(size)
         if not pages and size < 2 * told:
             return None
-        pool.told[place] = size
-        pool.paged[place] = paged or pages
+        head["told"], head["paged"] = size, paged or pages
         return self._cluster(row, place, index, Level.PAGE if paged or pages else Level.TICKET, verdict)
 
     def _loud_enough(self, row: int, index: bool) -> bool:
@@ -90,23 +88,24 @@ class Teller:
         """The larger statistic of a row's cluster, its ticket threshold, and the p-value of the row in it."""
         trace, thresholds = self.trace, self.ensemble.tables.thresholds
         if index:
-            return float(trace.index_evidence[row]), float(thresholds[2]), float(trace.index_p[row])
-        a, b = float(trace.evidence_a[row]), float(trace.evidence_b[row])
+            return float(trace["index_evidence"][row]), float(thresholds[2]), float(trace["index_p"][row])
+        a, b = float(trace["evidence_a"][row]), float(trace["evidence_b"][row])
         if a * float(thresholds[1]) >= b * float(thresholds[0]):
-            return a, float(thresholds[0]), float(trace.p_a[row])
-        return b, float(thresholds[1]), float(trace.p_b[row])
+            return a, float(thresholds[0]), float(trace["p_a"][row])
+        return b, float(thresholds[1]), float(trace["p_b"][row])
 
     def _cluster(self, row: int, place: int, index: bool, level: Level, verdict: IntentVerdict | None) -> Signal:
         columns, pool, policy = self.scored.columns, self.memory.pool, self.ensemble.policy
         statistic, threshold, pvalue = self._evidence(row, index)
         if place >= 0:
-            order = member_order(int(pool.size[place]))
-            members = np.column_stack([pool.offsets[place][order], pool.places[place][order].astype(np.int64)])
-            clients = pool.clients[place][order]
-            first = (int(pool.first[place, 0]), int(pool.first[place, 1]))
+            head, order = pool.heads[place], member_order(int(pool.heads[place]["size"]))
+            kept = pool.members[place][order]
+            members = np.column_stack([kept["offset"], kept["row"].astype(np.int64)])
+            clients = kept["client"].copy()
+            first = (int(head["offset"]), int(head["row"]))
         else:
             members, clients = self._own_place(row)
-            first = (int(columns.offsets[row]), int(columns.rows[row]))
+            first = (int(columns.rows[row]["offset"]), int(columns.rows[row]["row"]))
         reasons = [self._index_reason(row, clients) if index else self._history_reason(row, pvalue)]
         if verdict is not None:
             reasons.append(_intent_reason(verdict))
@@ -120,7 +119,7 @@ class Teller:
             level=level,
             technique=Technique.CRAFT_BLACK_BOX,
             entity="cluster" if index else "client",
-            entity_id=f"{first[0]}-{first[1]}" if index else client_name(int(columns.clients[row])),
+            entity_id=f"{first[0]}-{first[1]}" if index else client_name(int(columns.rows[row]["client"])),
             statistic=statistic,
             threshold=threshold,
             members=members,
@@ -148,8 +147,8 @@ class Teller:
             level=Level.TICKET if self.ensemble.policy.mode == "tickets" else Level.PAGE,
             technique=Technique.CRAFT,
             entity="client",
-            entity_id=client_name(int(columns.clients[row])),
-            statistic=float(self.trace.sequence[row]),
+            entity_id=client_name(int(columns.rows[row]["client"])),
+            statistic=float(self.trace["sequence"][row]),
             threshold=float(self.ensemble.tables.thresholds[3]),
             members=members,
             member_clients=clients,
@@ -158,25 +157,23 @@ class Teller:
         )
 
     def _own_place(self, row: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-        columns = self.scored.columns
-        return np.array([[columns.offsets[row], columns.rows[row]]], dtype=np.int64), columns.clients[
-            row : row + 1
-        ].copy()
+        own = self.scored.columns.rows[row]
+        return np.array([[own["offset"], own["row"]]], dtype=np.int64), np.array([own["client"]], dtype=np.uint64)
 
     def _history_reason(self, row: int, pvalue: float) -> Reason:
-        near, opposite = math.sqrt(self.trace.near[row]), float(self.trace.opposite[row])
+        near, opposite = math.sqrt(self.trace["near"][row]), float(self.trace["opposite"][row])
         text = f"an earlier query of this client lies at {near:.2g} of the distance that is usual between such inputs"
-        if self.trace.p_b[row] < self.trace.p_a[row] and math.isfinite(opposite):
+        if self.trace["p_b"][row] < self.trace["p_a"][row] and math.isfinite(opposite):
             text += f", and one with another answer at {math.sqrt(opposite):.2g} of it"
         return Reason("client_history", pvalue, text)
 
     def _index_reason(self, row: int, clients: NDArray[np.uint64]) -> Reason:
         accounts = len(np.unique(clients))
-        bits = int(self.trace.index_bits[row])
+        bits = int(self.trace["index_bits"][row])
         text = f"another account has sent nearly the same input (signs of {bits} of 64 projections differ)"
         if accounts > 1:
             text += f"; {accounts} accounts share this cluster of queries"
-        return Reason("shared_index", float(self.trace.index_p[row]), text)
+        return Reason("shared_index", float(self.trace["index_p"][row]), text)
 
     def _detector_reasons(self, row: int) -> tuple[Reason, ...]:
         """The detectors of single inputs to which this row looks oddest."""
@@ -223,11 +220,11 @@ def member_order(size: int) -> NDArray[np.intp]:
 def judge(intent: IntentTest, memory: Memory, place: int) -> IntentVerdict:
     """Judge the cluster at a place of the pool; random signs follow from the coordinates of its first member."""
     pool = memory.pool
-    size = int(pool.size[place])
-    order = member_order(size)
-    offset, row = (int(part) for part in pool.first[place])
-    seed = (offset * SEED_FACTOR + row) & SEED_MASK
-    return intent.judge(pool.rows[place][order], pool.labels[place][order], size, pool.origin[place].copy(), seed)
+    head = pool.heads[place]
+    order = member_order(int(head["size"]))
+    seed = (int(head["offset"]) * SEED_FACTOR + int(head["row"])) & SEED_MASK
+    rows, labels = pool.rows[place][order], pool.members[place]["label"][order]
+    return intent.judge(rows, labels, int(head["size"]), pool.origin[place].copy(), seed)
 
 
 def _intent_reason(verdict: IntentVerdict) -> Reason:

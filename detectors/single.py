@@ -14,7 +14,7 @@ from detectors.calibration.conformal import ScoreCalibration
 from detectors.calibration.fusion import Fusion
 from detectors.contract import Batch, Detector
 from detectors.queries.codes import Coder
-from detectors.queries.walk import Columns
+from detectors.queries.walk import ROW, Columns
 from detectors.schema import FeatureSchema
 from detectors.view import BatchView, ReferenceFrame
 
@@ -115,23 +115,13 @@ class Single:
 
 def columns_of(view: BatchView, coder: Coder, edges: NDArray[np.float64], rank: NDArray[np.int32]) -> Columns:
     """What the walk reads of a batch."""
-    batch, forms = view.batch, coder.forms(view)
-    density = view.own_distance
-    return Columns(
-        inputs=batch.inputs,
-        labels=batch.labels,
-        clients=np.require(batch.clients, dtype=np.uint64, requirements=["C", "W"]),
-        offsets=np.require(batch.offsets, dtype=np.int64, requirements=["C", "W"]),
-        rows=np.require(batch.rows, dtype=np.int32, requirements=["C", "W"]),
-        codes=forms.codes,
-        sketches=forms.sketches,
-        simhash=forms.simhash,
-        hashes=forms.hashes,
-        sketch_rank=forms.sketch_rank,
-        density=density,
-        bin=np.searchsorted(edges, density).astype(np.int32),
-        rank=rank,
-    )
+    batch, forms, density = view.batch, coder.forms(view), view.own_distance
+    rows = np.zeros(len(batch), dtype=ROW)
+    rows["client"], rows["offset"], rows["row"], rows["label"] = batch.clients, batch.offsets, batch.rows, batch.labels
+    rows["codes"], rows["sketch"], rows["sketch_rank"] = forms.codes, forms.sketches, forms.sketch_rank
+    rows["simhash"], rows["hash"] = forms.simhash, forms.hashes
+    rows["density"], rows["bin"], rows["rank"] = density, np.searchsorted(edges, density), rank
+    return Columns(batch.inputs, rows)
 
 
 def part_of(arrays: Mapping[str, NDArray[Any]], part: str) -> dict[str, NDArray[Any]]:

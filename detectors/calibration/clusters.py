@@ -16,7 +16,6 @@ from detectors.queries.walk import (
     NO_BITS,
     SIM_BITS,
     Tables,
-    Trace,
 )
 
 #: Bins of the density (Mondrian calibration within its quintiles).
@@ -60,24 +59,24 @@ def gain_table(m: int) -> NDArray[np.float64]:
 
 
 def distance_tables(
-    tables: Tables, trace: Trace, bins: NDArray[np.int32], use: NDArray[np.bool_], full: NDArray[np.bool_]
+    tables: Tables, trace: NDArray[Any], bins: NDArray[np.int32], use: NDArray[np.bool_], full: NDArray[np.bool_]
 ) -> Tables:
     """Tables of distances to near rows, from the rows that `use` selects; of the index, from those when it was full."""
-    use = use & (trace.kind != DUPLICATE)
-    near, opposite = use & np.isfinite(trace.near), use & np.isfinite(trace.opposite)
-    index, index_opposite = full & (trace.index_bits < NO_BITS), full & (trace.index_opposite < NO_BITS)
+    use = use & (trace["kind"] != DUPLICATE)
+    near, opposite = use & np.isfinite(trace["near"]), use & np.isfinite(trace["opposite"])
+    index, index_opposite = full & (trace["index_bits"] < NO_BITS), full & (trace["index_opposite"] < NO_BITS)
     return tables._replace(
-        near_l2=_by_bin(trace.near[near], bins[near]),
-        near_l0=_counted(trace.near_bits[near] + SKETCH_SHIFT, bins[near], SKETCH_PLACES),
-        opposite=_by_bin(trace.opposite[opposite], bins[opposite]),
-        index_near=_counted(trace.index_bits[index], bins[index], SIM_PLACES),
-        index_opposite=_counted(trace.index_opposite[index_opposite], bins[index_opposite], SIM_PLACES),
+        near_l2=_by_bin(trace["near"][near], bins[near]),
+        near_l0=_counted(trace["near_bits"][near] + SKETCH_SHIFT, bins[near], SKETCH_PLACES),
+        opposite=_by_bin(trace["opposite"][opposite], bins[opposite]),
+        index_near=_counted(trace["index_bits"][index], bins[index], SIM_PLACES),
+        index_opposite=_counted(trace["index_opposite"][index_opposite], bins[index_opposite], SIM_PLACES),
     )
 
 
 def combined_tables(
     tables: Tables,
-    trace: Trace,
+    trace: NDArray[Any],
     bins: NDArray[np.int32],
     first: NDArray[np.bool_],
     second: NDArray[np.bool_],
@@ -87,19 +86,19 @@ def combined_tables(
 
     Those of the index come from the rows that `full` selects.
     """
-    near = np.isfinite(trace.near) & (trace.kind != DUPLICATE)
+    near = np.isfinite(trace["near"]) & (trace["kind"] != DUPLICATE)
     smaller = np.minimum(
-        _bin_pvalues(trace.near, bins, tables.near_l2),
-        tables.near_l0[bins, np.where(near, trace.near_bits + SKETCH_SHIFT, 0)],
+        _bin_pvalues(trace["near"], bins, tables.near_l2),
+        tables.near_l0[bins, np.where(near, trace["near_bits"] + SKETCH_SHIFT, 0)],
     )
     combined = thinned(np.sort(smaller[near & first]), MAX_COMBINED, small=True)
     p_a = lower_pvalues(smaller, combined)
-    p_o = np.where(np.isfinite(trace.opposite), _bin_pvalues(trace.opposite, bins, tables.opposite), 1.0)
+    p_o = np.where(np.isfinite(trace["opposite"]), _bin_pvalues(trace["opposite"], bins, tables.opposite), 1.0)
     both = thinned(np.sort((p_a * p_o)[near & second]), MAX_COMBINED, small=True)
-    seen = trace.index_bits < NO_BITS
-    across = trace.index_opposite < NO_BITS
-    index_a = tables.index_near[bins, np.where(seen, trace.index_bits, 0)]
-    index_o = np.where(across, tables.index_opposite[bins, np.where(across, trace.index_opposite, 0)], 1.0)
+    seen = trace["index_bits"] < NO_BITS
+    across = trace["index_opposite"] < NO_BITS
+    index_a = tables.index_near[bins, np.where(seen, trace["index_bits"], 0)]
+    index_o = np.where(across, tables.index_opposite[bins, np.where(across, trace["index_opposite"], 0)], 1.0)
     index_both = thinned(np.sort((index_a * index_o)[seen & full]), MAX_COMBINED, small=True)
     return tables._replace(
         combined=combined,

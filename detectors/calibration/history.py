@@ -14,7 +14,7 @@ from detectors.contract import ANONYMOUS, Progress
 from detectors.queries import walk as walking
 from detectors.queries.intent import IntentTest
 from detectors.queries.memory import POOL_PLACES, Memory
-from detectors.queries.walk import Columns, Tables, Trace
+from detectors.queries.walk import Columns, Tables
 from detectors.signals import judge, next_check
 
 #: Multiplier of Fibonacci hashing (Knuth 6.4), to deal clients out to partitions.
@@ -23,19 +23,18 @@ _SPREAD = np.uint64(0x9E3779B97F4A7C15)
 
 def take(columns: Columns, which: NDArray[np.bool_]) -> Columns:
     """The rows that `which` selects."""
-    chosen: list[Any] = [np.ascontiguousarray(column[which]) for column in columns]
-    return Columns(*chosen)
+    return Columns(np.ascontiguousarray(columns.inputs[which]), columns.rows[which])
 
 
 def memory_for(columns: Columns, index_rows: int, pool: int = 1) -> Memory:
     """An empty state in which every client of these rows has room."""
-    return Memory(columns.inputs.shape[1], max(2, len(np.unique(columns.clients))), index_rows, pool)
+    return Memory(columns.inputs.shape[1], max(2, len(np.unique(columns.rows["client"]))), index_rows, pool)
 
 
-def measure(columns: Columns, tables: Tables, index_rows: int) -> Trace:
+def measure(columns: Columns, tables: Tables, index_rows: int) -> NDArray[Any]:
     """Walk over rows with an empty state and see what each measured."""
-    trace = walking.empty_trace(len(columns.labels))
-    for _ in walking.stops(columns, tables, memory_for(columns, index_rows), trace):
+    trace = walking.empty_trace(len(columns.rows))
+    for _ in walking.stops(columns, tables.packed(), memory_for(columns, index_rows), trace):
         pass
     return trace
 
@@ -94,11 +93,11 @@ class History:
         start = int(times.min()) if len(times) else 0
         if count == 0:
             count, week_us = 1, max(1, int(times.max()) - start + 1) if len(times) else 1
-        everyone = client_weeks(columns.clients, times, start, week_us, count)
+        everyone = client_weeks(columns.rows["client"], times, start, week_us, count)
         rows, when = take(columns, chosen), times[chosen]
-        units = client_weeks(rows.clients, when, start, week_us, count)
+        units = client_weeks(rows.rows["client"], when, start, week_us, count)
         share = float(chosen.mean()) if len(chosen) else 0.0
-        partition = _partition_of(rows.clients, max(1, round(partitions * share)))
+        partition = _partition_of(rows.rows["client"], max(1, round(partitions * share)))
         same, opposite, sequence = (np.zeros(len(units)) for _ in range(3))
         index: list[NDArray[np.float64]] = []
         parts = []
@@ -108,14 +107,14 @@ class History:
             week = (when[inside] - start) // week_us
             trace = measure(here, tables, index_rows)
             for found, values in (
-                (same, trace.evidence_a),
-                (opposite, trace.evidence_b),
-                (sequence, trace.sequence),
+                (same, trace["evidence_a"]),
+                (opposite, trace["evidence_b"]),
+                (sequence, trace["sequence"]),
             ):
                 np.maximum.at(found, unit[unit >= 0], values[unit >= 0])
-            index.append(_week_maxima(trace.index_evidence, week, count))
+            index.append(_week_maxima(trace["index_evidence"], week, count))
             parts.append((here, unit, week))
-        known = np.unique(columns.clients[repeating])
+        known = np.unique(columns.rows["client"][repeating])
         evident = repeaters.evident(np.maximum(same, opposite))
         known = np.union1d(known, units.clients[evident])
         return cls(
@@ -138,17 +137,17 @@ class History:
         Strength is evidence over ticket threshold; 0 where the test never paged. It runs as it does in production, but
         goes on after a page.
         """
-        clients, index = np.zeros(len(self.weeks)), []
+        clients, index, packed = np.zeros(len(self.weeks)), [], tables.packed()
         for done, (columns, unit, week) in enumerate(self.parts):
             trace = walking.empty_trace(len(unit))
             memory = memory_for(columns, self.index_rows, POOL_PLACES)
             pool, shared = memory.pool, np.zeros(len(unit))
-            for row, events in walking.stops(columns, tables, memory, trace):
+            for row, events in walking.stops(columns, packed, memory, trace):
                 for kind, place, owner in events:
-                    if kind in (walking.CLUSTER_CHECK, walking.INDEX_CHECK) and pool.owner[place] == owner:
-                        pool.check[place] = next_check(int(pool.size[place]))
+                    if kind in (walking.CLUSTER_CHECK, walking.INDEX_CHECK) and pool.heads["owner"][place] == owner:
+                        pool.heads["check"][place] = next_check(int(pool.heads["size"][place]))
                         if judge(intent, memory, int(place)).page:
-                            strength = float(pool.strength[place])
+                            strength = float(pool.heads["strength"][place])
                             if kind == walking.INDEX_CHECK:
                                 shared[row] = strength
                             elif unit[row] >= 0:

@@ -113,8 +113,8 @@ def prepare(
             x = inputs[i, f]
             bad |= not (abs(x) < np.inf)
             v = np.rint((x - mean[f]) / scale[f] * grid)
-            v = limit if v > limit else v
-            v = -limit if v < -limit else v
+            v = min(v, limit)
+            v = max(v, -limit)
             standard[i, f] = v / grid
             thin[i, f] = np.float32(v / grid)
         if bad:
@@ -209,9 +209,9 @@ def nearest(
         for b in range(chunks):
             a = _SINGLE_INF
             for k in range(CHUNK_ROWS):
-                a = chunked[b, k] if chunked[b, k] < a else a
+                a = min(a, chunked[b, k])
             least_of[b] = a
-            least = a if a < least else least
+            least = min(least, a)
         nearest_other = np.inf
         if high - low < r:
             limit = least + doubt
@@ -221,7 +221,7 @@ def nearest(
                         if chunked[b, k] <= limit:
                             j = b * CHUNK_ROWS + k
                             e = reference_norms[j] - 2.0 * exact_dot(standard, i, reference, j)
-                            nearest_other = e if e < nearest_other else nearest_other
+                            nearest_other = min(nearest_other, e)
         own_index[i] = where
         mine = best[last] if last >= 0 else nearest_other
         theirs = nearest_other if high - low < r else mine
@@ -358,14 +358,14 @@ def violations(
             x = inputs[i, f]
             stated = max(low[f] - x, x - high[f]) / width[f] - tolerance
             seen = max(learned_low[f] - x, x - learned_high[f]) / learned_width[f]
-            part = stated if stated > 0.0 else 0.0
+            part = max(0.0, stated)
             if constant[f]:
                 part += PATTERN_WEIGHT if seen > tolerance else 0.0
             else:
-                part += seen if seen > 0.0 else 0.0
+                part += max(0.0, seen)
             if whole[f] and abs(x - np.rint(x)) > tolerance:
                 part += 1.0
-            out[i, f] = part if part < VIOLATION_CAP else VIOLATION_CAP
+            out[i, f] = min(VIOLATION_CAP, part)
         for g in range(group_bounds.shape[0] - 1):
             hot, total = 0, 0.0
             for k in range(group_bounds[g], group_bounds[g + 1]):
@@ -480,7 +480,7 @@ def codes(
                 mark ^= np.uint32(bit << np.uint64((f * bits_a_feature + b) % 32))
         for j in range(CODE_DIMS):
             v = np.rint(part[j] * scales[j])
-            v = 127.0 if v > 127.0 else (-127.0 if v < -127.0 else v)
+            v = 127.0 if v > 127.0 else max(v, -127.0)
             code[i, j] = np.int8(v)
         signs = np.uint64(0)
         for j in range(64):

@@ -1,7 +1,8 @@
 """What a partition remembers: client histories, the account-oblivious index, members of suspicious clusters.
 
-Everything is a flat array of a fixed size, a function of the log and the bundle alone. A tracked client costs about one
-KiB; members of clusters (raw rows) are kept only where evidence grows, in a pool of a fixed number of places.
+Everything is a flat array of a fixed size, a function of the log and the bundle alone. What belongs together lies
+together, as a record: a tracked client costs 1 KiB. Members of clusters (raw rows) are kept only where evidence grows,
+in a pool of a fixed number of places.
 """
 
 from __future__ import annotations
@@ -28,6 +29,65 @@ POOL_PLACES = 192
 #: Live clusters of the account-oblivious index.
 INDEX_CLUSTERS = 1024
 
+#: One client's history; its rows stand in rings of `WINDOW_ROWS`.
+SLOT = np.dtype(
+    [
+        ("sequence", "f8"),  # Shiryaev-Roberts statistic
+        ("distinct", "u4"),  # rows so far, exact duplicates left out
+        ("residual_count", "u4"),
+        ("residual_sum", "f4"),
+        ("joined", "u4", (CLUSTERS,)),  # distinct rows at the last join
+        ("evidence_a", "f4", (CLUSTERS,)),
+        ("evidence_b", "f4", (CLUSTERS,)),
+        ("sketches", "u4", (WINDOW_ROWS,)),
+        ("codes", "i1", (CODE_DIMS, WINDOW_ROWS)),
+        ("hashes", "u1", (WINDOW_ROWS,)),  # one byte of the row's hash
+        ("labels", "u1", (WINDOW_ROWS,)),
+        ("cluster", "u1", (WINDOW_ROWS,)),
+        ("place", "i2", (CLUSTERS,)),  # in the pool, or -1
+        ("ticketed", "u1", (CLUSTERS,)),
+        ("spare", "u1", (2,)),
+    ],
+    align=True,
+)
+
+#: One live cluster of the index.
+INDEX_CLUSTER = np.dtype(
+    [
+        ("uid", "i8"),  # -1 free
+        ("joined", "i8"),
+        ("evidence", "f8"),
+        ("place", "i2"),
+        ("ticketed", "u1"),
+        ("spare", "u1", (5,)),
+    ],
+    align=True,
+)
+
+#: One place of the pool.
+HEAD = np.dtype(
+    [
+        ("owner", "i8"),  # -1 free; client slot * 8 + cluster; or -2 - index cluster
+        ("strength", "f8"),  # statistic over ticket threshold at the last join
+        ("joined", "i8"),  # clock at the last join
+        ("size", "i8"),  # members so far
+        ("check", "i8"),  # size at which the intent test is due
+        ("told", "i8"),  # size at the last signal
+        ("paged", "i8"),
+        ("offset", "i8"),  # coordinates of the first member
+        ("row", "i8"),
+    ],
+    align=True,
+)
+
+#: One member of a cluster.
+MEMBER = np.dtype([("client", "u8"), ("offset", "i8"), ("row", "i4"), ("label", "i4")], align=True)
+
+#: Places of `Clients.scalars`.
+USED, NEWEST, OLDEST, EVICTED, DUPLICATES = range(5)
+#: Places of `Index.scalars`.
+INDEX_ROWS_SEEN, NEXT_UID = range(2)
+
 
 class Clients(NamedTuple):
     """Histories, one slot a client. c slots."""
@@ -36,61 +96,42 @@ class Clients(NamedTuple):
     keys: NDArray[np.uint64]  # (c,)
     newer: NDArray[np.int32]  # (c,) towards the most recently used
     older: NDArray[np.int32]  # (c,)
-    codes: NDArray[np.int8]  # (c, 12, 48)
-    sketches: NDArray[np.uint32]  # (c, 48)
-    hashes: NDArray[np.uint8]  # (c, 48)
-    labels: NDArray[np.uint8]  # (c, 48)
-    cluster: NDArray[np.uint8]  # (c, 48)
-    distinct: NDArray[np.uint32]  # (c,) distinct rows so far
-    evidence_a: NDArray[np.float32]  # (c, 6)
-    evidence_b: NDArray[np.float32]  # (c, 6)
-    joined: NDArray[np.uint32]  # (c, 6) distinct rows at the last join
-    place: NDArray[np.int16]  # (c, 6) place in the pool or -1
-    ticketed: NDArray[np.uint8]  # (c, 6)
-    residual_sum: NDArray[np.float32]  # (c,)
-    residual_count: NDArray[np.uint32]  # (c,)
-    sequence: NDArray[np.float64]  # (c,) Shiryaev-Roberts statistic
+    slots: NDArray[Any]  # (c,) SLOT
     scalars: NDArray[np.int64]  # used, newest, oldest, evicted, exact duplicates
 
 
 class Index(NamedTuple):
-    """The last rows of all accounts."""
+    """The last rows of all accounts, in a ring of w."""
 
     simhash: NDArray[np.uint64]  # (w,)
     labels: NDArray[np.uint8]  # (w,)
     owners: NDArray[np.uint8]  # (w,) one byte of the sender's hash, 1 to 255; 0 for anonymous rows
     hashes: NDArray[np.uint64]  # (w,)
-    cluster: NDArray[np.int64]  # (w,) cluster uid or -1
-    uid: NDArray[np.int64]  # (1024,)
-    evidence: NDArray[np.float64]  # (1024,)
-    joined: NDArray[np.int64]  # (1024,)
-    place: NDArray[np.int16]  # (1024,)
-    ticketed: NDArray[np.uint8]  # (1024,)
+    member_of: NDArray[np.int64]  # (w,) cluster uid or -1
+    clusters: NDArray[Any]  # (1024,) INDEX_CLUSTER
     scalars: NDArray[np.int64]  # rows so far, next uid
 
 
 class Pool(NamedTuple):
     """Members of clusters with growing evidence. e places."""
 
-    owner: NDArray[np.int64]  # (e,) -1 free; client slot * 8 + cluster; or -2 - index cluster slot
-    strength: NDArray[np.float64]  # (e,) statistic over ticket threshold at the last join
-    joined: NDArray[np.int64]  # (e,) clock at the last join
-    size: NDArray[np.int64]  # (e,) members so far
-    check: NDArray[np.int64]  # (e,) size at which the intent test is due
-    told: NDArray[np.int64]  # (e,) size at the last signal
-    paged: NDArray[np.uint8]  # (e,)
+    heads: NDArray[Any]  # (e,) HEAD
+    members: NDArray[Any]  # (e, 128) MEMBER, a ring
+    rows: NDArray[np.float64]  # (e, 128, d), the same ring
     origin: NDArray[np.float64]  # (e, d) mean of the first four members
-    rows: NDArray[np.float64]  # (e, 128, d)
-    labels: NDArray[np.int32]  # (e, 128)
-    offsets: NDArray[np.int64]  # (e, 128)
-    places: NDArray[np.int32]  # (e, 128) row of the record
-    clients: NDArray[np.uint64]  # (e, 128)
-    first: NDArray[np.int64]  # (e, 2) coordinates of the first member
     clock: NDArray[np.int64]  # (1,) rows walked so far
 
 
 class Memory:
-    """The state of one partition (`contract.PartitionState`)."""
+    """The state of one partition (`contract.PartitionState`).
+
+    Parameters
+    ----------
+    width : int
+        Features, d.
+    clients, index_rows, pool : int
+        Room for so many clients, rows of the index, and clusters whose members are kept.
+    """
 
     def __init__(self, width: int, clients: int, index_rows: int, pool: int = POOL_PLACES) -> None:
         if clients < 2 or index_rows < 1 or pool < 1:
@@ -103,57 +144,39 @@ class Memory:
             keys=np.zeros(clients, dtype=np.uint64),
             newer=np.full(clients, -1, dtype=np.int32),
             older=np.full(clients, -1, dtype=np.int32),
-            codes=np.zeros((clients, CODE_DIMS, WINDOW_ROWS), dtype=np.int8),
-            sketches=np.zeros((clients, WINDOW_ROWS), dtype=np.uint32),
-            hashes=np.zeros((clients, WINDOW_ROWS), dtype=np.uint8),
-            labels=np.zeros((clients, WINDOW_ROWS), dtype=np.uint8),
-            cluster=np.full((clients, WINDOW_ROWS), NO_CLUSTER, dtype=np.uint8),
-            distinct=np.zeros(clients, dtype=np.uint32),
-            evidence_a=np.zeros((clients, CLUSTERS), dtype=np.float32),
-            evidence_b=np.zeros((clients, CLUSTERS), dtype=np.float32),
-            joined=np.zeros((clients, CLUSTERS), dtype=np.uint32),
-            place=np.full((clients, CLUSTERS), -1, dtype=np.int16),
-            ticketed=np.zeros((clients, CLUSTERS), dtype=np.uint8),
-            residual_sum=np.zeros(clients, dtype=np.float32),
-            residual_count=np.zeros(clients, dtype=np.uint32),
-            sequence=np.zeros(clients, dtype=np.float64),
+            slots=np.zeros(clients, dtype=SLOT),
             scalars=np.array([0, -1, -1, 0, 0], dtype=np.int64),
         )
+        self.clients.slots["cluster"] = NO_CLUSTER
+        self.clients.slots["place"] = -1
         self.index = Index(
             simhash=np.zeros(index_rows, dtype=np.uint64),
             labels=np.zeros(index_rows, dtype=np.uint8),
             owners=np.zeros(index_rows, dtype=np.uint8),
             hashes=np.zeros(index_rows, dtype=np.uint64),
-            cluster=np.full(index_rows, -1, dtype=np.int64),
-            uid=np.full(INDEX_CLUSTERS, -1, dtype=np.int64),
-            evidence=np.zeros(INDEX_CLUSTERS, dtype=np.float64),
-            joined=np.zeros(INDEX_CLUSTERS, dtype=np.int64),
-            place=np.full(INDEX_CLUSTERS, -1, dtype=np.int16),
-            ticketed=np.zeros(INDEX_CLUSTERS, dtype=np.uint8),
+            member_of=np.full(index_rows, -1, dtype=np.int64),
+            clusters=np.zeros(INDEX_CLUSTERS, dtype=INDEX_CLUSTER),
             scalars=np.zeros(2, dtype=np.int64),
         )
+        self.index.clusters["uid"] = -1
+        self.index.clusters["place"] = -1
         self.pool = Pool(
-            owner=np.full(pool, -1, dtype=np.int64),
-            strength=np.zeros(pool, dtype=np.float64),
-            joined=np.zeros(pool, dtype=np.int64),
-            size=np.zeros(pool, dtype=np.int64),
-            check=np.zeros(pool, dtype=np.int64),
-            told=np.zeros(pool, dtype=np.int64),
-            paged=np.zeros(pool, dtype=np.uint8),
-            origin=np.zeros((pool, width), dtype=np.float64),
+            heads=np.zeros(pool, dtype=HEAD),
+            members=np.zeros((pool, MEMBERS), dtype=MEMBER),
             rows=np.zeros((pool, MEMBERS, width), dtype=np.float64),
-            labels=np.zeros((pool, MEMBERS), dtype=np.int32),
-            offsets=np.zeros((pool, MEMBERS), dtype=np.int64),
-            places=np.zeros((pool, MEMBERS), dtype=np.int32),
-            clients=np.zeros((pool, MEMBERS), dtype=np.uint64),
-            first=np.zeros((pool, 2), dtype=np.int64),
+            origin=np.zeros((pool, width), dtype=np.float64),
             clock=np.zeros(1, dtype=np.int64),
         )
+        self.pool.heads["owner"] = -1
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Named views of the whole state."""
-        parts = (("clients", self.clients), ("index", self.index), ("pool", self.pool))
-        return {f"{name}.{field}": array for name, part in parts for field, array in part._asdict().items()}
+        """Named views of the whole state; records as rows of bytes."""
+        parts: tuple[tuple[str, Mapping[str, NDArray[Any]]], ...] = (
+            ("clients", self.clients._asdict()),
+            ("index", self.index._asdict()),
+            ("pool", self.pool._asdict()),
+        )
+        return {f"{part}.{name}": _plain(array) for part, fields in parts for name, array in fields.items()}
 
     def load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Overwrite the state; ValueError names what differs."""
@@ -178,3 +201,10 @@ class Memory:
     def bytes_a_client(self) -> float:
         """Bytes of state a tracked client, table included."""
         return sum(array.nbytes for array in self.clients) / len(self.clients.keys)
+
+
+def _plain(array: NDArray[Any]) -> NDArray[Any]:
+    """An array of plain numbers over the same memory."""
+    if array.dtype.names is None:
+        return array
+    return array.view(np.uint8).reshape(*array.shape, array.dtype.itemsize)

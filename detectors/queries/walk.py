@@ -16,7 +16,7 @@ their logarithms do, and gains stand in tables.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +24,21 @@ from numba import njit
 from numpy.typing import NDArray
 
 from detectors.kernels.rows import CODE_DIMS, popcount32, popcount64
-from detectors.queries.memory import CLUSTERS, INDEX_CLUSTERS, MEMBERS, NO_CLUSTER, WINDOW_ROWS, Memory
+from detectors.queries.memory import (
+    CLUSTERS,
+    DUPLICATES,
+    EVICTED,
+    INDEX_CLUSTERS,
+    INDEX_ROWS_SEEN,
+    MEMBERS,
+    NEWEST,
+    NEXT_UID,
+    NO_CLUSTER,
+    OLDEST,
+    USED,
+    WINDOW_ROWS,
+    Memory,
+)
 
 #: A row joins the cluster of its nearest row when its p-value is at most this.
 JOIN_P = 0.1
@@ -62,29 +76,60 @@ PLAIN, DUPLICATE, JOINED = 0, 1, 2
 CLUSTER_TICKET, CLUSTER_CHECK, SEQUENCE_CROSSED, INDEX_TICKET, INDEX_CHECK = 1, 2, 3, 4, 5
 #: Most events of one row.
 EVENTS = 4
-#: What stands in a row of events: kind, place in the pool or -1, owner of the place (`Pool.owner`).
+#: What stands in a row of events: kind, place in the pool or -1, owner of the place (`memory.HEAD`).
 EVENT_FIELDS = 3
 
 _FAR = np.int32(2**30)
 _SAME_OWNER = np.uint8(128)
 
 
+#: What the walk reads of a row.
+ROW = np.dtype(
+    [
+        ("client", "u8"),
+        ("simhash", "u8"),
+        ("hash", "u8"),
+        ("offset", "i8"),
+        ("density", "f8"),  # distance to the 5th nearest reference row of the predicted class
+        ("label", "i4"),
+        ("row", "i4"),
+        ("sketch", "u4"),
+        ("sketch_rank", "i4"),  # bits to the 5th nearest reference sketch
+        ("bin", "i4"),  # quintile of the density
+        ("rank", "i4"),  # of the fused score among calibration rows
+        ("codes", "i1", (CODE_DIMS,)),
+        ("spare", "u1", (4,)),
+    ],
+    align=True,
+)
+
+#: What the walk writes for a row.
+TRACE = np.dtype(
+    [
+        ("near", "f8"),  # squared ratio of nearest L2 to density, NaN where there is no history
+        ("opposite", "f8"),  # squared ratio, NaN where there is none
+        ("p_a", "f8"),
+        ("p_b", "f8"),
+        ("evidence_a", "f8"),  # of the cluster that the row joined, else 0
+        ("evidence_b", "f8"),
+        ("residual", "f8"),  # NaN where the row is no fresh evidence
+        ("sequence", "f8"),  # statistic of the client after the row
+        ("index_p", "f8"),
+        ("index_evidence", "f8"),
+        ("near_bits", "i4"),  # sketch bits to the nearest row less those of the reference
+        ("index_bits", "i4"),  # to the nearest row of another account
+        ("index_opposite", "i4"),  # to the nearest differently answered one
+        ("kind", "i4"),
+    ],
+    align=True,
+)
+
+
 class Columns(NamedTuple):
-    """What the walk reads of each row. n rows."""
+    """What the walk reads of a batch. n rows."""
 
     inputs: NDArray[np.float64]  # (n, d)
-    labels: NDArray[np.int32]
-    clients: NDArray[np.uint64]
-    offsets: NDArray[np.int64]
-    rows: NDArray[np.int32]
-    codes: NDArray[np.int8]  # (n, 12)
-    sketches: NDArray[np.uint32]
-    simhash: NDArray[np.uint64]
-    hashes: NDArray[np.uint64]
-    sketch_rank: NDArray[np.int32]
-    density: NDArray[np.float64]  # distance to the 5th nearest reference row of the predicted class
-    bin: NDArray[np.int32]  # quintile of the density
-    rank: NDArray[np.int32]  # of the fused score among calibration rows
+    rows: NDArray[Any]  # (n,) ROW
 
 
 class Tables(NamedTuple):
@@ -107,56 +152,79 @@ class Tables(NamedTuple):
     evalue: NDArray[np.float64]  # (c' + 1,) e-value by rank
     thresholds: NDArray[np.float64]  # ticket A, ticket B, ticket index, sequential test
 
-
-class Trace(NamedTuple):
-    """What the walk writes for each row. n rows."""
-
-    kind: NDArray[np.uint8]
-    near: NDArray[np.float64]  # squared ratio of nearest L2 to density, NaN where there is no history
-    near_bits: NDArray[np.int32]  # sketch bits to the nearest row less those of the reference
-    opposite: NDArray[np.float64]  # squared ratio, NaN where there is none
-    p_a: NDArray[np.float64]
-    p_b: NDArray[np.float64]
-    evidence_a: NDArray[np.float64]  # of the cluster that the row joined, else 0
-    evidence_b: NDArray[np.float64]
-    residual: NDArray[np.float64]  # NaN where the row is no fresh evidence
-    sequence: NDArray[np.float64]  # statistic of the client after the row
-    index_bits: NDArray[np.int32]  # to the nearest row of another account
-    index_opposite: NDArray[np.int32]  # to the nearest differently answered one
-    index_p: NDArray[np.float64]
-    index_evidence: NDArray[np.float64]
+    def packed(self) -> Packed:
+        """The same numbers as one array."""
+        parts = [np.ascontiguousarray(table, dtype=np.float64) for table in self]
+        ends = np.cumsum([part.size for part in parts])
+        return Packed(
+            values=np.concatenate([part.ravel() for part in parts]),
+            first=np.concatenate([[0], ends[:-1]]).astype(np.int64),
+            size=np.array([part.shape[-1] for part in parts], dtype=np.int64),
+        )
 
 
-@njit(cache=True, nogil=True)
-def _count_at_most(values: Any, x: float) -> int:
-    """How many of the ascending values are <= x, by a binary search that never waits for a branch."""
-    base, size = 0, values.shape[0]
+class Packed(NamedTuple):
+    """All tables in one array: one by one, row by row."""
+
+    values: NDArray[np.float64]
+    first: NDArray[np.int64]  # (16,) where each table starts
+    size: NDArray[np.int64]  # (16,) length of its rows
+
+
+(
+    _GRAIN, _NEAR_L2, _NEAR_L0, _COMBINED, _GAIN_A, _OPPOSITE, _BOTH, _GAIN_B, _INDEX_NEAR, _INDEX_OPPOSITE,
+    _INDEX_BOTH, _INDEX_GAIN, _NORMAL, _RESIDUAL, _EVALUE, _THRESHOLDS,
+) = range(len(Tables._fields))  # fmt: skip
+
+#: A kernel that only kernels call.
+_inner: Callable[..., Any] = njit(
+    cache=True, nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+)
+
+
+@_inner
+def _count_at_most(values: Any, first: int, size: int, x: float) -> int:
+    """How many of values[first : first + size], ascending, are <= x, by a search that never waits for a branch."""
+    base = first
     while size > 1:
         half = size >> 1
         base = base + half if values[base + half - 1] <= x else base
         size -= half
     if size == 1 and values[base] <= x:
         base += 1
-    return base
+    return base - first
 
 
-@njit(cache=True, nogil=True)
-def _home(table: Any, key: Any) -> Any:
+@_inner
+def _count_below(values: Any, first: int, size: int, x: float) -> int:
+    """How many of values[first : first + size], ascending, are < x."""
+    base = first
+    while size > 1:
+        half = size >> 1
+        base = base + half if values[base + half - 1] < x else base
+        size -= half
+    if size == 1 and values[base] < x:
+        base += 1
+    return base - first
+
+
+@_inner
+def _home(key: Any, mask: int) -> int:
     z = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
-    return np.int64((z ^ (z >> np.uint64(32))) & np.uint64(table.shape[0] - 1))
+    return np.int64((z ^ (z >> np.uint64(32))) & np.uint64(mask))
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _forget(table: Any, keys: Any, slot: int) -> None:
     """Take a slot's key out of the table (deletion by shifting back, Knuth 6.4 R)."""
     mask = table.shape[0] - 1
-    at = _home(table, keys[slot])
+    at = _home(keys[slot], mask)
     while table[at] != slot:
         at = (at + 1) & mask
     hole = at
     at = (at + 1) & mask
     while table[at] >= 0:
-        home = _home(table, keys[table[at]])
+        home = _home(keys[table[at]], mask)
         if ((at - home) & mask) >= ((at - hole) & mask):
             table[hole] = table[at]
             hole = at
@@ -164,118 +232,129 @@ def _forget(table: Any, keys: Any, slot: int) -> None:
     table[hole] = -1
 
 
-@njit(cache=True, nogil=True)
-def _client(clients: Any, pool: Any, key: Any) -> int:
+@_inner
+def _start_over(slots: Any, heads: Any, slot: int) -> None:
+    """An empty history in place of another client's."""
+    s = slots[slot]
+    for c in range(CLUSTERS):
+        if s.place[c] >= 0:
+            heads[s.place[c]].owner = -1
+        s.evidence_a[c] = 0.0
+        s.evidence_b[c] = 0.0
+        s.joined[c] = 0
+        s.place[c] = -1
+        s.ticketed[c] = 0
+    for k in range(WINDOW_ROWS):
+        s.cluster[k] = NO_CLUSTER
+    s.distinct = 0
+    s.residual_sum = 0.0
+    s.residual_count = 0
+    s.sequence = 0.0
+
+
+@_inner
+def _client(table: Any, keys: Any, newer: Any, older: Any, slots: Any, scalars: Any, heads: Any, key: Any) -> int:
     """The client's slot, made the most recently used; a new client takes a free slot or the least recently used one."""
-    table, keys, newer, older, scalars = clients.table, clients.keys, clients.newer, clients.older, clients.scalars
     mask = table.shape[0] - 1
-    at = _home(table, key)
+    at = _home(key, mask)
     while table[at] >= 0 and keys[table[at]] != key:
         at = (at + 1) & mask
-    slot = table[at]
+    slot = np.int64(table[at])
     if slot >= 0:
-        if scalars[1] == slot:
+        if scalars[NEWEST] == slot:
             return slot
         n, o = newer[slot], older[slot]
         if o >= 0:
             newer[o] = n
         else:
-            scalars[2] = n
+            scalars[OLDEST] = n
         older[n] = o
-    elif scalars[0] < keys.shape[0]:
-        slot = np.int32(scalars[0])
-        scalars[0] += 1
-        table[at] = slot
-        keys[slot] = key
     else:
-        slot = np.int32(scalars[2])
-        scalars[2] = newer[slot]
-        older[newer[slot]] = -1
-        scalars[3] += 1
-        _forget(table, keys, slot)
-        for c in range(CLUSTERS):
-            if clients.place[slot, c] >= 0:
-                pool.owner[clients.place[slot, c]] = -1
-        clients.cluster[slot, :] = NO_CLUSTER
-        clients.distinct[slot] = 0
-        clients.evidence_a[slot, :] = 0.0
-        clients.evidence_b[slot, :] = 0.0
-        clients.joined[slot, :] = 0
-        clients.place[slot, :] = -1
-        clients.ticketed[slot, :] = 0
-        clients.residual_sum[slot] = 0.0
-        clients.residual_count[slot] = 0
-        clients.sequence[slot] = 0.0
-        keys[slot] = key
-        at = _home(table, key)
-        while table[at] >= 0:
-            at = (at + 1) & mask
+        if scalars[USED] < keys.shape[0]:
+            slot = scalars[USED]
+            scalars[USED] += 1
+        else:
+            slot = scalars[OLDEST]
+            scalars[OLDEST] = newer[slot]
+            older[newer[slot]] = -1
+            scalars[EVICTED] += 1
+            _forget(table, keys, slot)
+            _start_over(slots, heads, slot)
+            at = _home(key, mask)
+            while table[at] >= 0:
+                at = (at + 1) & mask
         table[at] = slot
-    older[slot] = np.int32(scalars[1])
+        keys[slot] = key
+    older[slot] = scalars[NEWEST]
     newer[slot] = -1
-    if scalars[1] >= 0:
-        newer[scalars[1]] = slot
+    if scalars[NEWEST] >= 0:
+        newer[scalars[NEWEST]] = slot
     else:
-        scalars[2] = slot
-    scalars[1] = slot
+        scalars[OLDEST] = slot
+    scalars[NEWEST] = slot
     return slot
 
 
-@njit(cache=True, nogil=True)
-def _take_place(clients: Any, index: Any, pool: Any, owner: int, strength: float) -> int:
+@_inner
+def _take_place(slots: Any, clusters: Any, heads: Any, origin: Any, owner: int, strength: float, clock: int) -> int:
     """A place in the pool: a free one, else that of the weakest claim if that is weaker; -1 if none.
 
     A claim weakens with silence and with every intent test that has been made, so that neither clusters of the past nor
     clients that repeat themselves for ever keep newcomers from being examined.
     """
     worst, least = -1, min(strength, PLACE_STRENGTH_CAP)
-    for e in range(pool.owner.shape[0]):
-        if pool.owner[e] == -1:
+    for e in range(heads.shape[0]):
+        head = heads[e]
+        if head.owner == -1:
             worst = e
             break
-        age = np.float64(pool.clock[0] - pool.joined[e])
-        claim = min(pool.strength[e], PLACE_STRENGTH_CAP) * (FIRST_CHECK / np.float64(pool.check[e]))
-        claim *= PLACE_AGE_ROWS / (PLACE_AGE_ROWS + age)
+        claim = min(head.strength, PLACE_STRENGTH_CAP) * (FIRST_CHECK / np.float64(head.check))
+        claim *= PLACE_AGE_ROWS / (PLACE_AGE_ROWS + np.float64(clock - head.joined))
         if claim < least:
             worst, least = e, claim
     if worst < 0:
         return -1
-    before = pool.owner[worst]
+    head = heads[worst]
+    before = head.owner
     if before >= 0:
-        clients.place[before >> 3, before & 7] = -1
+        slots[before >> 3].place[before & 7] = -1
     elif before <= -2:
-        index.place[-2 - before] = -1
-    pool.owner[worst] = owner
-    pool.size[worst] = 0
-    pool.check[worst] = FIRST_CHECK
-    pool.told[worst] = 0
-    pool.paged[worst] = 0
-    pool.origin[worst, :] = 0.0
+        clusters[-2 - before].place = -1
+    head.owner = owner
+    head.size = 0
+    head.check = FIRST_CHECK
+    head.told = 0
+    head.paged = 0
+    for f in range(origin.shape[1]):
+        origin[worst, f] = 0.0
     return worst
 
 
-@njit(cache=True, nogil=True)
-def _remember(pool: Any, e: int, columns: Any, i: int, strength: float) -> None:
-    n = pool.size[e]
+@_inner
+def _remember(pool: Any, e: int, inputs: Any, rows: Any, i: int, strength: float) -> None:
+    """Add row i to the members at a place of the pool."""
+    head, row = pool.heads[e], rows[i]
+    n = head.size
     at = n % MEMBERS
     if n == 0:
-        pool.first[e, 0] = columns.offsets[i]
-        pool.first[e, 1] = columns.rows[i]
-    if n < 4:
-        for f in range(columns.inputs.shape[1]):
-            pool.origin[e, f] += (columns.inputs[i, f] - pool.origin[e, f]) / (n + 1.0)
-    for f in range(columns.inputs.shape[1]):
-        pool.rows[e, at, f] = columns.inputs[i, f]
-    pool.labels[e, at] = columns.labels[i]
-    pool.offsets[e, at] = columns.offsets[i]
-    pool.places[e, at] = columns.rows[i]
-    pool.clients[e, at] = columns.clients[i]
-    pool.strength[e] = strength
-    pool.joined[e] = pool.clock[0]
-    pool.size[e] = n + 1
+        head.offset = row.offset
+        head.row = row.row
+    for f in range(inputs.shape[1]):
+        x = inputs[i, f]
+        pool.rows[e, at, f] = x
+        if n < 4:
+            pool.origin[e, f] += (x - pool.origin[e, f]) / (n + 1.0)
+    member = pool.members[e, at]
+    member.client = row.client
+    member.offset = row.offset
+    member.row = row.row
+    member.label = row.label
+    head.strength = strength
+    head.joined = pool.clock[0]
+    head.size = n + 1
 
 
-@njit(cache=True, nogil=True)
+@_inner
 def _tell(events: Any, found: int, kind: int, place: int, owner: int) -> int:
     events[found, 0] = kind
     events[found, 1] = place
@@ -283,218 +362,195 @@ def _tell(events: Any, found: int, kind: int, place: int, owner: int) -> int:
     return found + 1
 
 
-@njit(cache=True, nogil=True)
-def _new_cluster(clients: Any, pool: Any, slot: int, count: int, parent: int) -> int:
+@_inner
+def _new_cluster(slots: Any, heads: Any, slot: int, count: int, parent: int) -> int:
     """A cluster for a row and its parent: the one with the least evidence left is given up."""
+    s = slots[slot]
     cluster, least = 0, np.inf
     for c in range(CLUSTERS):
-        left = max(clients.evidence_a[slot, c], clients.evidence_b[slot, c])
-        left -= DECAY * np.float64(count - np.int64(clients.joined[slot, c]))
+        left = np.float64(max(s.evidence_a[c], s.evidence_b[c])) - DECAY * np.float64(count - np.int64(s.joined[c]))
         if left < least:
             cluster, least = c, left
     for k in range(WINDOW_ROWS):
-        if clients.cluster[slot, k] == cluster:
-            clients.cluster[slot, k] = NO_CLUSTER
-    if clients.place[slot, cluster] >= 0:
-        pool.owner[clients.place[slot, cluster]] = -1
-        clients.place[slot, cluster] = -1
-    clients.ticketed[slot, cluster] = 0
-    clients.evidence_a[slot, cluster] = 0.0
-    clients.evidence_b[slot, cluster] = 0.0
-    clients.cluster[slot, parent] = cluster
+        if s.cluster[k] == cluster:
+            s.cluster[k] = NO_CLUSTER
+    if s.place[cluster] >= 0:
+        heads[s.place[cluster]].owner = -1
+        s.place[cluster] = -1
+    s.ticketed[cluster] = 0
+    s.evidence_a[cluster] = 0.0
+    s.evidence_b[cluster] = 0.0
+    s.cluster[parent] = cluster
     return cluster
 
 
-@njit(cache=True, nogil=True)
-def walk(
-    start: int, columns: Any, tables: Any, clients: Any, index: Any, pool: Any, trace: Any, events: Any, scratch: Any
-) -> Any:
-    """Walk from row `start`; returns the next row and the number of events at the row before it.
-
-    `events` (`EVENTS`, `EVENT_FIELDS`) int64 is filled; `scratch` (w,) uint8.
-    """
-    n = columns.labels.shape[0]
-    squares = np.empty(WINDOW_ROWS, dtype=np.int32)
-    bits = np.empty(WINDOW_ROWS, dtype=np.int32)
-    grain = tables.grain[0]
-    for i in range(start, n):
-        found = 0
-        trace.kind[i] = PLAIN
-        trace.near[i] = np.nan
-        trace.near_bits[i] = NO_BITS
-        trace.opposite[i] = np.nan
-        trace.p_a[i] = 1.0
-        trace.p_b[i] = 1.0
-        trace.evidence_a[i] = 0.0
-        trace.evidence_b[i] = 0.0
-        trace.residual[i] = np.nan
-        trace.sequence[i] = 0.0
-        pool.clock[0] += 1
-        label = np.uint8(columns.labels[i] & 255)
-        q = columns.bin[i]
-        key = columns.clients[i]
-        if key != np.uint64(0):
-            slot = _client(clients, pool, key)
-            count = np.int64(clients.distinct[slot])
-            m: Any = min(count, WINDOW_ROWS)
-            squares[:] = 0
-            for j in range(CODE_DIMS):
-                x = np.int32(columns.codes[i, j])
-                for k in range(WINDOW_ROWS):
-                    delta = x - np.int32(clients.codes[slot, j, k])
-                    squares[k] += delta * delta
-            sketch = columns.sketches[i]
-            small = np.uint8(columns.hashes[i] & np.uint64(255))
-            for k in range(WINDOW_ROWS):
-                bits[k] = popcount32(sketch ^ clients.sketches[slot, k])
-            same = False
-            near, near_at = _FAR, -1
-            few, few_at = np.int32(NO_BITS), -1
-            other = _FAR
-            for k in range(m):
-                if squares[k] == 0 and bits[k] == 0 and clients.hashes[slot, k] == small:
-                    same = True
-                    break
-                if squares[k] < near:
-                    near, near_at = squares[k], k
-                if bits[k] < few:
-                    few, few_at = bits[k], k
-                if clients.labels[slot, k] != label and squares[k] < other:
-                    other = squares[k]
-            if same:
-                trace.kind[i] = DUPLICATE
-                clients.scalars[4] += 1
-                trace.sequence[i] = clients.sequence[slot]
-            else:
-                cluster: Any = NO_CLUSTER
-                if near_at >= 0:
-                    unit = grain / (columns.density[i] + DENSITY_FLOOR)
-                    unit *= unit
-                    r = (np.float64(near) + CODE_FLOOR) * unit
-                    trace.near[i] = r
-                    nears = tables.near_l2[q]
-                    p_l2 = (1.0 + _count_at_most(nears, r)) / (nears.shape[0] + 1.0)
-                    gap = few - columns.sketch_rank[i]
-                    trace.near_bits[i] = gap
-                    p_l0 = tables.near_l0[q, gap + 32]
-                    parent = near_at if p_l2 <= p_l0 else few_at
-                    rank_a = 1 + _count_at_most(tables.combined, min(p_l2, p_l0))
-                    p_a = rank_a / (tables.combined.shape[0] + 1.0)
-                    p_o = 1.0
-                    if other < _FAR:
-                        o = (np.float64(other) + CODE_FLOOR) * unit
-                        trace.opposite[i] = o
-                        opposites = tables.opposite[q]
-                        p_o = (1.0 + _count_at_most(opposites, o)) / (opposites.shape[0] + 1.0)
-                    rank_b = 1 + _count_at_most(tables.both, p_a * p_o)
-                    p_b = rank_b / (tables.both.shape[0] + 1.0)
-                    trace.p_a[i] = p_a
-                    trace.p_b[i] = p_b
-                    if p_a <= JOIN_P or p_b <= JOIN_P:
-                        trace.kind[i] = JOINED
-                        cluster = np.int64(clients.cluster[slot, parent])
-                        if cluster == NO_CLUSTER:
-                            cluster = _new_cluster(clients, pool, slot, count, parent)
-                        loss = DECAY * np.float64(count - np.int64(clients.joined[slot, cluster]))
-                        a = max(0.0, clients.evidence_a[slot, cluster] - loss) + tables.gain_a[rank_a]
-                        b = max(0.0, clients.evidence_b[slot, cluster] - loss) + tables.gain_b[rank_b]
-                        clients.evidence_a[slot, cluster] = a
-                        clients.evidence_b[slot, cluster] = b
-                        clients.joined[slot, cluster] = count + 1
-                        trace.evidence_a[i] = a
-                        trace.evidence_b[i] = b
-                        strength = max(a / tables.thresholds[0], b / tables.thresholds[1])
-                        owner = np.int64(slot) * 8 + cluster
-                        e = np.int64(clients.place[slot, cluster])
-                        if e < 0 and strength >= KEEP_FROM:
-                            e = _take_place(clients, index, pool, owner, strength)
-                            clients.place[slot, cluster] = e
-                        if e >= 0:
-                            _remember(pool, e, columns, i, strength)
-                        if strength > 1.0:
-                            if e >= 0 and pool.size[e] >= pool.check[e]:
-                                found = _tell(events, found, CLUSTER_CHECK, e, owner)
-                            elif clients.ticketed[slot, cluster] == 0:
-                                found = _tell(events, found, CLUSTER_TICKET, e, owner)
-                            clients.ticketed[slot, cluster] = 1
-                at = count % WINDOW_ROWS
-                for j in range(CODE_DIMS):
-                    clients.codes[slot, j, at] = columns.codes[i, j]
-                clients.sketches[slot, at] = sketch
-                clients.hashes[slot, at] = small
-                clients.labels[slot, at] = label
-                clients.cluster[slot, at] = np.uint8(cluster)
-                clients.distinct[slot] = count + 1
-                if trace.kind[i] == PLAIN:
-                    z = tables.normal[columns.rank[i]]
-                    t = np.float64(clients.residual_count[slot])
-                    left = z - np.float64(clients.residual_sum[slot]) / (t + RESIDUAL_TAU)
-                    trace.residual[i] = left
-                    above = tables.residual.shape[0] - _count_below(tables.residual, left)
-                    value = (1.0 + clients.sequence[slot]) * tables.evalue[above]
-                    value = min(value, SEQUENCE_CEILING)
-                    clients.residual_sum[slot] += np.float32(min(max(z, -RESIDUAL_CLIP), RESIDUAL_CLIP))
-                    clients.residual_count[slot] += 1
-                    clients.sequence[slot] = value
-                    trace.sequence[i] = value
-                    if value > tables.thresholds[3]:
-                        found = _tell(events, found, SEQUENCE_CROSSED, -1, -1)
-                        clients.sequence[slot] = 0.0
-                else:
-                    trace.sequence[i] = clients.sequence[slot]
-        found = _walk_index(i, columns, tables, clients, index, pool, trace, events, found, scratch, label, q)
-        if found > 0:
-            return i + 1, found
-    return n, 0
+@_inner
+def _walk_client(
+    i: int, inputs: Any, rows: Any, tables: Any, clients: Any, clusters: Any, pool: Any, trace: Any, events: Any,
+    squares: Any, bits: Any,
+) -> int:  # fmt: skip
+    """The history's part of one row; returns the number of events."""
+    found = 0
+    values, first, size = tables.values, tables.first, tables.size
+    row, out, slots = rows[i], trace[i], clients.slots
+    slot = _client(
+        clients.table, clients.keys, clients.newer, clients.older, slots, clients.scalars, pool.heads, row.client
+    )
+    s = slots[slot]
+    count = np.int64(s.distinct)
+    m = min(count, WINDOW_ROWS)
+    label = np.uint8(row.label & 255)
+    for k in range(WINDOW_ROWS):
+        squares[k] = 0
+    for j in range(CODE_DIMS):
+        x = np.int32(row.codes[j])
+        for k in range(WINDOW_ROWS):
+            delta = x - np.int32(s.codes[j, k])
+            squares[k] += delta * delta
+    sketch = row.sketch
+    small = np.uint8(row.hash & np.uint64(255))
+    for k in range(WINDOW_ROWS):
+        bits[k] = popcount32(sketch ^ s.sketches[k])
+    near, near_at = _FAR, -1
+    few, few_at = np.int32(NO_BITS), -1
+    other = _FAR
+    for k in range(m):
+        if squares[k] < near:
+            near, near_at = squares[k], k
+        if bits[k] < few:
+            few, few_at = bits[k], k
+        if s.labels[k] != label and squares[k] < other:
+            other = squares[k]
+    if near == 0 and few == 0:
+        for k in range(m):
+            if squares[k] == 0 and bits[k] == 0 and s.hashes[k] == small:
+                out.kind = DUPLICATE
+                out.sequence = s.sequence
+                clients.scalars[DUPLICATES] += 1
+                return 0
+    cluster = NO_CLUSTER
+    if near_at >= 0:
+        q = np.int64(row.bin)
+        unit = values[first[_GRAIN]] / (row.density + DENSITY_FLOOR)
+        unit *= unit
+        r = (np.float64(near) + CODE_FLOOR) * unit
+        out.near = r
+        n = size[_NEAR_L2]
+        p_l2 = (1.0 + _count_at_most(values, first[_NEAR_L2] + q * n, n, r)) / (n + 1.0)
+        gap = few - row.sketch_rank
+        out.near_bits = gap
+        p_l0 = values[first[_NEAR_L0] + q * size[_NEAR_L0] + gap + 32]
+        parent = near_at if p_l2 <= p_l0 else few_at
+        n = size[_COMBINED]
+        rank_a = 1 + _count_at_most(values, first[_COMBINED], n, min(p_l2, p_l0))
+        p_a = rank_a / (n + 1.0)
+        p_o = 1.0
+        if other < _FAR:
+            o = (np.float64(other) + CODE_FLOOR) * unit
+            out.opposite = o
+            n = size[_OPPOSITE]
+            p_o = (1.0 + _count_at_most(values, first[_OPPOSITE] + q * n, n, o)) / (n + 1.0)
+        n = size[_BOTH]
+        rank_b = 1 + _count_at_most(values, first[_BOTH], n, p_a * p_o)
+        p_b = rank_b / (n + 1.0)
+        out.p_a = p_a
+        out.p_b = p_b
+        if p_a <= JOIN_P or p_b <= JOIN_P:
+            out.kind = JOINED
+            cluster = np.int64(s.cluster[parent])
+            if cluster == NO_CLUSTER:
+                cluster = _new_cluster(slots, pool.heads, slot, count, parent)
+            loss = DECAY * np.float64(count - np.int64(s.joined[cluster]))
+            a = max(0.0, np.float64(s.evidence_a[cluster]) - loss) + values[first[_GAIN_A] + rank_a]
+            b = max(0.0, np.float64(s.evidence_b[cluster]) - loss) + values[first[_GAIN_B] + rank_b]
+            s.evidence_a[cluster] = a
+            s.evidence_b[cluster] = b
+            s.joined[cluster] = count + 1
+            out.evidence_a = a
+            out.evidence_b = b
+            strength = max(a / values[first[_THRESHOLDS]], b / values[first[_THRESHOLDS] + 1])
+            owner = slot * 8 + cluster
+            e = np.int64(s.place[cluster])
+            if e < 0 and strength >= KEEP_FROM:
+                e = _take_place(slots, clusters, pool.heads, pool.origin, owner, strength, pool.clock[0])
+                s.place[cluster] = e
+            if e >= 0:
+                _remember(pool, e, inputs, rows, i, strength)
+            if strength > 1.0:
+                if e >= 0 and pool.heads[e].size >= pool.heads[e].check:
+                    found = _tell(events, found, CLUSTER_CHECK, e, owner)
+                elif s.ticketed[cluster] == 0:
+                    found = _tell(events, found, CLUSTER_TICKET, e, owner)
+                s.ticketed[cluster] = 1
+    at = count % WINDOW_ROWS
+    for j in range(CODE_DIMS):
+        s.codes[j, at] = row.codes[j]
+    s.sketches[at] = sketch
+    s.hashes[at] = small
+    s.labels[at] = label
+    s.cluster[at] = cluster
+    s.distinct = count + 1
+    if out.kind == PLAIN:
+        z = values[first[_NORMAL] + np.int64(row.rank)]
+        left = z - np.float64(s.residual_sum) / (np.float64(s.residual_count) + RESIDUAL_TAU)
+        out.residual = left
+        n = size[_RESIDUAL]
+        above = n - _count_below(values, first[_RESIDUAL], n, left)
+        sequence = min((1.0 + s.sequence) * values[first[_EVALUE] + above], SEQUENCE_CEILING)
+        s.residual_sum = np.float32(s.residual_sum + np.float32(min(max(z, -RESIDUAL_CLIP), RESIDUAL_CLIP)))
+        s.residual_count = s.residual_count + 1
+        out.sequence = sequence
+        if sequence > values[first[_THRESHOLDS] + 3]:
+            found = _tell(events, found, SEQUENCE_CROSSED, -1, -1)
+            sequence = 0.0
+        s.sequence = sequence
+    else:
+        out.sequence = s.sequence
+    return found
 
 
-@njit(cache=True, nogil=True)
-def _count_below(values: Any, x: float) -> int:
-    """How many of the ascending values are < x."""
-    base, size = 0, values.shape[0]
-    while size > 1:
-        half = size >> 1
-        base = base + half if values[base + half - 1] < x else base
-        size -= half
-    if size == 1 and values[base] < x:
-        base += 1
-    return base
-
-
-@njit(cache=True, nogil=True)
-def owner_tag(client: Any) -> Any:
+@_inner
+def _owner_tag(client: Any) -> Any:
     """One byte of a client's hash, 1 to 255; 0 for anonymous rows."""
-    z = np.uint64(client)
-    if z == np.uint64(0):
+    if client == np.uint64(0):
         return np.uint8(0)
-    return np.uint8(np.uint64(1) + (z * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(40)) % np.uint64(255))
+    return np.uint8(np.uint64(1) + (client * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(40)) % np.uint64(255))
 
 
-@njit(cache=True, nogil=True)
+@_inner
+def _new_index_cluster(index: Any, heads: Any, total: int, weak: float) -> int:
+    """Uid of a new cluster of the index, in place of one whose evidence is gone."""
+    uid = index.scalars[NEXT_UID]
+    for _ in range(INDEX_CLUSTERS):
+        c = index.clusters[uid % INDEX_CLUSTERS]
+        if c.uid < 0 or c.evidence - INDEX_DECAY * np.float64(total - c.joined) < weak:
+            break
+        uid += 1
+    index.scalars[NEXT_UID] = uid + 1
+    c = index.clusters[uid % INDEX_CLUSTERS]
+    if c.place >= 0:
+        heads[c.place].owner = -1
+        c.place = -1
+    c.uid = uid
+    c.evidence = 0.0
+    c.ticketed = 0
+    return uid
+
+
+@_inner
 def _walk_index(
-    i: int,
-    columns: Any,
-    tables: Any,
-    clients: Any,
-    index: Any,
-    pool: Any,
-    trace: Any,
-    events: Any,
-    found: int,
+    i: int, inputs: Any, rows: Any, tables: Any, slots: Any, index: Any, pool: Any, trace: Any, events: Any, found: int,
     scratch: Any,
-    label: Any,
-    q: int,
-) -> int:
+) -> int:  # fmt: skip
     """The index's part of one row; returns the number of events so far."""
-    size = index.simhash.shape[0]
-    total = index.scalars[0]
-    m = min(total, size)
-    mine = columns.simhash[i]
-    owner = owner_tag(columns.clients[i])
-    trace.index_bits[i] = NO_BITS
-    trace.index_opposite[i] = NO_BITS
-    trace.index_p[i] = 1.0
-    trace.index_evidence[i] = 0.0
+    values, first, size = tables.values, tables.first, tables.size
+    row, out = rows[i], trace[i]
+    room = index.simhash.shape[0]
+    total = index.scalars[INDEX_ROWS_SEEN]
+    m = min(total, room)
+    mine, whole = row.simhash, row.hash
+    label = np.uint8(row.label & 255)
+    owner = _owner_tag(row.client)
     for k in range(m):
         scratch[k] = np.uint8(popcount64(mine ^ index.simhash[k]))
     least, across, any_owner = np.uint8(255), np.uint8(255), np.uint8(255)
@@ -508,91 +564,105 @@ def _walk_index(
         b = b | (_SAME_OWNER if index.labels[k] == label else np.uint8(0))
         across = min(across, b)
     if any_owner == 0:
-        whole = columns.hashes[i]
         for k in range(m):
             if scratch[k] == 0 and index.hashes[k] == whole:
                 return found
-    cluster = np.int64(-1)
+    uid = np.int64(-1)
     if least < _SAME_OWNER:
-        trace.index_bits[i] = least
-        trace.index_opposite[i] = across if across < _SAME_OWNER else NO_BITS
-        p_a = tables.index_near[q, least]
-        p_o = tables.index_opposite[q, across] if across < _SAME_OWNER else 1.0
-        rank = 1 + _count_at_most(tables.index_both, p_a * p_o)
-        p = rank / (tables.index_both.shape[0] + 1.0)
-        trace.index_p[i] = p
+        q = np.int64(row.bin)
+        out.index_bits = least
+        p = values[first[_INDEX_NEAR] + q * size[_INDEX_NEAR] + least]
+        if across < _SAME_OWNER:
+            out.index_opposite = across
+            p *= values[first[_INDEX_OPPOSITE] + q * size[_INDEX_OPPOSITE] + across]
+        n = size[_INDEX_BOTH]
+        rank = 1 + _count_at_most(values, first[_INDEX_BOTH], n, p)
+        p = rank / (n + 1.0)
+        out.index_p = p
         if p <= JOIN_P:
             parent = 0
             for k in range(m):
                 if scratch[k] == least and (index.owners[k] != owner or owner == 0):
                     parent = k
-            uid = index.cluster[parent]
-            at = uid % INDEX_CLUSTERS if uid >= 0 else 0
+            ticket = values[first[_THRESHOLDS] + 2]
+            uid = index.member_of[parent]
             s = 0.0
-            if uid >= 0 and index.uid[at] == uid:
-                s = max(0.0, index.evidence[at] - INDEX_DECAY * np.float64(total - index.joined[at]))
+            if uid >= 0 and index.clusters[uid % INDEX_CLUSTERS].uid == uid:
+                c = index.clusters[uid % INDEX_CLUSTERS]
+                s = max(0.0, c.evidence - INDEX_DECAY * np.float64(total - c.joined))
             else:
-                uid = index.scalars[1]
-                for _ in range(INDEX_CLUSTERS):
-                    at = uid % INDEX_CLUSTERS
-                    left = index.evidence[at] - INDEX_DECAY * np.float64(total - index.joined[at])
-                    if index.uid[at] < 0 or left < KEEP_FROM * tables.thresholds[2]:
-                        break
-                    uid += 1
-                at = uid % INDEX_CLUSTERS
-                index.scalars[1] = uid + 1
-                if index.place[at] >= 0:
-                    pool.owner[index.place[at]] = -1
-                    index.place[at] = -1
-                index.uid[at] = uid
-                index.ticketed[at] = 0
-                index.cluster[parent] = uid
-            s += tables.index_gain[rank]
-            index.evidence[at] = s
-            index.joined[at] = total + 1
-            cluster = uid
-            trace.index_evidence[i] = s
-            strength = s / tables.thresholds[2]
-            e = np.int64(index.place[at])
+                uid = _new_index_cluster(index, pool.heads, total, KEEP_FROM * ticket)
+                index.member_of[parent] = uid
+            at = uid % INDEX_CLUSTERS
+            c = index.clusters[at]
+            s += values[first[_INDEX_GAIN] + rank]
+            c.evidence = s
+            c.joined = total + 1
+            out.index_evidence = s
+            strength = s / ticket
+            e = np.int64(c.place)
             if e < 0 and strength >= KEEP_FROM:
-                e = _take_place(clients, index, pool, -2 - at, strength)
-                index.place[at] = e
+                e = _take_place(slots, index.clusters, pool.heads, pool.origin, -2 - at, strength, pool.clock[0])
+                c.place = e
             if e >= 0:
-                _remember(pool, e, columns, i, strength)
+                _remember(pool, e, inputs, rows, i, strength)
             if strength > 1.0:
-                if e >= 0 and pool.size[e] >= pool.check[e]:
+                if e >= 0 and pool.heads[e].size >= pool.heads[e].check:
                     found = _tell(events, found, INDEX_CHECK, e, -2 - at)
-                elif index.ticketed[at] == 0:
+                elif c.ticketed == 0:
                     found = _tell(events, found, INDEX_TICKET, e, -2 - at)
-                index.ticketed[at] = 1
-    at = total % size
+                c.ticketed = 1
+    at = total % room
     index.simhash[at] = mine
     index.labels[at] = label
     index.owners[at] = owner
-    index.hashes[at] = columns.hashes[i]
-    index.cluster[at] = cluster
-    index.scalars[0] = total + 1
+    index.hashes[at] = whole
+    index.member_of[at] = uid
+    index.scalars[INDEX_ROWS_SEEN] = total + 1
     return found
 
 
-def empty_trace(n: int) -> Trace:
+@njit(cache=True, nogil=True, error_model="numpy", no_cfunc_wrapper=True)
+def walk(
+    start: int, inputs: Any, rows: Any, tables: Any, clients: Any, index: Any, pool: Any, trace: Any, events: Any,
+    scratch: Any,
+) -> Any:  # fmt: skip
+    """Walk from row `start`; returns the next row and the number of events at the row before it.
+
+    `inputs` and `rows` as in `Columns`, `tables` as `Packed`; `trace` (n,) `TRACE` and `events` (`EVENTS`,
+    `EVENT_FIELDS`) int64 are filled; `scratch` (w,) uint8.
+    """
+    squares = np.empty(WINDOW_ROWS, dtype=np.int32)
+    bits = np.empty(WINDOW_ROWS, dtype=np.int32)
+    for i in range(start, rows.shape[0]):
+        out = trace[i]
+        out.kind = PLAIN
+        out.near = np.nan
+        out.opposite = np.nan
+        out.residual = np.nan
+        out.p_a = 1.0
+        out.p_b = 1.0
+        out.evidence_a = 0.0
+        out.evidence_b = 0.0
+        out.sequence = 0.0
+        out.index_p = 1.0
+        out.index_evidence = 0.0
+        out.near_bits = NO_BITS
+        out.index_bits = NO_BITS
+        out.index_opposite = NO_BITS
+        pool.clock[0] += 1
+        found = 0
+        if rows[i].client != np.uint64(0):
+            found = _walk_client(i, inputs, rows, tables, clients, index.clusters, pool, trace, events, squares, bits)
+        found = _walk_index(i, inputs, rows, tables, clients.slots, index, pool, trace, events, found, scratch)
+        if found > 0:
+            return i + 1, found
+    return rows.shape[0], 0
+
+
+def empty_trace(n: int) -> NDArray[Any]:
     """A trace for n rows."""
-    return Trace(
-        kind=np.zeros(n, dtype=np.uint8),
-        near=np.empty(n),
-        near_bits=np.empty(n, dtype=np.int32),
-        opposite=np.empty(n),
-        p_a=np.empty(n),
-        p_b=np.empty(n),
-        evidence_a=np.empty(n),
-        evidence_b=np.empty(n),
-        residual=np.empty(n),
-        sequence=np.empty(n),
-        index_bits=np.empty(n, dtype=np.int32),
-        index_opposite=np.empty(n, dtype=np.int32),
-        index_p=np.empty(n),
-        index_evidence=np.empty(n),
-    )
+    return np.zeros(n, dtype=TRACE)
 
 
 def empty_events() -> NDArray[np.int64]:
@@ -600,15 +670,18 @@ def empty_events() -> NDArray[np.int64]:
     return np.zeros((EVENTS, EVENT_FIELDS), dtype=np.int64)
 
 
-def stops(columns: Columns, tables: Tables, memory: Memory, trace: Trace) -> Iterator[tuple[int, NDArray[np.int64]]]:
+def stops(
+    columns: Columns, tables: Packed, memory: Memory, trace: NDArray[Any]
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Walk over all rows; after each row at which something happened give it and its events (`EVENT_FIELDS` each).
 
     Whoever receives them may change the pool of `memory` before the walk goes on.
     """
     events, scratch = empty_events(), np.empty(len(memory.index.simhash), dtype=np.uint8)
+    clients, index, pool = memory.clients, memory.index, memory.pool
     at = 0
     while True:
-        at, found = walk(at, columns, tables, memory.clients, memory.index, memory.pool, trace, events, scratch)
+        at, found = walk(at, columns.inputs, columns.rows, tables, clients, index, pool, trace, events, scratch)
         if found == 0:
             return
         yield at - 1, events[:found].copy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +66,10 @@ def world(seed: int = 0) -> World:
     train, rest = order[:900], order[900:]
     inputs = np.concatenate([pixels[train], augment(np.repeat(pixels[train], 3, axis=0), rng)])
     truth = np.concatenate([labels[train], np.repeat(labels[train], 3)]).astype(np.int32)
-    model = MLPClassifier((48,), max_iter=120, random_state=1, learning_rate_init=3e-3).fit(inputs, truth)
+    model = MLPClassifier((32,), max_iter=40, random_state=1, learning_rate_init=5e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.fit(inputs, truth)
     return World(model, Reference(inputs, model.predict(inputs).astype(np.int32), truth=truth), pixels[rest])
 
 
