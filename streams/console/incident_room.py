@@ -13,17 +13,21 @@ from urllib.parse import urlencode
 import msgspec
 from aiohttp import web
 
+from detectors.schema import FeatureSchema
 from streams.config import ModelSettings
 from streams.console.data import Dossier, Watch
 from streams.console.front import Front, clean_name, form_of, name_of, status_of
 from streams.console.index import IncidentRow, Order, StateFilter
-from streams.errors import ConfigError, Conflict, UnknownIncident
-from streams.store.messages import LevelName
+from streams.console.queries import Coordinates, Queries, coordinates, of_evidence, read
+from streams.errors import BrokerError, ConfigError, Conflict, UnknownIncident
+from streams.store.messages import LevelName, SignalMessage
 
 log = logging.getLogger("vedette.console")
 
 #: Incidents on one page of the list, and most that one bulk action changes.
 PAGE_ROWS, BULK_ROWS = 50, 200
+#: Other incidents that an incident's page names.
+NEAR = 8
 #: Longest search text.
 SEARCH_LENGTH = 200
 
@@ -90,6 +94,7 @@ class IncidentRoom:
 
     def __init__(self, front: Front) -> None:
         self.front = front
+        self._reading = asyncio.Lock()
 
     def routes(self) -> list[web.RouteDef]:
         """All of them."""
@@ -99,6 +104,7 @@ class IncidentRoom:
             web.get("/incidents/rows", self.rows),
             web.post("/incidents/bulk", self.bulk),
             web.get(one, self.incident),
+            web.get(one + "/queries", self.queries),
             web.post(one + "/{action:acknowledge|resolve|reopen}", self.act),
             web.get("/api/v1/incidents", self.api_list),
             web.get("/api/v1/incidents/{incident}", self.api_incident),
@@ -201,7 +207,8 @@ class IncidentRoom:
         watch = self.front.watches[model.name]
         dossier = await self._dossier(request, watch, name)
         schema = await self.front.schema(watch) if dossier.signals else None
-        values = self.front.pages.incident(dossier, schema)
+        near = watch.index.near(dossier.incident, NEAR) if dossier.incident.entity in ("client", "cluster") else []
+        values = self.front.pages.incident(dossier, schema, near)
         return self.front.page(request, "incident.html", status, model=model, problem=problem, **values)
 
     async def _dossier(self, request: web.Request, watch: Watch, name: str) -> Dossier:
@@ -211,6 +218,36 @@ class IncidentRoom:
         if found.signals:
             log.info("evidence of %s/%s read by %r from %s", watch.model.name, name, name_of(request), request.remote)
         return found
+
+    async def queries(self, request: web.Request) -> web.Response:
+        """The incident's queries in two dimensions, read again from Kafka; else those that the evidence holds."""
+        watch = self.front.watch(request)
+        dossier = await self._dossier(request, watch, request.match_info["incident"])
+        schema = await self.front.schema(watch)
+        wanted = coordinates(dossier.signals)
+        async with self._reading:  # the broker serves one reader of ours at a time
+            found = await asyncio.to_thread(self._read, watch.model, schema, dossier.signals, wanted)
+        fragment = request.headers.get("X-Requested-With") == "fragment"
+        values = self.front.pages.queries(found, schema)
+        if not fragment:
+            return self.front.page(request, "queries_page.html", model=watch.model, incident=dossier.incident, **values)
+        text = self.front.pages.render("queries.html", model=watch.model, **values)
+        return web.Response(text=text, content_type="text/html")
+
+    def _read(
+        self,
+        model: ModelSettings,
+        schema: FeatureSchema | None,
+        signals: list[SignalMessage],
+        wanted: list[Coordinates],
+    ) -> Queries:
+        if schema is None:
+            return of_evidence(signals, len(wanted), "the bundle that says how to read records is not there")
+        try:
+            found = read(self.front.settings.kafka, model, schema, wanted)
+        except BrokerError as error:
+            return of_evidence(signals, len(wanted), str(error))
+        return found if len(found) else of_evidence(signals, len(wanted), found.problem)
 
     async def act(self, request: web.Request) -> web.Response:
         """Acknowledge, resolve or re-open: a form with a CSRF mark, or a request that carries the token."""

@@ -14,7 +14,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from streams.store.keys import ModelKeys
-from streams.store.messages import LevelName, State, Verdict
+from streams.store.messages import Incident, LevelName, State, Verdict
 
 #: Newest incidents (by last-seen) that are held.
 HELD = 20_000
@@ -22,6 +22,8 @@ HELD = 20_000
 FETCH = 500
 #: Log entries read in one round trip.
 READ = 1_000
+#: Incidents are at the same time when they are so near.
+NEAR_MICROSECONDS = 10 * 60 * 1_000_000
 #: Seconds between two full comparisons with Redis: forgetting old incidents leaves no entry in the log.
 COMPARE_SECONDS = 60.0
 
@@ -141,6 +143,32 @@ class IncidentIndex:
         ]
         found.sort(key=_ORDERS[order], reverse=not ascending)
         return found
+
+    def near(self, incident: Incident, most: int) -> list[tuple[IncidentRow, str]]:
+        """Other incidents that may belong to the same attack, with the reason: those that share a client first.
+
+        Parameters
+        ----------
+        most : int
+            How many at most.
+        """
+        clients = set(incident.clients)
+        shared, same = [], []
+        for row in self._rows.values():
+            if row.id == incident.id or row.entity in ("population", "monitoring"):
+                continue
+            common = len(clients.intersection(row.clients))
+            if common:
+                shared.append((row, f"{common} of its clients {'is' if common == 1 else 'are'} here too"))
+            elif (
+                row.technique == incident.technique
+                and row.first_seen <= incident.last_seen + NEAR_MICROSECONDS
+                and row.last_seen >= incident.first_seen - NEAR_MICROSECONDS
+            ):
+                same.append((row, "the same technique at the same time"))
+        shared.sort(key=lambda pair: -pair[0].last_seen)
+        same.sort(key=lambda pair: abs(pair[0].first_seen - incident.first_seen))
+        return [*shared, *same][:most]
 
     async def _lost_entries(self) -> bool:
         """Whether the log was trimmed beyond what was read of it, or began anew."""

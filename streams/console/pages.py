@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,9 @@ from detectors.schema import FeatureSchema
 from streams.config import ModelSettings, Settings
 from streams.console import pictures, plots, words
 from streams.console.data import Dossier, Overview
+from streams.console.index import IncidentRow
 from streams.console.pictures import ChangedFeature, Panel
+from streams.console.queries import Queries, plane
 from streams.incidents.titles import ADVICE
 from streams.store.messages import ProbeSummary, SignalMessage
 
@@ -117,7 +120,9 @@ class Pages:
         }
         return msgspec.json.encode(parts)
 
-    def incident(self, dossier: Dossier, schema: FeatureSchema | None) -> dict[str, Any]:
+    def incident(
+        self, dossier: Dossier, schema: FeatureSchema | None, near: Sequence[tuple[IncidentRow, str]]
+    ) -> dict[str, Any]:
         """Values of ``incident.html``."""
         incident = dossier.incident
         return {
@@ -132,7 +137,32 @@ class Pages:
             "rules": words.RULES,
             "classes": schema.classes if schema is not None else (),
             "growth": plots.timeline(dossier.signals),
+            "near": near,
             "exhibits": [exhibit(schema, title, signal) for title, signal in chosen(dossier.signals)],
+        }
+
+    def queries(self, found: Queries, schema: FeatureSchema | None) -> dict[str, Any]:
+        """Values of ``queries.html``."""
+        classes = schema.classes if schema is not None else ()
+        counts = Counter(found.labels.tolist()).most_common()
+        order = {label: place for place, (label, _) in enumerate(counts)}
+        kinds = [order[label] for label in found.labels.tolist()]
+        said = [
+            f"{words.utc(when)}, {partition}/{offset} row {row}: {words.class_name(classes, label)}"
+            for (partition, offset, row), when, label in zip(
+                found.where, found.times.tolist(), found.labels.tolist(), strict=True
+            )
+        ]
+        points, share = plane(found.inputs, schema)
+        return {
+            "found": found,
+            "share": share,
+            "map": plots.plane(points, kinds, said) if len(found) else "",
+            "course": plots.answers(kinds, said) if len(found) else "",
+            "answers": [
+                (min(place, plots.COLOURS - 1), words.class_name(classes, label), count)
+                for place, (label, count) in enumerate(counts)
+            ],
         }
 
     def _interval(self, probe: ProbeSummary) -> Markup:

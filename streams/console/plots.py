@@ -19,7 +19,9 @@ from streams.store.messages import SignalMessage
 
 #: Units of the plots' view boxes.
 TRAFFIC_SIZE, TIMELINE_SIZE, INTERVAL_SIZE = (720, 120), (720, 180), (120, 14)
-COURSE_SIZE, SURVIVAL_SIZE = (360, 120), (260, 200)
+COURSE_SIZE, SURVIVAL_SIZE, PLANE_SIZE, ANSWERS_SIZE = (360, 120), (260, 200), (360, 300), (720, 110)
+#: Answers that have a colour of their own; further ones share the last.
+COLOURS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +207,52 @@ def survival(shares: NDArray[np.float64], rows: int) -> Markup:
 _SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸"
 
 
+def plane(points: NDArray[np.float64], kinds: Sequence[int], names: Sequence[str]) -> Markup:
+    """Queries in two dimensions, joined in their order; the first has a ring, the last a cross.
+
+    Parameters
+    ----------
+    points : float64 (m, 2)
+    kinds
+        Number of each query's answer, most frequent first.
+    names
+        What each query says of itself.
+    """
+    width, height = PLANE_SIZE
+    margin = 14.0
+    low, high = points.min(axis=0), points.max(axis=0)
+    scale = min(width - 2 * margin, height - 2 * margin) / max(float((high - low).max()), 1e-12)
+    middle = np.array([width / 2, height / 2])
+    at = middle + (points - (low + high) / 2) * np.array([scale, -scale])
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
+    shapes = [f'<polyline class="path" points="{line}"/>']
+    for (x, y), kind, name in zip(at.tolist(), kinds, names, strict=True):
+        said = f"<title>{escape(name)}</title>"
+        shapes.append(f'<circle class="kind-{min(kind, COLOURS - 1)}" cx="{x:.1f}" cy="{y:.1f}" r="4">{said}</circle>')
+    (first_x, first_y), (last_x, last_y) = at[0].tolist(), at[-1].tolist()
+    shapes.append(f'<circle class="ring" cx="{first_x:.1f}" cy="{first_y:.1f}" r="7.5"/>')
+    shapes.append(f'<path class="cross" d="M{last_x - 7:.1f} {last_y:.1f}h14M{last_x:.1f} {last_y - 7:.1f}v14"/>')
+    return _svg("plane", width, height, f"{_many(len(kinds), 'query', 'queries')} in two dimensions", "".join(shapes))
+
+
+def answers(kinds: Sequence[int], names: Sequence[str]) -> Markup:
+    """The model's answer to each query, in the order of the log: one line of dots an answer."""
+    width, height = ANSWERS_SIZE
+    lines = min(max(kinds, default=0) + 1, COLOURS)
+    step = (width - 16) / max(len(kinds), 1)
+    shapes = []
+    for place, (kind, name) in enumerate(zip(kinds, names, strict=True)):
+        kind = min(kind, COLOURS - 1)
+        x, y = 8 + step * (place + 0.5), height * (kind + 0.5) / lines
+        shapes.append(
+            f'<circle class="kind-{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{min(4.0, max(step / 2, 1.5)):.1f}">'
+            f"<title>{escape(name)}</title></circle>"
+        )
+    return _svg(
+        "answers", width, height, f"the model's answers to {len(kinds)} queries in their order", "".join(shapes)
+    )
+
+
 def _mark(level: str, x: float, y: float, inside: str) -> str:
     """A page is a diamond, a ticket a circle, so that nobody has to tell their colours apart."""
     if level == "page":
@@ -223,5 +271,5 @@ def _clock(seconds: float) -> str:
     return time.strftime("%H:%M:%S", time.gmtime(seconds))
 
 
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+def _many(count: int, what: str, many: str = "") -> str:
+    return f"{count:,} {what if count == 1 else many or what + 's'}"

@@ -127,6 +127,18 @@ if (incident) {
   });
 }
 
+// Kafka may take a while, so the queries come after the page.
+const queries = document.getElementById("queries");
+if (queries) {
+  fetch(queries.dataset.source, { headers: { "X-Requested-With": "fragment" } })
+    .then(async (answer) => {
+      if (!answer.ok) return;
+      document.getElementById("queries-body").innerHTML = await answer.text();
+      showTimes(queries);
+    })
+    .catch(() => {});
+}
+
 const list = document.getElementById("list");
 if (list) {
   const body = document.getElementById("incidents");

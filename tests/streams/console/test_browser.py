@@ -94,6 +94,7 @@ def test_from_page_to_resolution_in_less_than_five_clicks(
     page.locator(f"tr[data-key='{name}'] a").click()  # 1
     expect(page.locator("h2", has_text="What made it a page")).to_be_visible()
     assert page.locator("img.pixels").first.evaluate("picture => picture.naturalWidth") == 8
+    expect(page.locator("#queries svg.plane circle.kind-0").first).to_be_visible()
     page.locator("#by").fill("ada")
     page.locator("#acknowledge").click()  # 2
     expect(page.locator(".head")).to_contain_text("ada has it")
