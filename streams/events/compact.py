@@ -17,6 +17,8 @@ from streams.events.rows import Faults, Layout, Rows, add_faults, settle
 
 #: First bytes of an Arrow IPC stream: the continuation marker.
 MARKER = b"\xff\xff\xff\xff"
+#: Its last bytes. Arrow's readers can do without; here it shows that no batch was cut off.
+END = MARKER + bytes(4)
 #: The version of the record that this reader knows, in the schema's metadata.
 VERSION_KEY, VERSION = b"vedette.version", b"1"
 MODEL_KEY = b"model"
@@ -54,8 +56,10 @@ def read(record: Record, value: bytes, layout: Layout) -> Rows:
     """
     if not value.startswith(MARKER):
         raise Refusal(Reason.NOT_DECODABLE, "not an Arrow IPC stream: it does not begin with the continuation marker")
+    if not value.endswith(END):
+        raise Refusal(Reason.NOT_DECODABLE, "the Arrow IPC stream does not end with its end-of-stream marker")
     try:
-        _refuse_compressed(value)
+        _check_messages(value)
         with pa.ipc.open_stream(pa.py_buffer(value)) as stream:
             places = _columns(stream.schema, layout)
             batches = [_checked(batch, places) for batch in stream]
@@ -71,11 +75,18 @@ def _first_line(error: Exception) -> str:
     return quoted((str(error) or type(error).__name__).splitlines()[0])
 
 
-def _refuse_compressed(value: bytes) -> None:
-    """A compressed body says by itself how much memory it wants, so a small record could ask for all there is."""
-    for message in pa.ipc.MessageReader.open_stream(pa.py_buffer(value)):
+def _check_messages(value: bytes) -> None:
+    """Refuse what the stream reader would take, but should not.
+
+    A compressed body says by itself how much memory it wants, so a small record could ask for all there is. Bytes
+    behind the end of the stream would be lost.
+    """
+    source = pa.BufferReader(value)
+    for message in pa.ipc.MessageReader.open_stream(source):
         if message.type in ("record batch", "dictionary") and _is_compressed(memoryview(message.metadata)):
             raise Refusal(Reason.NOT_DECODABLE, "the stream's bodies are compressed; let Kafka compress instead")
+    if source.tell() != len(value):
+        raise Refusal(Reason.NOT_DECODABLE, "bytes stand behind the end of the Arrow IPC stream")
 
 
 def _is_compressed(metadata: memoryview) -> bool:

@@ -93,8 +93,10 @@ def test_numbers_halfway_between_two_floats_are_right_or_left(value: float, nudg
 
 @pytest.mark.parametrize(
     "text",
-    ["", "-", "+1", "01", "-01", "1.", ".5", "-.5", "1e", "1e+", "1.e5", "NaN", "Infinity", "-Infinity", "1e309"]
-    + ["1" * 500, "0." + "0" * 500, "1e99999999999999999999"],
+    [
+        *("", "-", "+1", "01", "-01", "1.", ".5", "-.5", "1e", "1e+", "1.e5", "NaN", "Infinity", "-Infinity", "1e309"),
+        *("1" * 500, "0." + "0" * 500, "1e99999999999999999999"),
+    ],
 )
 def test_what_is_no_finite_number_is_left(text: str) -> None:
     assert compiled(text)[1] == decimals.NOT_READ
@@ -120,7 +122,7 @@ USUAL = [
     '{"inputs":[[1,2,3]],"outputs":[[1,0]],"label":[0]}',
     f'{{"inputs":[{ROW},{ROW}],"outputs":[[1,0],[0,1]]}}',
     f'{{"label":["class 0", 1],"inputs":[{ROW},{ROW}]}}',
-    ' { "id" : "abc" , "model":"digits", "client":"Zo\u00eb \U0001f600", "inputs" : [ 1 ,\n2 ,\t3 ] , "outputs":[ 1e-3 , 0.5 ] } ',
+    ' { "id" : "abc" , "model":"digits", "client":"Zo\u00eb \U0001f600", "inputs" : [ 1 ,\n2 ,\t3 ] , "label":1 } ',
     '{"id":"vp1.a","client":12345678901234567890,"inputs":[1,2,3],"label":0}',
     '{"features":{"a":{"b":[1,"x",true,false,null,{}]},"c":[]},"embedding":[0.1,0.2],"inputs":[1,2,3],"label":0}',
     '{"inputs":[0.12345678901234567,1.7976931348623157e308,5e-324],"outputs":[0.30000000000000004,1e-300]}',
