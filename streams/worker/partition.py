@@ -501,8 +501,18 @@ class Partition:
     async def _maybe_snapshot(self, scoring: PartitionScoring) -> None:
         if self._snapshot is not None and not self._snapshot.done():
             return
-        if time.monotonic() < self._snapshot_due or self.crew.redis.away:
+        turn = self.crew.snapshot_turn
+        if time.monotonic() < self._snapshot_due or self.crew.redis.away or turn.locked():
             return
+        await turn.acquire()  # free, as we just saw: partitions of a worker write one after the other
+        try:
+            await self._start_snapshot(scoring)
+        except BaseException:
+            turn.release()
+            raise
+
+    async def _start_snapshot(self, scoring: PartitionScoring) -> None:
+        """Copy the state at this place of the log; everything else happens beside the work. Gives the turn back."""
         loop = asyncio.get_running_loop()
         arrays = await loop.run_in_executor(self.crew.scoring, _copied, scoring)
         self._snapshotted = self.position
@@ -511,6 +521,12 @@ class Partition:
             self._write_snapshot(arrays, self.position, scoring.scorer.digest, scoring.topic_id),
             name=f"snapshot-{self.where}",
         )
+        self._snapshot.add_done_callback(self._snapshot_ended)
+
+    def _snapshot_ended(self, task: asyncio.Task[None]) -> None:
+        self.crew.snapshot_turn.release()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s: no snapshot: %s: %s", self.where, type(error).__name__, error)
 
     async def _write_snapshot(self, arrays: Arrays, offset: int, bundle: str, topic_id: str) -> None:
         claim = self._claim
@@ -518,10 +534,9 @@ class Partition:
             return
         began = time.monotonic()
         try:
-            async with self.crew.snapshot_turn:
-                manifest = await self.snapshots.write(arrays, offset, bundle, topic_id)
-                self.crew.points("during-snapshot")
-                await self._publish(manifest, claim.epoch)
+            manifest = await self.snapshots.write(arrays, offset, bundle, topic_id)
+            self.crew.points("during-snapshot")
+            await self._publish(manifest, claim.epoch)
         except (RedisError, OSError) as error:
             self.crew.redis.failed(error)
         except Fenced as error:

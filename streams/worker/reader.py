@@ -312,8 +312,9 @@ class EventReader(mode.Service):
     async def revoked(self, places: Iterable[TopicPartition]) -> None:
         """The group takes partitions away; they may come back."""
         self.asked_at, self.joined_at = time.monotonic(), None
-        self.crew.points("during-rebalance")
         numbers = [place.partition for place in places]
+        if numbers:
+            self.crew.points("during-rebalance")
         await self._release(numbers)
 
     async def assigned(self, places: Iterable[TopicPartition]) -> None:
