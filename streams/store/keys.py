@@ -121,6 +121,10 @@ class ModelKeys:
         """Public stream for alert consumers: one entry per incident change that matters to them. The field is ``m``."""
         return f"{self.tag}:alerts"
 
+    def dead_alerts(self, group: str) -> str:
+        """Stream of alerts that one consumer group gave up. Fields: ``m``, ``entry``, ``reason``, ``deliveries``."""
+        return f"{self.tag}:alerts-dead:{group}"
+
     @property
     def log(self) -> str:
         """Stream of every incident change, for the console and for audit. The field is ``m``."""
