@@ -66,6 +66,20 @@ def progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+class Told:
+    """A progress callback of the form (what, share) that tells each stage once; stages differ in their first words."""
+
+    def __init__(self, words: int = 2) -> None:
+        self._words = words
+        self._last: list[str] = []
+
+    def __call__(self, what: str, _share: float) -> None:
+        stage = what.split()[: self._words]
+        if stage != self._last:
+            self._last = stage
+            progress(f"  {what}")
+
+
 def finish(
     options: argparse.Namespace,
     figures: Sequence[Figure],

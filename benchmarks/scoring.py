@@ -1,0 +1,183 @@
+"""What scoring costs: microseconds a row of the full default ensemble on one core, in all and by stage.
+
+64 features, 10 classes, a reference condensed to about 1,000 rows, 20,000 clients with histories, a full index of 10,000
+rows. ``python -m benchmarks.scoring --check`` compares with the target.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks import report
+from detectors import kernels
+from detectors.calibration import history
+from detectors.contract import Batch, Reference
+from detectors.ensemble import fit
+from detectors.queries import walk as walking
+from detectors.schema import FeatureSchema
+from detectors.scorer import Ensemble
+from detectors.single import columns_of, raw_scores
+from detectors.view import BatchView
+
+WIDTH, CLASSES = 64, 10
+REFERENCE_ROWS, CLIENTS, INDEX_ROWS, BATCH_ROWS = 5000, 20_000, 10_000, 1000
+WEEK_US = 600_000_000
+#: What issue and design ask for, in microseconds a row.
+TARGET_US = 12.0
+REPEATS, QUICK_REPEATS = 15, 5
+
+
+def rows(n: int, rng: np.random.Generator, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures of ten kinds, n of them, and their classes."""
+    labels = rng.integers(0, CLASSES, n).astype(np.int32)
+    inputs = centres[labels] + rng.normal(0, 0.12, (n, 8)) @ rng.normal(size=(8, WIDTH)) * 0.3
+    return np.clip(inputs + rng.normal(0, 0.08, (n, WIDTH)), 0, 1), labels
+
+
+def traffic(n: int, clients: int, rng: np.random.Generator, centres: np.ndarray, first: int = 0) -> Batch:
+    """n events of so many clients."""
+    inputs, labels = rows(n, rng, centres)
+    place = np.arange(first, first + n, dtype=np.int64)
+    return Batch(
+        inputs=inputs,
+        labels=labels,
+        clients=rng.integers(1, clients + 1, n).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15),
+        times=place * 1000,
+        offsets=place,
+        rows=np.zeros(n, dtype=np.int32),
+    )
+
+
+def fitted(rng: np.random.Generator, centres: np.ndarray, quick: bool) -> Ensemble:
+    """The default ensemble of such a site."""
+    inputs, labels = rows(REFERENCE_ROWS, rng, centres)
+    schema = FeatureSchema.image((8, 8), [str(label) for label in range(CLASSES)])
+    benign = traffic(80_000 if quick else 160_000, 400, rng, centres)
+    ensemble, _ = fit(
+        Reference(inputs, labels),
+        schema,
+        benign,
+        budget=1,
+        clients_per_week=400,
+        week_us=WEEK_US,
+        partitions=1,
+        rng=rng,
+    )
+    return ensemble
+
+
+def fastest(action: Callable[[], Any], repeats: int) -> list[float]:
+    """CPU seconds of each run."""
+    taken = []
+    for _ in range(repeats):
+        start = time.process_time()
+        action()
+        taken.append(time.process_time() - start)
+    return taken
+
+
+def stages(ensemble: Ensemble, batch: Batch) -> list[tuple[str, Callable[[], Any]]]:
+    """Parts of scoring a batch, each on its own; the walk stands apart, as it changes the state."""
+    single = ensemble.single
+
+    def view() -> BatchView:
+        return BatchView(single.frame, batch)
+
+    known = view()
+    known.own_squared  # noqa: B018  (computed on first use)
+    known.single  # noqa: B018
+    scores = raw_scores(single.detectors, known)
+    ranks = single.scores.ranks(scores, batch.labels)
+    _, rank = single.fusion.fuse(ranks, single.scores.surprise)
+    found: list[tuple[str, Callable[[], Any]]] = [
+        ("standard form", view),
+        ("neighbours", lambda: view().own_squared),
+    ]
+    found += [(detector.name, lambda detector=detector: detector.score(known)) for detector in single.detectors]
+    return [
+        *found,
+        (
+            "p-values and fusion",
+            lambda: single.fusion.fuse(single.scores.ranks(scores, batch.labels), single.scores.surprise),
+        ),
+        ("codes, sketches, hashes", lambda: columns_of(known, single.coder, single.edges, rank)),
+    ]
+
+
+def main() -> int:
+    """Entry point."""
+    options = report.arguments(__doc__ or "").parse_args()
+    kernels.limit_blas_threads()
+    rng = np.random.default_rng(options.seed)
+    centres = rng.uniform(0.2, 0.8, (CLASSES, WIDTH))
+    repeats = QUICK_REPEATS if options.quick else REPEATS
+    report.progress("fitting")
+    start = time.process_time()
+    ensemble = fitted(rng, centres, options.quick)
+    fit_seconds = time.process_time() - start
+    start = time.process_time()
+    ensemble.warm_up()
+    warm_seconds = time.process_time() - start
+    report.progress("warming the state")
+    state = ensemble.new_state(CLIENTS, INDEX_ROWS)
+    warm = traffic(40 * CLIENTS if not options.quick else 4 * CLIENTS, CLIENTS, rng, centres)
+    for at in range(0, len(warm), 4000):
+        ensemble.score(warm.take(slice(at, at + 4000)), state)
+
+    report.progress("measuring")
+    figures = []
+    fresh = [traffic(BATCH_ROWS, CLIENTS, rng, centres, 10**7 + 1000 * k) for k in range(repeats)]
+    for size in (1, 10, 100, BATCH_ROWS):
+        pieces = [part.take(slice(a, a + size)) for part in fresh for a in range(0, min(BATCH_ROWS, 40 * size), size)]
+        taken = [fastest(lambda piece=piece: ensemble.score(piece, state), 1)[0] / size * 1e6 for piece in pieces]
+        if size < BATCH_ROWS:
+            taken = [float(np.mean(group)) for group in np.array_split(taken, repeats)]
+        figures.append(report.median_figure(f"score_{size}_us", taken, rng, "us/row"))
+    for name, action in stages(ensemble, fresh[0]):
+        figures.append(
+            report.median_figure(
+                f"stage {name}", [t / BATCH_ROWS * 1e6 for t in fastest(action, repeats)], rng, "us/row"
+            )
+        )
+    figures += walk_figures(ensemble, fresh, state, rng)
+    by_name = {figure.name: figure.value for figure in figures}
+    context = {
+        "features": WIDTH,
+        "condensed_rows": len(ensemble.single.frame.labels),
+        "clients": CLIENTS,
+        "index_rows": len(state.index.simhash),
+        "batch_rows": BATCH_ROWS,
+        "bytes_a_client": state.bytes_a_client(),
+        "fit_cpu_seconds": fit_seconds,
+        "warm_up_cpu_seconds": warm_seconds,
+        "rows_a_second": 1e6 / by_name[f"score_{BATCH_ROWS}_us"],
+    }
+    return report.finish(options, figures, [report.Target(f"score_{BATCH_ROWS}_us", "<=", TARGET_US)], context)
+
+
+def walk_figures(ensemble: Ensemble, fresh: list[Batch], state: Any, rng: np.random.Generator) -> list[report.Figure]:
+    """The walk with and without clients: anonymous rows only meet the index."""
+    tables = ensemble.tables.packed()
+    found = {"walk": [], "walk of anonymous rows (index)": []}
+    for batch in fresh:
+        scored = ensemble.single.score(batch)
+        for name, taken in found.items():
+            chosen = history.take(scored.columns, np.ones(len(batch), dtype=np.bool_))
+            if name != "walk":
+                chosen.rows["client"] = 0
+            trace = walking.empty_trace(len(batch))
+            start = time.process_time()
+            for _ in walking.stops(chosen, tables, state, trace):
+                pass
+            taken.append((time.process_time() - start) / len(batch) * 1e6)
+            chosen.rows["hash"] += np.uint64(1)
+    return [report.median_figure(f"stage {name}", taken, rng, "us/row") for name, taken in found.items()]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
