@@ -175,6 +175,29 @@ def fit(session: Session, /, begin: str | None, end: str | None, most: int | Non
 
 
 @vedette.command()
+@click.argument("pilot", metavar="FILE|topic")
+@click.option("--bundle", metavar="FILE", help="Bundle to calibrate; default: the model's from the settings.")
+@click.option("--out", required=True, metavar="FILE", help="Where to write the calibrated bundle.")
+@click.option("--budget", default=1, show_default=True, type=click.IntRange(0), help="False pages a week, at most.")
+@click.option("--clients-per-week", type=click.IntRange(1), help="Clients expected in a week; default: those of PILOT.")
+@click.option("--week-seconds", type=float, help="Length of the budget's period; default from the settings.")
+@click.option("--partitions", type=click.IntRange(1), help="Partitions of the event topic (for the index's budget).")
+@click.option("--from", "begin", metavar="TIME", help="With topic: events from this broker time on (ISO 8601).")
+@click.option("--until", "end", metavar="TIME", help="With topic: events before this broker time.")
+@click.option("--at-most", "most", type=click.IntRange(1), help="With topic: the newest records; default 1,000,000.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.pass_obj
+def calibrate(
+    session: Session, /, pilot: str, begin: str | None, end: str | None, most: int | None, **options: Any
+) -> int:
+    """Set a bundle's thresholds by the events of its pilot."""
+    from streams.training.calibrate import run
+    from streams.training.sources import span_of
+
+    return run(session, pilot=pilot, span=span_of(pilot, begin, end, most), **options)
+
+
+@vedette.command()
 @click.argument("file")
 @click.option("--bundle", metavar="FILE", help="Bundle to score with; default: the model's from the settings.")
 @click.option("--out", metavar="FILE", help="Write verdicts, a row each, as Parquet.")

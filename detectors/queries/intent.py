@@ -291,9 +291,9 @@ class IntentTest:
 
 def _joined(reference: Reference, answers: Batch) -> Reference:
     """Both; where one side lacks scores, the side that has them alone, if it is not much smaller."""
-    scored = np.zeros(len(answers), dtype=np.bool_)
+    scored: NDArray[np.bool_] = np.zeros(len(answers), dtype=np.bool_)
     if answers.outputs is not None:
-        scored = np.isfinite(answers.outputs).all(axis=1)
+        scored = np.asarray(np.isfinite(answers.outputs).all(axis=1))
     if reference.outputs is None and np.count_nonzero(scored) < LEAST_SCORED_SHARE * (len(reference) + len(answers)):
         return Reference(
             np.concatenate([reference.inputs, answers.inputs]), np.concatenate([reference.labels, answers.labels])

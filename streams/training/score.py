@@ -30,8 +30,8 @@ from streams.training.telling import Telling
 
 #: Rows that are scored at once.
 CHUNK_ROWS = 4096
-#: Signals and clients that are listed at most.
-SHOWN_SIGNALS, SHOWN_CLIENTS = 20, 10
+#: Entities whose signals are listed at most.
+SHOWN_ENTITIES = 20
 #: Shares of rows that look odd are told for these p-values.
 ODD = (0.05, 0.01, 0.001)
 
@@ -181,29 +181,25 @@ def _show(said: dict[str, Any], console: Console) -> None:
     ):
         table.add_row(name, Text(value))
     console.print(table)
-    if not said["signals"]:
-        return
-    signals = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("row", "level", "rule", "client", "statistic", "why"):
-        signals.add_column(name, overflow="fold")
-    ordered = sorted(said["signals"], key=lambda signal: signal["level"] != Level.PAGE.name.lower())
-    for signal in ordered[:SHOWN_SIGNALS]:
-        signals.add_row(
-            *(
-                Text(str(value))
-                for value in (
-                    signal["row"],
-                    signal["level"],
-                    signal["rule"],
-                    signal["client"] or "-",
-                    f"{signal['statistic']:.3g} > {signal['threshold']:.3g}",
-                    "; ".join(signal["reasons"][:2]),
-                )
-            )
-        )
-    console.print(signals)
-    if len(ordered) > SHOWN_SIGNALS:
-        console.print(f"and {len(ordered) - SHOWN_SIGNALS} more (--json lists all)")
+    for told in _by_entity(said["signals"])[:SHOWN_ENTITIES]:
+        first, last = told[0], max(told, key=lambda signal: signal["level"] == "page")
+        rows = f"row {first['row']}" if len(told) == 1 else f"rows {first['row']} ... {told[-1]['row']}"
+        crossed = f"{last['statistic']:.3g} > {last['threshold']:.3g}"
+        line = f"{last['level']:6}  {last['rule']}  {first['entity']}  {rows}  {crossed}"
+        console.print(Text(line, style="bold" if last["level"] == "page" else ""))
+        for reason in last["reasons"]:
+            console.print(Text(f"        {reason}", style="dim"))
+    more = len(_by_entity(said["signals"])) - SHOWN_ENTITIES
+    if more > 0:
+        console.print(f"and {more} more (--json lists all)")
+
+
+def _by_entity(signals: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Signals of one entity and rule together; those that page come first."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for signal in signals:
+        found.setdefault((signal["entity"], signal["rule"]), []).append(signal)
+    return sorted(found.values(), key=lambda told: all(signal["level"] != "page" for signal in told))
 
 
 def _write(found: Scored, target: Path) -> None:

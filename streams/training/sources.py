@@ -109,7 +109,7 @@ def moment(text: str | None, option: str) -> int | None:
 
 def span_of(source: str | None, begin: str | None, end: str | None, most: int | None) -> Span:
     """The part of the topic that --from, --until and --at-most name; they mean nothing for a file."""
-    if source != TOPIC and not (begin is end is most is None):
+    if source != TOPIC and any(option is not None for option in (begin, end, most)):
         raise ConfigError("--from, --until and --at-most choose a part of the topic; they need --benign topic")
     return Span(moment(begin, "--from"), moment(end, "--until"), MOST_RECORDS if most is None else most)
 
@@ -168,7 +168,7 @@ def from_topic(
     batches = [batch for batch in batches if len(batch)]
     if not batches:
         raise ConfigError(f"topic {model.topic}: no readable events in that stretch ({refused} unreadable rows)")
-    notes = [f"{name} were left out" for name in (_count(refused, "unreadable row"), _count(probes, "probe")) if name]
+    notes = [f"left out: {name}" for name in (_count(refused, "unreadable row"), _count(probes, "probe")) if name]
     return Events(_merged(batches), len(partitions), tuple(notes))
 
 
@@ -184,10 +184,12 @@ def _merged(batches: list[Batch]) -> Batch:
         blank = [np.full((len(b), width), np.nan) if b.outputs is None else b.outputs for b in batches]
         outputs = np.concatenate(blank)
     whole = Batch(
-        *(
-            np.concatenate([getattr(batch, name) for batch in batches])
-            for name in ("inputs", "labels", "clients", "times", "offsets", "rows")
-        ),
+        inputs=np.concatenate([batch.inputs for batch in batches]),
+        labels=np.concatenate([batch.labels for batch in batches]),
+        clients=np.concatenate([batch.clients for batch in batches]),
+        times=np.concatenate([batch.times for batch in batches]),
+        offsets=np.concatenate([batch.offsets for batch in batches]),
+        rows=np.concatenate([batch.rows for batch in batches]),
         outputs=outputs,
     )
     order = np.argsort(whole.times, kind="stable")

@@ -17,6 +17,7 @@ from streams.cli import invoke, vedette
 
 COMMANDS = [
     "audit",
+    "calibrate",
     "console",
     "correlator",
     "demo",

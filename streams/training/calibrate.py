@@ -1,0 +1,91 @@
+"""`vedette calibrate`: a bundle and the events of its pilot in, the same bundle with thresholds of its own out."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from rich.console import Console
+
+from detectors import bundle as bundles
+from detectors.errors import BundleError, DetectorError
+from detectors.kernels import limit_blas_threads
+from detectors.recalibration import recalibrate
+from streams.cli import print_json
+from streams.errors import BundleMismatch, ConfigError
+from streams.training.findings import Findings, show
+from streams.training.fit import partition_count, period, writable
+from streams.training.sources import Session, Span, client_key, events_of, settings_of
+from streams.training.telling import Telling
+
+
+def run(
+    session: Session,
+    *,
+    pilot: str,
+    bundle: str | None,
+    out: str,
+    budget: int,
+    clients_per_week: int | None,
+    week_seconds: float | None,
+    partitions: int | None,
+    as_json: bool,
+    span: Span,
+) -> int:
+    """Replay the pilot, set thresholds, write the bundle, print the findings; returns 0.
+
+    Raises
+    ------
+    ConfigError
+        A file, a setting, or what the pilot can't support, in a sentence.
+    BundleMismatch
+        The bundle is missing, damaged, or for other rows.
+    BrokerError, MissingTopic
+        When the pilot's events are to come from the topic.
+    """
+    began = time.monotonic()
+    limit_blas_threads()
+    target = writable(out)
+    settings = settings_of(session)
+    if bundle is None:
+        if settings is None:
+            raise ConfigError("--bundle: not given, and there are no settings that name one")
+        bundle = session.model_settings.bundle
+    key, notes = client_key(settings)
+    try:
+        ensemble, known = bundles.load(bundle), bundles.read_report(bundle)
+    except BundleError as refusal:
+        raise BundleMismatch(str(refusal)) from None
+    length = period(week_seconds, None if settings is None else settings.week_seconds)
+    with Telling() as telling:
+        telling("reading the pilot", 0.0)
+        events = events_of(pilot, session, ensemble.schema, key, span, telling)
+        try:
+            made, report = recalibrate(
+                ensemble,
+                known,
+                events.batch,
+                budget=budget,
+                clients_per_week=clients_per_week,
+                week_us=round(length * 1e6),
+                partitions=partition_count(partitions, events),
+                progress=telling,
+            )
+        except DetectorError as refusal:
+            raise ConfigError(f"cannot calibrate: {refusal}") from None
+        bundles.save(target, made, report)
+    found = Findings(
+        bundle=str(target),
+        digest=made.digest,
+        report=report,
+        week_seconds=length,
+        events=len(events.batch),
+        clients=len(np.unique(events.batch.clients)),
+        seconds=time.monotonic() - began,
+        notes=(*notes, *events.notes),
+    )
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        show(found, Console())
+    return 0

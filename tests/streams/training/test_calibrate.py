@@ -1,0 +1,90 @@
+"""`vedette calibrate`: a bundle that only tickets pages after its pilot."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from detectors import bundle as bundles
+from streams.cli import invoke
+from tests.streams.training.conftest import WEEK, Files, fit_arguments
+
+OPTIONS = ["--week-seconds", str(WEEK), "--clients-per-week", "12", "--partitions", "2", "--json"]
+
+
+@pytest.fixture(scope="module")
+def silent(files: Files) -> str:
+    """A bundle of the reference alone."""
+    out = str(files.folder / "silent.vedette")
+    assert invoke([*fit_arguments(files), "--out", out, "--json"]) == 0
+    return out
+
+
+def reported(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    out = capsys.readouterr().out
+    found: dict[str, Any] = json.loads(out[out.rindex('{\n  "bundle"') :])
+    return found
+
+
+def test_a_pilot_makes_a_bundle_page_and_every_client_of_it_counts(
+    files: Files, silent: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["calibrate", files.benign, "--bundle", silent, "--out", "paging.vedette", *OPTIONS]) == 0
+    told = reported(capsys)
+    before, after = bundles.load(silent), bundles.load("paging.vedette")
+    assert before.policy.mode == "tickets"
+    assert told["mode"] == after.policy.mode != "tickets"
+    assert told["client_weeks"] == 120
+    assert told["excess"] <= 0.05
+    assert before.digest != after.digest == told["digest"]
+    old, new = before.arrays(), after.arrays()
+    changed = {name for name in old if not np.array_equal(old[name], new[name])}
+    assert changed == {"walk.thresholds"}
+    assert bundles.read_report("paging.vedette").data_digest != bundles.read_report(silent).data_digest
+
+
+def test_at_most_rank_clients_of_the_pilot_would_have_paged(
+    files: Files, silent: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Thresholds are order statistics of the pilot's own maxima, so scoring it again crosses them that often."""
+    assert invoke(["calibrate", files.benign, "--bundle", silent, "--out", "paging.vedette", *OPTIONS]) == 0
+    rank = reported(capsys)["rank"]
+    assert invoke(["score", files.benign, "--bundle", "paging.vedette", "--json"]) == 0
+    scored = json.loads(capsys.readouterr().out)
+    assert scored["clients_paged"] <= rank
+
+
+def test_a_short_pilot_still_tickets_and_says_how_much_would_do(
+    files: Files, silent: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["calibrate", files.benign, "--bundle", silent, "--out", "x.vedette", *OPTIONS, "--budget", "0"]
+    assert invoke(arguments) == 0
+    told = reported(capsys)
+    assert told["mode"] == "tickets"
+    assert told["client_weeks_needed"] > 120
+    assert any(f"{told['client_weeks_needed']} client-weeks" in note for note in told["notes"])
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "expected"),
+    [
+        (["nobody.parquet"], 2, "names no clients"),
+        (["topic"], 2, "no settings file"),
+        (["missing.parquet"], 2, "no such file"),
+        (["nobody.parquet", "--until", "2026-01-01"], 2, "need --benign topic"),
+        (["nobody.parquet", "--bundle", "none.vedette"], 12, "no bundle at none.vedette"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_one_sentence(
+    files: Files, silent: str, change: list[str], code: int, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pyarrow.parquet.read_table(files.benign).drop_columns(["client"])
+    pyarrow.parquet.write_table(table, "nobody.parquet")
+    assert invoke(["calibrate", "--bundle", silent, "--out", "x.vedette", *OPTIONS, *change]) == code
+    err = capsys.readouterr().err
+    assert expected in err
+    assert "Traceback" not in err

@@ -1,0 +1,244 @@
+"""`vedette fit` as a command on real files."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+
+from detectors import bundle as bundles
+from streams import tables
+from streams.cli import invoke
+from tests.streams.training.conftest import CLASSES, KEY, WEEK, Files, fit_arguments
+
+
+def reported(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def refused(capsys: pytest.CaptureFixture[str]) -> str:
+    err = capsys.readouterr().err
+    sentences = [line for line in err.splitlines() if line.startswith("vedette: ")]
+    assert len(sentences) == 1
+    assert "Traceback" not in err
+    return sentences[0]
+
+
+def test_bundle_pages_and_the_report_says_what_is_promised(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "shop.vedette"
+    assert invoke([*fit_arguments(files), "--benign", files.benign, "--out", str(out), "--json"]) == 0
+    told = reported(capsys)
+    ensemble = bundles.load(out, files.shop.schema)
+    assert told["digest"] == ensemble.digest
+    assert told["mode"] == ensemble.policy.mode == "at-once"
+    assert (told["events"], told["clients"]) == (3600, 120)
+    assert told["client_weeks"] >= told["client_weeks_needed"]
+    assert told["clients_per_week"] == 12
+    assert told["rank"] >= 1
+    assert told["excess"] <= 0.05
+    low, high = told["pages_a_week_90"]
+    assert 0 <= low <= told["expected_pages"] <= high <= told["budget"] == 1
+    assert told["week_seconds"] == WEEK
+    assert told["thresholds"]["client-cluster"] > 0
+    assert told["proposed_repeaters"] is not None
+    assert bundles.read_report(out).data_digest == told["data_digest"]
+
+
+def test_the_same_rows_in_any_format_and_the_same_seed_make_the_same_bundle(
+    files: Files, bundle: str, tmp_path: Path
+) -> None:
+    table = pyarrow.parquet.read_table(files.benign)
+    pyarrow.csv.write_csv(table, tmp_path / "benign.csv")
+    rows, _ = tables.read(files.benign, files.shop.schema, bytes.fromhex(KEY))
+    np.savez(
+        tmp_path / "benign.npz",
+        inputs=rows.inputs,
+        labels=rows.labels,
+        outputs=rows.outputs,
+        clients=rows.clients,
+        times=rows.times,
+    )
+    digest = bundles.load(bundle).digest
+    for name in ("benign.csv", "benign.npz"):
+        out = str(tmp_path / f"{name}.vedette")
+        assert invoke([*fit_arguments(files), "--benign", str(tmp_path / name), "--out", out, "--json"]) == 0
+        assert bundles.load(out).digest == digest
+    other = str(tmp_path / "other.vedette")
+    assert invoke([*fit_arguments(files), "--benign", files.benign, "--out", other, "--seed", "1", "--json"]) == 0
+    assert bundles.load(other).digest != digest
+
+
+def test_reference_alone_makes_a_bundle_that_only_tickets(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "only.vedette")
+    assert invoke([*fit_arguments(files), "--out", out, "--json"]) == 0
+    told = reported(capsys)
+    assert told["mode"] == bundles.load(out).policy.mode == "tickets"
+    assert told["pages_a_week_90"] is None
+    assert "no benign events" in told["reason"]
+
+
+def test_too_few_client_weeks_say_how_many_would_do(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "few.vedette")
+    arguments = [*fit_arguments(files), "--benign", files.benign, "--out", out]
+    assert invoke([*arguments, "--clients-per-week", "1000"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "tickets only" in told
+    assert f"{bundles.read_report(out).client_weeks_needed:,} client-weeks to page at this budget" in told
+
+
+def test_schema_is_inferred_where_none_is_given(files: Files, tmp_path: Path) -> None:
+    table = pyarrow.parquet.read_table(files.benign).drop_columns(["client", "time"])
+    pyarrow.parquet.write_table(table.slice(0, 1200), tmp_path / "reference.parquet")
+    out = str(tmp_path / "inferred.vedette")
+    assert invoke(["fit", "--reference", "reference.parquet", "--benign", files.benign, "--out", out, "--json"]) == 0
+    schema = bundles.load(out).schema
+    assert [feature.name for feature in schema.features] == [f"f{i}" for i in range(10)]
+    assert len(schema.classes) == len(CLASSES)
+
+
+def test_crafted_rows_weigh_the_detectors(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(3)
+    odd = np.clip(files.shop.rows(300, rng) + 3.0 * rng.normal(size=(300, 10)), -10, 10)
+    np.savez(tmp_path / "crafted.npz", inputs=odd, outputs=files.shop.scores(odd))
+    out = str(tmp_path / "weighed.vedette")
+    arguments = [*fit_arguments(files), "--benign", files.benign, "--crafted", "crafted.npz", "--out", out]
+    assert invoke([*arguments, "--json"]) == 0
+    told = reported(capsys)
+    assert told["fusion"] == "logistic"
+    assert len(set(told["weights"])) > 1
+
+
+def test_without_a_client_key_the_report_says_what_that_means(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("VEDETTE_CLIENT_KEY")
+    assert invoke([*fit_arguments(files), "--out", str(tmp_path / "x.vedette"), "--json"]) == 0
+    assert any("no client key is set" in note for note in reported(capsys)["notes"])
+
+
+def test_a_wrong_client_key_is_refused_and_not_shown(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VEDETTE_CLIENT_KEY", "secret-but-no-hex")
+    assert invoke([*fit_arguments(files), "--out", str(tmp_path / "x.vedette")]) == 2
+    told = refused(capsys)
+    assert "VEDETTE_CLIENT_KEY" in told
+    assert "secret-but-no-hex" not in told
+
+
+def test_settings_give_the_length_of_a_week(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "vedette.toml").write_text(
+        'week_seconds = 1800.0\n[[models]]\nname = "shop"\ntopic = "t"\nbundle = "b"\n'
+    )
+    arguments = ["fit", "--schema", files.schema, "--reference", files.reference, "--benign", files.benign]
+    assert invoke([*arguments, "--out", str(tmp_path / "x.vedette"), "--json"]) == 0
+    told = reported(capsys)
+    assert told["week_seconds"] == 1800.0
+    assert told["clients_per_week"] > 100
+
+
+def test_a_broken_settings_file_is_not_passed_over(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "vedette.toml").write_text("week_seconds = -1\n")
+    assert invoke([*fit_arguments(files), "--out", str(tmp_path / "x.vedette")]) == 2
+    assert "vedette.toml" in refused(capsys)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (["--out", "nowhere/x.vedette"], "nowhere is no folder"),
+        (["--out", "."], "can't be written"),
+        (["--reference", "missing.npz"], "missing.npz: no such file"),
+        (["--week-seconds", "0"], "--week-seconds"),
+        (["--from", "2026-01-01"], "need --benign topic"),
+        (["--benign", "topic", "--from", "yesterday"], "--from: 'yesterday' is no time"),
+        (["--benign", "topic"], "no settings file"),
+        (["--crafted", "missing.npz"], "missing.npz: no such file"),
+    ],
+)
+def test_wrong_options_are_one_sentence(
+    files: Files, change: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*fit_arguments(files), "--out", "x.vedette", *change]
+    assert invoke(arguments) == 2
+    assert expected in refused(capsys)
+    assert not Path("x.vedette").exists()
+
+
+def test_benign_events_without_clients_are_refused(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pyarrow.parquet.read_table(files.benign).drop_columns(["client"])
+    pyarrow.parquet.write_table(table, "nobody.parquet")
+    assert invoke([*fit_arguments(files), "--benign", "nobody.parquet", "--out", "x.vedette"]) == 2
+    assert "names no clients" in refused(capsys)
+
+
+def test_too_few_events_are_refused_with_what_would_do(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    pyarrow.parquet.write_table(pyarrow.parquet.read_table(files.benign).slice(0, 300), "few.parquet")
+    assert invoke([*fit_arguments(files), "--benign", "few.parquet", "--out", "x.vedette"]) == 2
+    told = refused(capsys)
+    assert "cannot fit" in told
+    assert "at least 600" in told
+
+
+def test_events_without_times_count_as_one_week(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pyarrow.parquet.read_table(files.benign).drop_columns(["time"])
+    pyarrow.parquet.write_table(table, "timeless.parquet")
+    arguments = [*fit_arguments(files), "--benign", "timeless.parquet", "--out", "x.vedette"]
+    assert invoke([*arguments, "--json"]) == 0
+    told = reported(capsys)
+    assert any("has no times" in note for note in told["notes"])
+    assert told["client_weeks"] > 0
+
+
+def lines_of(path: Path, events: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    return str(path)
+
+
+def test_json_lines_carry_their_own_times(files: Files, tmp_path: Path) -> None:
+    shop = files.shop
+    events = shop.lines(shop.traffic(5, 4, np.random.default_rng(4)))
+    for event in events[:10]:
+        event["time"] = f"2026-09-21T14:{int(event['id']) + 10}:00+00:00"
+    rows, _ = tables.read(lines_of(tmp_path / "a.jsonl", events), shop.schema, bytes.fromhex(KEY))
+    first = datetime.fromisoformat(events[0]["time"]).timestamp()
+    assert rows.times[0] == round(first * 1e6)
+    assert np.all(np.diff(rows.times[:10]) == 60_000_000)
+    assert rows.times[10:] == pytest.approx(np.array([event["time"] for event in events[10:]]) * 1e6, abs=500)
+
+
+def test_json_lines_without_times_keep_their_order(files: Files, tmp_path: Path) -> None:
+    shop = files.shop
+    events = shop.lines(shop.traffic(5, 4, np.random.default_rng(4)))
+    for event in events:
+        del event["time"]
+    rows, _ = tables.read(lines_of(tmp_path / "a.jsonl", events), shop.schema, bytes.fromhex(KEY))
+    assert np.all(np.diff(rows.times) > 0)
+
+
+@pytest.mark.parametrize(("time", "expected"), [("noon", "time"), (None, "has no time")])
+def test_a_line_with_a_wrong_or_missing_time_is_named(
+    files: Files, time: Any, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events = files.shop.lines(files.shop.traffic(5, 4, np.random.default_rng(4)))
+    events[7]["time"] = time
+    path = lines_of(Path("a.jsonl"), events)
+    assert invoke([*fit_arguments(files), "--benign", path, "--out", "x.vedette"]) == 2
+    told = refused(capsys)
+    assert "line 8" in told
+    assert expected in told
