@@ -49,7 +49,7 @@ BATCH_ROWS = 150
 #: A run that has not ended by then has failed.
 RUN_SECONDS = 150.0
 
-NO_FAULT: dict[str, Any] = {"point": "", "at": 1, "action": "", "marker": "", "gate": "", "mutant": ""}
+NO_FAULT: dict[str, Any] = {"point": "", "at": 1, "action": "", "marker": "", "gate": "", "pause": 0.0, "mutant": ""}
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def events(home: World, rng: np.random.Generator) -> list[tuple[bytes | None, ND
 def write_log(bootstrap: str, topic: str) -> dict[int, int]:
     """Create the topic and write the log; returns the end of each partition."""
     admin = KafkaAdminClient(bootstrap_servers=bootstrap)
-    stamped = {"message.timestamp.type": "CreateTime"}
+    stamped = {"message.timestamp.type": "CreateTime", "retention.ms": "-1"}
     wanted = NewTopic(name=topic, num_partitions=PARTITIONS, replication_factor=1, topic_configs=stamped)
     admin.create_topics([wanted, NewTopic(name=topic + DEAD_SUFFIX, num_partitions=1, replication_factor=1)])
     admin.close()
@@ -109,7 +109,7 @@ def write_log(bootstrap: str, topic: str) -> dict[int, int]:
     producer = KafkaProducer(bootstrap_servers=bootstrap, linger_ms=5)
     log = events(home, rng)
     outputs = home.probabilities(np.array([row for _, row in log]))
-    campaigns = [rng.bytes(8) for _ in range(6)]
+    campaigns = [rng.bytes(8) for _ in range(16)]
     counters = dict.fromkeys(range(len(campaigns)), 0)
     signed: list[tuple[int, bytes, bytes, list[tuple[str, bytes]], int]] = []
     for number, (client, row) in enumerate(log):

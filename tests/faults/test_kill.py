@@ -74,11 +74,14 @@ def test_kill_at_a_point_changes_nothing(
 def test_kill_during_a_rebalance_changes_nothing(
     at: int, run: Run, redis: Redis, undisturbed: dict[str, Any], wait_until: WaitUntil
 ) -> None:
-    dying = run.start(point="during-rebalance", at=2, action="kill", marker=str(run.directory / "hit"))
-    wait_until(lambda: sum(run.watermarks(redis).values()) > 200 * at, 60, f"work to begin\n{run.last_words()}")
+    marker = str(run.directory / "hit")
+    dying = run.start(point="during-rebalance", at=1, action="kill", marker=marker, pause=0.15)
+    wait_until(lambda: sum(run.watermarks(redis).values()) > 200 * at, 60, "work to begin")
+    assert not hit(run, "hit")
     run.start()
-    wait_until(lambda: hit(run, "hit"), 60, f"a worker to die in the rebalance\n{run.last_words()}")
+    wait_until(lambda: hit(run, "hit"), 60, "a worker to die in the rebalance")
     assert dying.wait(10) == -9
+    assert not run.done(redis), "the rebalance came after the end of the log"
     run.finish(redis)
     assert_same(run, redis, undisturbed, wait_until)
 

@@ -2,7 +2,8 @@
 
 point: name of the fault point ("" for none); at: how often it must have been reached; action: kill, stop (SIGSTOP),
 hold (until the gate file exists) or cut (end the connections to Redis, so that the reply is lost); marker: file that
-proves that the point was hit; gate; mutant: name of what the worker's scripts are to lack.
+proves that the point was hit; gate; pause: seconds after each
+batch, so that the log lasts; mutant: name of what the worker's scripts are to lack.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class Fault:
         self.visits = 0
 
     def __call__(self, point: str) -> None:
+        if point == "after-score" and self.order["pause"]:
+            time.sleep(self.order["pause"])
         if point != self.order["point"]:
             return
         if self.order["action"] == "cut":
