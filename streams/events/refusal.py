@@ -28,4 +28,5 @@ def kind_of(value: Any) -> str:
 
 def quoted(text: str) -> str:
     """A stranger's text, short and in printable ASCII."""
-    return ascii(text if len(text) <= QUOTED_CHARACTERS else text[:QUOTED_CHARACTERS] + "...")
+    shown = ascii(text[: QUOTED_CHARACTERS + 1])
+    return shown if len(shown) <= QUOTED_CHARACTERS + 2 else shown[: QUOTED_CHARACTERS + 1] + "..." + shown[0]
