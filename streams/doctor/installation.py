@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import ipaddress
 import os
 import stat
 import urllib.error
@@ -64,29 +63,16 @@ def secrets(settings: Settings, environ: Mapping[str, str]) -> Findings:
 
 def console(settings: Settings) -> Findings:
     """Whether strangers can reach the console."""
-    host, token = settings.console.host, settings.console.token_file
-    if token is not None:
-        try:
-            held = Path(token).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError):
-            held = ""
-        if held:
-            yield ok("console", "asks for a token")
-        else:
-            text = f"console.token_file: {token} is empty or cannot be read"
-            yield problem("console", text, "write a token into it", ConfigError)
-    elif _loopback(host):
-        yield ok("console", f"answers on loopback only ({host})")
-    else:
-        text = f"console.host {host} can be reached from elsewhere and no token is set"
-        yield problem("console", text, "set console.token_file", ConfigError)
+    from streams.console.access import read_token
 
-
-def _loopback(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        token = read_token(settings.console)
+    except ConfigError as error:
+        yield problem("console", str(error), "openssl rand -hex 16 > FILE, and set console.token_file", ConfigError)
+        return
+    yield ok(
+        "console", f"on {settings.console.host}, {'open to this machine' if token is None else 'asks for a token'}"
+    )
 
 
 def bundle(model: ModelSettings) -> tuple[Scorer | None, Finding]:

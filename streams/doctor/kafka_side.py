@@ -31,6 +31,7 @@ from streams.errors import (
 )
 from streams.store.keys import PartitionKeys
 from streams.topics import DEAD_SUFFIX, client_options
+from streams.worker.keyed import ALLOWED_SHARE
 
 if TYPE_CHECKING:
     from detectors.contract import Scorer
@@ -84,7 +85,8 @@ def examine(
             if scorer is not None and sample:
                 findings.append(decodable(sample, scorer, settings, model))
             if store is not None:
-                findings.append(progress(admin, consumer, store, settings, model, partitions))
+                topic_id = str(admin.describe_topics([model.topic])[0].get("topic_id") or "")
+                findings.append(progress(admin, consumer, store, settings, model, topic_id, partitions))
     except BrokerResponseError as error:
         text = f"the broker at {kafka.bootstrap} refuses: {error}"
         findings.append(
@@ -209,12 +211,14 @@ def clients(
     if found.split:
         worst = found.split[0]
         text = (
-            f"the topic is not keyed by client: {len(found.split):,} of {found.repeating:,} clients with several rows "
-            f"lie in several partitions, {client_name(worst, settings, environ)} in {len(found.partitions[worst])}; "
-            "their history would be cut in pieces"
+            f"{len(found.split):,} of {found.repeating:,} clients with several rows lie in several partitions, "
+            f"{client_name(worst, settings, environ)} in {len(found.partitions[worst])}; their history is cut in pieces"
         )
-        remedy = "key the topic by client id, or write it anew, keyed by client"
-        yield problem("clients", text, remedy, NotKeyedByClient)
+        if len(found.split) > ALLOWED_SHARE * found.repeating:
+            remedy = "key the topic by client id, or write it anew, keyed by client; workers refuse it"
+            yield problem("clients", f"the topic is not keyed by client: {text}", remedy, NotKeyedByClient)
+        else:
+            yield warning("clients", text, "no matter after a change of the number of partitions; else mend the sender")
     elif not found.repeating and partitions > 1:
         text = f"{seen}, none of them twice: whether the topic is keyed by client cannot be told"
         yield warning("clients", text, f"make sure that {path!r} names a client, not a request")
@@ -290,23 +294,29 @@ def progress(
     store: Redis,
     settings: Settings,
     model: ModelSettings,
+    topic_id: str,
     partitions: Sequence[int],
 ) -> Finding:
-    """Whether every partition's watermark lies within the topic."""
+    """Whether every partition's watermark lies within the topic, and belongs to it."""
     places = [TopicPartition(model.topic, partition) for partition in partitions]
     starts, ends = consumer.beginning_offsets(places), consumer.end_offsets(places)
     committed = committed_places(admin, settings.kafka.group, places)
     behind = 0
     for place in places:
-        stored: Any = store.hget(PartitionKeys(model.topic, place.partition).watermark, "w")
+        held: Any = store.hmget(PartitionKeys(model.topic, place.partition).watermark, "w", "topic_id")
+        stored, owner = held
         where = f"{model.topic}/{place.partition}"
         if stored is None and place in committed:
             text = f"{where}: Kafka holds a committed offset, Redis no watermark: Redis has lost its data"
-            return problem("progress", text, "restore Redis, or decide where to begin anew", WatermarkMissing)
+            return problem("progress", text, "restore Redis, or begin anew (docs/operations.md)", WatermarkMissing)
         mark, start, end = int(stored or starts[place]), starts[place], ends[place]
+        anew = "stop the workers and begin anew (docs/operations.md)"
+        if owner and topic_id and owner.decode() != topic_id:
+            text = f"{where}: the watermark belongs to an older topic of that name: the topic was created anew"
+            return problem("progress", text, anew, TopicRecreated)
         if mark > end:
             text = f"{where}: the watermark {mark:,} lies beyond the topic's end {end:,}: the topic was created anew"
-            return problem("progress", text, "forget the state of the old topic", TopicRecreated)
+            return problem("progress", text, anew, TopicRecreated)
         if mark < start:
             text = f"{where}: records {mark:,} to {start:,} expired before they were scored"
             return problem("progress", text, "lengthen the topic's retention, run more workers", BrokerError)

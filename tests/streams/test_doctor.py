@@ -16,8 +16,9 @@ from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import NewTopic
 from redis import Redis
 
+from detectors.schema import Feature, FeatureSchema
 from streams import children, config, doctor, embedded
-from streams.doctor import command, installation, redis_side, sampling
+from streams.doctor import command, installation, kafka_side, redis_side, sampling
 from streams.doctor.finding import Finding
 from streams.errors import BrokerError, NotKeyedByClient, StoreError
 from streams.store.keys import ModelKeys, PartitionKeys
@@ -106,6 +107,16 @@ def test_one_stray_client_makes_a_topic_mixed(
     assert found.status == "problem"
     assert "1 of 40 clients" in found.text
     assert "client-0" not in found.text, "raw ids are never shown"
+
+
+def test_a_few_strays_among_many_are_a_warning(
+    kafka: str, redis_url: str, redis: Redis, topic: Callable[..., str], produce: Callable[..., None]
+) -> None:
+    name = topic(2)
+    produce(name, [*keyed(400, 2, 2), (b"client-0", event(), 1)])
+    found = by_check(doctor.examine(settings_for(kafka, redis_url, name), "digits", environ=ENVIRON))["clients"]
+    assert found.status == "warning"
+    assert "1 of 400 clients" in found.text
 
 
 def test_topic_keyed_by_request_cannot_be_judged_and_says_so(
@@ -207,6 +218,62 @@ def test_unreadable_records_are_counted_and_stop_nothing(value: bytes) -> None:
     assert (clients.unreadable, clients.identified) == (1, 1)
 
 
+class Fitted:
+    """What the doctor asks of a bundle."""
+
+    schema = FeatureSchema((Feature("a"), Feature("b")), ("no", "yes"))
+    digest = "0123456789abcdef"
+
+
+def test_bundle_is_loaded_and_described_or_the_remedy_told(tmp_path: Path) -> None:
+    from detectors import bundle
+    from detectors.contract import Reference
+    from detectors.ensemble import fit
+
+    rng = np.random.default_rng(0)
+    labels = np.arange(300, dtype=np.int32) % 2
+    inputs = rng.normal(labels[:, None] * 3.0, 1.0, (300, 2))
+    ensemble, report = fit(
+        Reference(inputs, labels),
+        Fitted.schema,
+        None,
+        budget=1,
+        clients_per_week=None,
+        week_us=10**9,
+        partitions=1,
+        rng=rng,
+    )
+    path = tmp_path / "digits.vedette"
+    bundle.save(path, ensemble, report)
+    model = settings_for("x:1", "redis://x", "events", bundle=str(path)).models[0]
+    scorer, found = installation.bundle(model)
+    assert found.status == "ok"
+    assert scorer is not None
+    assert f"2 features, 2 classes, digest {ensemble.digest[:12]}" in found.text
+    path.write_bytes(path.read_bytes()[:-200])
+    scorer, found = installation.bundle(model)
+    assert scorer is None
+    assert (found.status, found.exit_code) == ("problem", 12)
+    assert "vedette fit" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("records", "status", "told"),
+    [
+        ([event("a"), event("a")], "ok", "2 rows of the 2 newest records fit"),
+        ([event("a"), b"{", event("a", inputs=[1.0])], "warning", "2 rows beside 1 good ones"),
+        ([event("a", inputs=[0.0] * 7)], "problem", "7 values in a row; 2 are expected"),
+        ([event("a", model="other")], "problem", "undeclared-model"),
+    ],
+)
+def test_events_are_tried_with_the_bundles_schema(records: list[bytes], status: str, told: str) -> None:
+    settings = settings_for("x:1", "redis://x", "events")
+    sample = [sampling.SampledRecord(0, n, 0, b"a", value) for n, value in enumerate(records)]
+    found = kafka_side.decodable(sample, Fitted(), settings, settings.models[0])  # type: ignore[arg-type]  # what it asks of
+    assert found.status == status
+    assert told in found.text
+
+
 def test_missing_topics_are_told_with_the_remedy(kafka: str, redis_url: str, redis: Redis) -> None:
     found = by_check(doctor.examine(settings_for(kafka, redis_url, "no-such-topic"), "digits", environ=ENVIRON))
     for check in ("topic", "dead letters"):
@@ -298,6 +365,10 @@ def test_lost_watermark_recreated_topic_and_expired_records_have_their_exit_code
     settings = settings_for(kafka, redis_url, name)
     redis.hset(PartitionKeys(name, 0).watermark, "w", 5)
     assert by_check(doctor.examine(settings, "digits", environ=ENVIRON))["progress"].text == "4 records not scored yet"
+    redis.hset(PartitionKeys(name, 0).watermark, "topic_id", "of-another-topic")
+    found = by_check(doctor.examine(settings, "digits", environ=ENVIRON))["progress"]
+    assert (found.status, found.exit_code) == ("problem", 14)
+    redis.hdel(PartitionKeys(name, 0).watermark, "topic_id")
     redis.hset(PartitionKeys(name, 0).watermark, "w", 5000)
     found = by_check(doctor.examine(settings, "digits", environ=ENVIRON))["progress"]
     assert found.exit_code == 14
@@ -357,7 +428,7 @@ def test_secret_files_that_others_can_read_are_told(tmp_path: Path) -> None:
         ("::1", None, "ok"),
         ("0.0.0.0", None, "problem"),
         ("0.0.0.0", "", "problem"),
-        ("0.0.0.0", "s3cret", "ok"),
+        ("0.0.0.0", "s3cret-of-16-chars", "ok"),
     ],
 )
 def test_console_that_strangers_can_reach_needs_a_token(
