@@ -86,7 +86,7 @@ ATTACKERS = (
     Attacker("nes", "nes", "linf"),
     Attacker("simba", "simba", "l2", parameters={"step": 0.05}),
     Attacker("hop_skip_jump_diluted", "hop_skip_jump", "l2", diluted=4, per_second=5.0),
-    Attacker("hop_skip_jump_spread", "hop_skip_jump", "l2", accounts=10, per_second=15.0),
+    Attacker("boundary_spread", "boundary", "l2", accounts=10, per_second=15.0),
 )
 
 

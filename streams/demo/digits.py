@@ -126,7 +126,7 @@ def _bilinear(pictures: NDArray[np.float64], y: NDArray[np.float64], x: NDArray[
     padded = SIDE + 2
     framed = np.zeros((len(pictures), padded, padded))
     framed[:, 1:-1, 1:-1] = pictures.reshape(-1, SIDE, SIDE)
-    flat = framed.reshape(len(pictures), -1)
+    flat = framed.reshape(len(pictures), padded * padded)
     y, x = np.clip(y + 1, 0, padded - 1.001), np.clip(x + 1, 0, padded - 1.001)
     top, left = y.astype(np.int64), x.astype(np.int64)
     part_y, part_x = y - top, x - left

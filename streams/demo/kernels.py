@@ -28,27 +28,11 @@ class _Record:
 def compile_walk() -> None:
     """Compile the walk by walking over no rows."""
     from detectors.calibration.clusters import blank_tables
-    from detectors.kernels.rows import CODE_DIMS
     from detectors.queries import walk
     from detectors.queries.memory import Memory
 
-    none = 0
-    columns = walk.Columns(
-        inputs=np.empty((none, 1)),
-        labels=np.empty(none, dtype=np.int32),
-        clients=np.empty(none, dtype=np.uint64),
-        offsets=np.empty(none, dtype=np.int64),
-        rows=np.empty(none, dtype=np.int32),
-        codes=np.empty((none, CODE_DIMS), dtype=np.int8),
-        sketches=np.empty(none, dtype=np.uint32),
-        simhash=np.empty(none, dtype=np.uint64),
-        hashes=np.empty(none, dtype=np.uint64),
-        sketch_rank=np.empty(none, dtype=np.int32),
-        density=np.empty(none),
-        bin=np.empty(none, dtype=np.int32),
-        rank=np.empty(none, dtype=np.int32),
-    )
-    for _ in walk.stops(columns, blank_tables(1.0, 1), Memory(1, 2, 1, 1), walk.empty_trace(none)):
+    columns = walk.Columns(np.empty((0, 1)), np.empty(0, dtype=walk.ROW))
+    for _ in walk.stops(columns, blank_tables(1.0, 1).packed(), Memory(1, 2, 1, 1), walk.empty_trace(0)):
         raise AssertionError("nothing can happen at no row")
 
 

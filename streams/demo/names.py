@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from dataclasses import dataclass
 
 from kafka import KafkaAdminClient
@@ -17,6 +18,8 @@ from streams.topics import client_options
 
 #: Keys that one step of a scan looks at.
 SCAN_COUNT = 1_000
+#: How long the broker is asked to remove what is ours, and how often.
+REMOVE_SECONDS, REMOVE_PAUSE_SECONDS = 20.0, 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +56,27 @@ class Names:
         try:
             admin = KafkaAdminClient(**client_options(kafka))
             try:
-                topics = [name for name in admin.list_topics() if self._ours(name)]
-                if topics:
-                    admin.delete_topics(topics)
-                groups = [one["group_id"] for one in admin.list_groups() if self._ours(one["group_id"])]
-                if groups:
-                    admin.delete_groups(groups)
+                left = self._remove(admin)
             finally:
                 admin.close()
         except KafkaError as error:
-            raise BrokerError(f"topics of {self.topic} could not be removed: {error}") from None
+            raise BrokerError(f"what belongs to {self.topic} could not be removed: {error}") from None
+        if left:
+            raise BrokerError(f"could not be removed from the broker at {kafka.bootstrap}: {', '.join(left)}")
+
+    def _remove(self, admin: KafkaAdminClient) -> list[str]:
+        """Ask until the broker has nothing of ours any more; a group can go when its last member has."""
+        until = time.monotonic() + REMOVE_SECONDS
+        while True:
+            topics = [name for name in admin.list_topics() if self._ours(name)]
+            groups = [one["group_id"] for one in admin.list_groups() if self._ours(one["group_id"])]
+            if (not topics and not groups) or time.monotonic() >= until:
+                return topics + groups
+            if topics:
+                admin.delete_topics(topics, raise_errors=False)
+            if groups:
+                admin.delete_groups(groups)
+            time.sleep(REMOVE_PAUSE_SECONDS)
 
     def clean_redis(self, redis: Redis) -> None:
         """Delete our keys.

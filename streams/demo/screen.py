@@ -122,7 +122,7 @@ class PlainScreen:
         )
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @dataclass(slots=True)
