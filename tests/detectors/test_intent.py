@@ -122,7 +122,7 @@ def test_score_attacks_page_before_or_at_success_where_the_model_gives_scores(
     assert sum(size is not None for size in sizes) >= share * len(sizes), sizes
 
 
-#: How many of `REPEATERS` clients of a kind may page: science allows 5 % of a kind, and random walks in all features and
+#: How many of `REPEATERS` clients of a kind may page: 5 % of a kind is the aim, and random walks in all features and
 #: explainers are known to be worse (docs/detection.md).
 ALLOWED = {"sensor": 0, "sweep": 0, "grid": 0, "few_feature_walk": 0, "what_if": 0, "recourse": 0}
 KNOWN_WORSE = (repeaters.walk_in_all_features, repeaters.shap_explainer)
