@@ -27,7 +27,7 @@ def commit_in(kafka: str, group: str, topic: str) -> None:
 def test_topics_and_groups_of_others_stay(kafka: str) -> None:
     names = Names.among_others()
     settings = KafkaSettings(bootstrap=kafka)
-    near = f"{names.topic}x"
+    near = f"{names.group}x.events"
     admin = KafkaAdminClient(bootstrap_servers=kafka)
     admin.create_topics([NewTopic(near, 1, 1)])
     ensure(settings, names.topic, 2)
