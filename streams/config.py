@@ -122,6 +122,15 @@ class ConsoleSettings(_Settings, frozen=True):
     token_file: str | None = None
 
 
+class IncidentSettings(_Settings, frozen=True):
+    """Incidents."""
+
+    quiet_ticket_hours: Positive = 24.0
+    """A ticket that nobody works on is resolved by itself after so long without a signal."""
+    quiet_page_hours: Positive = 168.0
+    """The same for a page."""
+
+
 class Settings(_Settings, frozen=True):
     """Everything Vedette can be told."""
 
@@ -132,6 +141,7 @@ class Settings(_Settings, frozen=True):
     worker: WorkerSettings = WorkerSettings()
     probes: ProbeSettings = ProbeSettings()
     console: ConsoleSettings = ConsoleSettings()
+    incidents: IncidentSettings = IncidentSettings()
     week_seconds: Positive = 604_800.0
     """Length of the period that the page budget is stated for."""
 
@@ -188,7 +198,7 @@ def parse(data: Mapping[str, Any], source: str) -> Settings:
 
 
 _SECRET_VARIABLES = {"VEDETTE_CONFIG", "VEDETTE_CLIENT_KEY", "VEDETTE_PROBE_KEY"}
-_SECTIONS = {"KAFKA", "REDIS", "SECRETS", "WORKER", "PROBES", "CONSOLE"}
+_SECTIONS = {"KAFKA", "REDIS", "SECRETS", "WORKER", "PROBES", "CONSOLE", "INCIDENTS"}
 
 
 def _apply_variables(data: dict[str, Any], environ: Mapping[str, str]) -> None:

@@ -20,7 +20,10 @@ from redis.exceptions import RedisError
 
 from streams.config import Settings
 from streams.errors import Fenced
+from streams.incidents.care import MICROSECONDS_PER_HOUR, Quiet, tend
+from streams.incidents.grouping import Draft
 from streams.incidents.ledger import Ledger, Outdated, Step, as_text, fold
+from streams.incidents.silences import ENDED_MICROSECONDS
 from streams.lease import LEASE_SECONDS, Lease
 from streams.store.keys import ModelKeys, PartitionKeys
 from streams.store.messages import Alert, SignalMessage, WorkerStatus
@@ -47,6 +50,8 @@ ENTRIES_CAP = 100_000
 TRIM_STEP = 500
 #: Resolved incidents are forgotten so long after their last signal.
 RETENTION_SECONDS = 90 * 24 * 3600
+#: Open incidents, about, that one round looks at for silences and quiet.
+TEND_STEP = 500
 #: Incidents that one round of forgetting looks at.
 PRUNE_STEP = 200
 #: Pause after Redis could not be reached.
@@ -68,10 +73,18 @@ class Correlator:
         Of the role ``correlator``.
     clock : callable
         Microseconds since the epoch.
+    quiet : Quiet, optional
+        How long incidents must be quiet before they are resolved by themselves.
     """
 
     def __init__(
-        self, redis: Redis, model: str, topic: str, lease: Lease, clock: Callable[[], int] | None = None
+        self,
+        redis: Redis,
+        model: str,
+        topic: str,
+        lease: Lease,
+        clock: Callable[[], int] | None = None,
+        quiet: Quiet | None = None,
     ) -> None:
         self.redis = redis
         self.topic = topic
@@ -81,6 +94,9 @@ class Correlator:
         self.progress: dict[int, str] = {}
         """Partition -> id of the last applied signal; empty where none was."""
         self._clock = clock or (lambda: time.time_ns() // 1000)
+        self._quiet = quiet or Quiet()
+        self._tended = 0
+        """Cursor of the walk over open incidents."""
         self._trim = redis.register_script((_HERE / "trim.lua").read_text(encoding="utf-8"))
         self._trim_signals = redis.register_script((_HERE / "trim_signals.lua").read_text(encoding="utf-8"))
         self._prune = redis.register_script((_HERE / "prune.lua").read_text(encoding="utf-8"))
@@ -229,7 +245,35 @@ class Correlator:
                     continue
         for stream in (self.keys.alerts, self.keys.log):
             self._trim_public(stream)
+        self.tend()
         self._forget()
+
+    def tend(self) -> None:
+        """Go on with the walk over open incidents: silences that began or ended, and what has been quiet for long."""
+        silences, now = self.ledger.silences(), self._clock()
+        ended = [silence.id for silence in silences if silence.ends + ENDED_MICROSECONDS < now]
+        if ended:
+            self.redis.hdel(self.keys.silences, *ended)
+        answer: Any = self.redis.hscan(self.keys.open_incidents, self._tended, count=TEND_STEP)
+        self._tended, found = int(answer[0]), answer[1]
+        heard = min(now, self._heard())
+        for stored in self.ledger.incidents(map(as_text, found.values())).values():
+            draft = Draft(stored.incident, stored.group, stored.version, stored.version, stored.incident.id)
+            tend(draft, silences, now, heard, self._quiet)
+            if draft.version == draft.base:
+                continue
+            try:
+                self.ledger.apply([draft], token=self.lease.token)
+            except Outdated:
+                continue  # somebody else has changed it; the next walk looks again
+
+    def _heard(self) -> int:
+        """Broker time, microseconds, of the newest record that a worker has recorded; 0 where none can be told."""
+        pipe = self.redis.pipeline(transaction=False)
+        for partition in self.progress:
+            pipe.hget(PartitionKeys(self.topic, partition).watermark, "identity")
+        times = [as_text(identity).split(":")[1:2] for identity in pipe.execute()]
+        return max((int(time[0]) * 1000 for time in times if time and time[0].isdecimal()), default=0)
 
     def _trim_public(self, stream: str) -> None:
         entry = msgspec.json.encode(trimmed_from(self.keys.model, self._clock())).decode()
@@ -291,5 +335,10 @@ def run(settings: Settings, model_name: str) -> int:
     for number in (signals.SIGTERM, signals.SIGINT):
         signals.signal(number, lambda *_: stop.set())
     lease = Lease(redis, ModelKeys(model.name), "correlator", seconds=LEASE_SECONDS)
-    Correlator(redis, model.name, model.topic, lease).run(stop)
+    hours = settings.incidents
+    quiet = Quiet(
+        ticket=round(hours.quiet_ticket_hours * MICROSECONDS_PER_HOUR),
+        page=round(hours.quiet_page_hours * MICROSECONDS_PER_HOUR),
+    )
+    Correlator(redis, model.name, model.topic, lease, quiet=quiet).run(stop)
     return 0

@@ -7,11 +7,17 @@ change numbers. Only `opened_at` and the alerts' `at` are the clock's.
 A group is (technique, entity). Signals of an account-oblivious cluster whose members all come from one client belong
 to that client; a cluster of several clients joins the open incident of a cluster that it shares most of its clients
 with. So an attacker who spreads over accounts and starts cluster after cluster is one incident a partition.
+
+Clients whose signals come from the same corner of the input space (the same nearest reference row) at about the same
+time, with the same technique and at the same level, act as one campaign: from the second client of a partition on they
+are one incident of the whole campaign, over all partitions, and the first client's own incident is merged into it.
+Tickets and pages make campaigns of their own, so that a client who was only ticketed is never named by a page.
 """
 
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,13 +25,35 @@ from typing import Literal
 
 import msgspec
 
+from streams.incidents.silences import reason, silence_of
 from streams.incidents.titles import CLIENTS_KEPT, queries_of, title
 from streams.store.keys import ModelKeys
-from streams.store.messages import Alert, Change, Incident, IncidentChange, SignalMessage
+from streams.store.messages import (
+    Alert,
+    Change,
+    Incident,
+    IncidentChange,
+    LevelName,
+    Severity,
+    SignalMessage,
+    Silence,
+)
 
 Entity = Literal["client", "cluster", "population"]
 AlertChange = Literal["opened", "raised", "updated", "acknowledged", "resolved", "reopened"]
-LogChange = Literal["opened", "raised", "signal", "acknowledged", "resolved", "reopened"]
+LogChange = Literal[
+    "opened",
+    "raised",
+    "signal",
+    "acknowledged",
+    "assigned",
+    "noted",
+    "silenced",
+    "unsilenced",
+    "merged",
+    "resolved",
+    "reopened",
+]
 
 #: Who made a change that no person made.
 VEDETTE = "vedette"
@@ -41,6 +69,16 @@ FLOOD_ENTITY = "flood"
 REOPEN_MICROSECONDS = 24 * 3600 * 1_000_000
 #: Clients that two clusters must share to be one attack.
 SHARED_CLIENTS = 2
+#: Signals of clients who act as one campaign come within so much broker time of one another.
+CAMPAIGN_MICROSECONDS = 10 * 60 * 1_000_000
+#: A campaign's group holds the day, so that the next attack on the same corner is another incident.
+DAY_MICROSECONDS = 24 * 3600 * 1_000_000
+#: Level of a signal -> levels of the campaigns that it may join, in order.
+MEMBER_LEVELS: dict[LevelName, tuple[LevelName, ...]] = {"page": ("page",), "ticket": ("page", "ticket")}
+#: How the entity of a campaign begins.
+CAMPAIGN = "near-"
+#: Clients from which on an incident is more than one customer's trouble.
+MANY_CLIENTS = 10
 #: Changes that an incident's history keeps: the first one and the newest.
 HISTORY_KEPT = 100
 #: Evidence entries kept of an incident, and how many of them are its first ones.
@@ -90,6 +128,7 @@ class Book:
     recent: dict[str, str] = field(default_factory=dict)
     incidents: dict[str, Stored] = field(default_factory=dict)
     opening: Opening = field(default_factory=Opening)
+    silences: list[Silence] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -160,8 +199,14 @@ class Draft:
                 first_seen=now.first_seen,
                 last_seen=now.last_seen,
                 at=at,
+                severity=now.severity,
             )
         )
+
+    def hush(self, silence: Silence, by: str, at: int) -> None:
+        """Suppress the incident by a silence."""
+        self.incident = msgspec.structs.replace(self.incident, state="suppressed", silence=silence.id)
+        self.record("silenced", by, reason(silence), at)
 
 
 def group_key(technique: str, entity: str, entity_id: str) -> str:
@@ -200,6 +245,56 @@ def aliases_of(signal: SignalMessage) -> tuple[str, ...]:
     return (f"{where}|cluster|{signal.entity_id}", *(f"{where}|client|{client}" for client in clients))
 
 
+def cell_of(signal: SignalMessage) -> str:
+    """The corner of the input space that a client's signal comes from: a name of its nearest reference row."""
+    if signal.entity != "client" or not signal.nearest:
+        return ""
+    return hashlib.blake2b(array("d", signal.nearest).tobytes(), digest_size=6).hexdigest()
+
+
+def campaign_group(signal: SignalMessage) -> str:
+    """The group of the campaign that a client's signal would belong to."""
+    name = f"{CAMPAIGN}{cell_of(signal)}-{signal.time // DAY_MICROSECONDS}-{signal.level}"
+    return group_key(signal.technique, "cluster", name)
+
+
+def is_campaign(group: str) -> bool:
+    """Whether a group is a campaign's."""
+    return group.split("|", 2)[1:2] == ["cluster"] and group.split("|", 2)[2].startswith(CAMPAIGN)
+
+
+def near_name(signal: SignalMessage) -> str:
+    """Name under which the last group of a corner is found: its value is the group, ``@`` and the signal's time."""
+    return f"{signal.technique}|{signal.partition}|near|{signal.level}|{cell_of(signal)}"
+
+
+def member_name(signal: SignalMessage, level: LevelName, client: str) -> str:
+    """Name under which the campaign of a client is found."""
+    return f"{signal.technique}|{signal.partition}|member|{level}|{client}"
+
+
+def campaign_names(signal: SignalMessage) -> tuple[str, ...]:
+    """Names that tell whether a client's signal belongs to a campaign."""
+    if signal.entity != "client":
+        return ()
+    names = tuple(member_name(signal, level, signal.entity_id) for level in MEMBER_LEVELS[signal.level])
+    return (*names, near_name(signal)) if cell_of(signal) else names
+
+
+def group_of_alias(name: str, value: str) -> str:
+    """The group that an alias stands for."""
+    return value.rpartition("@")[0] if "|near|" in name else value
+
+
+def severity(incident: Incident) -> Severity:
+    """How much it matters, from the evidence and how many clients it is about."""
+    many = len(incident.clients) >= MANY_CLIENTS or incident.entity == "population"
+    if incident.level == "page":
+        both = "input-sequence" in incident.rules and any(rule.endswith("-intent") for rule in incident.rules)
+        return "critical" if many or both else "high"
+    return "medium" if many or incident.pilot else "low"
+
+
 class Fold:
     """Folds the signals of one partition, in order, into drafts of incidents."""
 
@@ -222,6 +317,9 @@ class Fold:
     def add(self, signal: SignalMessage, text: str) -> None:
         """Fold one signal; `text` is its JSON, kept as evidence."""
         group = self._group(signal)
+        first = self._first_of(group, signal)
+        if first is not None:
+            signal = msgspec.structs.replace(signal, clients=[*signal.clients, *first.incident.clients])
         draft = self._find(group, signal)
         if draft is None:
             minute = signal.time // MICROSECONDS_PER_MINUTE
@@ -238,13 +336,21 @@ class Fold:
         draft.evidence.append((text, signal.level == "page"))
         if draft.incident.entity == "cluster":
             self.aliases.update(dict.fromkeys(aliases_of(signal), group))
+        if group != FLOOD_GROUP and cell_of(signal):
+            self.aliases[near_name(signal)] = f"{group}@{signal.time}"
+        if is_campaign(group):
+            self.aliases[member_name(signal, signal.level, signal.entity_id)] = group
+            if first is not None:
+                self._take_in(first, draft, signal)
 
     def _group(self, signal: SignalMessage) -> str:
         direct = direct_group(signal)
-        if signal.entity != "cluster" or self._is_open(direct):
+        if signal.entity not in ("client", "cluster") or self._is_open(direct):
             return direct
+        if signal.entity == "client":
+            return self._campaign(direct, signal)
         names = aliases_of(signal)
-        groups = [self.aliases.get(name) or self._book.aliases.get(name) for name in names]
+        groups = [self._alias(name) for name in names]
         if len(names) == 2 and groups[1] and len(signal.clients) == 1:
             return groups[1] if self._is_open(groups[1]) else direct
         if groups[0]:
@@ -256,6 +362,47 @@ class Fold:
             if count >= SHARED_CLIENTS and 2 * count >= smaller:
                 return group
         return direct
+
+    def _campaign(self, direct: str, signal: SignalMessage) -> str:
+        """The campaign that a client belongs to, else the client's own group."""
+        for level in MEMBER_LEVELS[signal.level]:
+            group = self._alias(member_name(signal, level, signal.entity_id))
+            if group and self._is_open(group):
+                return group
+        near = self._near(signal)
+        if near is None or near.group == direct:
+            return direct
+        return near.group if is_campaign(near.group) else campaign_group(signal)
+
+    def _near(self, signal: SignalMessage) -> Draft | None:
+        """The open incident that the last signal from the same corner went to, when it was lately and as loud."""
+        if not cell_of(signal):
+            return None
+        group, _, at = self._alias(near_name(signal)).rpartition("@")
+        if not group or signal.time - int(at) > CAMPAIGN_MICROSECONDS:
+            return None
+        draft = self._draft(group)
+        return draft if draft is not None and draft.is_open and draft.incident.level == signal.level else None
+
+    def _first_of(self, group: str, signal: SignalMessage) -> Draft | None:
+        """The incident of another client alone that a campaign takes in, when nobody works on it yet."""
+        near = self._near(signal) if is_campaign(group) else None
+        if near is None or near.incident.entity != "client" or near.incident.state not in ("new", "suppressed"):
+            return None
+        return near
+
+    def _alias(self, name: str) -> str:
+        return self.aliases.get(name) or self._book.aliases.get(name) or ""
+
+    def _take_in(self, first: Draft, campaign: Draft, signal: SignalMessage) -> None:
+        name = campaign.incident.id
+        self._drafts[first.group] = first
+        first.incident = msgspec.structs.replace(
+            first.incident, state="resolved", resolved_at=signal.time, merged_into=name, silence=""
+        )
+        first.record("merged", VEDETTE, f"merged into {name}: other clients do the same", signal.time)
+        first.announce("resolved", self.now)
+        self.aliases[member_name(signal, signal.level, first.incident.entity_id)] = campaign.group
 
     def _is_open(self, group: str) -> bool:
         draft = self._draft(group)
@@ -275,7 +422,7 @@ class Fold:
         draft = self._draft(group)
         if draft is None:
             return None
-        spans = draft.incident.entity == "population"
+        spans = draft.incident.entity == "population" or is_campaign(group)
         if not draft.is_open and not spans and signal.time - draft.incident.last_seen > REOPEN_MICROSECONDS:
             return None
         self._drafts[group] = draft
@@ -283,7 +430,7 @@ class Fold:
 
     def _open(self, group: str, signal: SignalMessage) -> Draft:
         technique, entity, entity_id = group.split("|", 2)
-        first = "" if entity == "population" else signal.id
+        first = "" if entity == "population" or is_campaign(group) else signal.id
         incident = Incident(
             id=incident_id(self.model, group, first),
             model=self.model,
@@ -305,13 +452,20 @@ class Fold:
             queries=queries_of(signal),
             pilot=signal.pilot,
         )
-        incident = msgspec.structs.replace(incident, title=title(incident))
+        incident = msgspec.structs.replace(incident, title=title(incident), severity=severity(incident))
         if group in self._drafts:  # resolved, changed by late signals, and too old to re-open
             self._retired.append(self._drafts[group])
         draft = self._drafts[group] = Draft(incident, group, 0, 0, self._book.open.get(group, ""))
         draft.record("opened", VEDETTE, f"opened as {incident.level}", signal.time, signal=signal.id)
-        draft.announce("opened", self.now)
+        self._announce(draft, "opened", signal)
         return draft
+
+    def _announce(self, draft: Draft, change: AlertChange, signal: SignalMessage) -> None:
+        """Announce a change, unless a silence keeps the incident quiet."""
+        silence = silence_of(draft.incident, self._book.silences, self.now)
+        if silence is not None:
+            draft.hush(silence, VEDETTE, signal.time)
+        draft.announce(change, self.now)
 
     def _merge(self, draft: Draft, signal: SignalMessage) -> None:
         old = draft.incident
@@ -320,10 +474,15 @@ class Fold:
         raised = old.level == "ticket" and signal.level == "page"
         late = old.resolved_at is not None and signal.time <= old.resolved_at and not raised
         reopened = old.state == "resolved" and not late
+        spoken = (
+            raised and old.state == "suppressed" and bool(old.silence)
+        )  # a silence of the ticket is none of the page
         merged = msgspec.structs.replace(
             old,
             level=signal.level if reopened or raised else old.level,
-            state="new" if reopened else old.state,
+            state="new" if reopened or spoken else old.state,
+            silence="" if reopened or spoken else old.silence,
+            merged_into="" if reopened else old.merged_into,
             first_seen=min(old.first_seen, signal.time),
             last_seen=max(old.last_seen, signal.time),
             signals=old.signals + 1,
@@ -338,13 +497,16 @@ class Fold:
             resolved_at=None if reopened else old.resolved_at,
             verdict=None if reopened else old.verdict,
         )
-        draft.incident = msgspec.structs.replace(merged, title=title(merged))
+        draft.incident = msgspec.structs.replace(merged, title=title(merged), severity=severity(merged))
         if reopened:
             draft.record("reopened", VEDETTE, f"re-opened by a new {signal.level}", signal.time, signal=signal.id)
-            draft.announce("reopened", self.now)
+            self._announce(draft, "reopened", signal)
         elif raised:
             draft.record("raised", VEDETTE, f"raised to page by {signal.rule}", signal.time, signal=signal.id)
-            draft.announce("raised", self.now)
+            if draft.incident.state == "new":
+                self._announce(draft, "raised", signal)
+            else:
+                draft.announce("raised", self.now)
         else:
             draft.record("signal", VEDETTE, f"{signal.rule} again", signal.time, signal=signal.id, keep=False)
             if draft.is_open and merged.signals >= UPDATES_FROM and merged.signals.bit_count() == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -20,12 +21,18 @@ from streams.incidents.grouping import (
     Opening,
     Stored,
     aliases_of,
+    campaign_group,
+    campaign_names,
+    cell_of,
     direct_group,
     evidence_kept,
+    group_of_alias,
 )
 from streams.lease import Role
 from streams.store.keys import ModelKeys
-from streams.store.messages import Incident, SignalMessage
+from streams.store.messages import Incident, SignalMessage, Silence
+
+log = logging.getLogger("vedette.incidents")
 
 #: Evidence is forgotten so long after the incident's last signal.
 EVIDENCE_TTL_SECONDS = 30 * 24 * 3600
@@ -129,21 +136,34 @@ class Ledger:
 
     def book(self, place: str, signals: Sequence[SignalMessage]) -> Book:
         """Everything that folding these signals may need, in three round trips."""
-        names = sorted({name for signal in signals for name in aliases_of(signal)})
+        names = sorted({name for signal in signals for name in (*aliases_of(signal), *campaign_names(signal))})
         aliases = self._texts([self.keys.alias(name) for name in names])
         book = Book(aliases={name: group for name, group in zip(names, aliases, strict=True) if group})
-        groups = sorted({FLOOD_GROUP, *map(direct_group, signals), *book.aliases.values()})
+        groups = sorted(
+            {
+                FLOOD_GROUP,
+                *map(direct_group, signals),
+                *(campaign_group(signal) for signal in signals if cell_of(signal)),
+                *(group_of_alias(name, value) for name, value in book.aliases.items()),
+            }
+        )
         pipe = self.redis.pipeline(transaction=False)
         pipe.hmget(self.keys.open_incidents, groups)
         pipe.mget([self.keys.recent(group) for group in groups])
         pipe.hget(self.keys.openings, place)
-        opened, recent, opening = pipe.execute()
+        pipe.hvals(self.keys.silences)
+        opened, recent, opening, silences = pipe.execute()
+        book.silences = decoded_silences(silences)
         book.open = {group: as_text(name) for group, name in zip(groups, opened, strict=True) if name}
         book.recent = {group: as_text(name) for group, name in zip(groups, recent, strict=True) if name}
         book.incidents = self.incidents([*book.open.values(), *book.recent.values()])
         if opening:
             book.opening = Opening.parse(as_text(opening))
         return book
+
+    def silences(self) -> list[Silence]:
+        """Silences that are kept, ended ones among them, oldest first."""
+        return decoded_silences(self.redis.hvals(self.keys.silences))
 
     def open_incident(self, group: str) -> Stored | None:
         """The group's open incident."""
@@ -229,6 +249,17 @@ def fold(model: str, book: Book, entries: Iterable[tuple[SignalMessage, str]], n
     for signal, text in entries:
         folded.add(signal, text)
     return folded
+
+
+def decoded_silences(texts: Iterable[object]) -> list[Silence]:
+    """Silences as Redis holds them, oldest first; what another version wrote is left out."""
+    found = []
+    for text in texts:
+        try:
+            found.append(msgspec.json.decode(as_text(text), type=Silence))
+        except msgspec.MsgspecError as error:
+            log.warning("a silence cannot be read and is passed over: %s", error)
+    return sorted(found, key=lambda silence: (silence.created, silence.id))
 
 
 def _write(draft: Draft) -> _Write:

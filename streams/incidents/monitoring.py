@@ -8,6 +8,7 @@ from redis import Redis
 from streams.errors import Conflict
 from streams.incidents.grouping import Draft, group_key, incident_id
 from streams.incidents.ledger import ATTEMPTS, Ledger, Outdated
+from streams.incidents.silences import silence_of
 from streams.store.keys import ModelKeys
 from streams.store.messages import Incident, LevelName
 
@@ -43,6 +44,9 @@ def open_blind(
         if stored is None:
             draft = Draft(_new(keys.model, reason, now, level), GROUP, 0, 0, "")
             draft.record("opened", PROBER, reason, now)
+            silence = silence_of(draft.incident, ledger.silences(), now)
+            if silence is not None:
+                draft.hush(silence, PROBER, now)
             draft.announce("opened", now)
         else:
             old = stored.incident
@@ -115,4 +119,5 @@ def _new(model: str, reason: str, now: int, level: LevelName) -> Incident:
         clients=[],
         partitions=[],
         max_ratio=0.0,
+        severity="high" if level == "page" else "low",
     )

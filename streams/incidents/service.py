@@ -1,4 +1,6 @@
-"""What people do with incidents: list, show, acknowledge, resolve, re-open. The terminal and the console call it.
+"""What people do with incidents: list, show, acknowledge, assign, note, silence, resolve, re-open.
+
+The terminal and the console call it.
 
 Every change is a compare-and-set on the incident's version: of two people at once the second meets a clear `Conflict`,
 or nothing happens where both did the same.
@@ -6,6 +8,7 @@ or nothing happens where both did the same.
 
 from __future__ import annotations
 
+import secrets
 import time
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
@@ -16,8 +19,17 @@ from redis import Redis
 from streams.errors import ConfigError, Conflict
 from streams.incidents.grouping import Draft
 from streams.incidents.ledger import Ledger, as_text
+from streams.incidents.silences import COMMENT_LENGTH, PATTERN_LENGTH, check, describe
 from streams.store.keys import ModelKeys
-from streams.store.messages import Incident, LevelName, SignalMessage, Verdict
+from streams.store.messages import (
+    Incident,
+    IncidentChange,
+    LevelName,
+    Matcher,
+    SignalMessage,
+    Silence,
+    Verdict,
+)
 
 StateFilter = Literal["open", "new", "in_progress", "suppressed", "resolved"]
 
@@ -100,11 +112,126 @@ class IncidentService:
                 if old.assignee == by:
                     return
                 raise Conflict(f"incident {incident} is already acknowledged by {old.assignee}{_last(old)}")
-            draft.incident = msgspec.structs.replace(old, state="in_progress", assignee=by)
+            draft.incident = msgspec.structs.replace(old, state="in_progress", assignee=by, silence="")
             draft.record("acknowledged", by, "acknowledged", at)
             draft.announce("acknowledged", at)
 
         return self._ledger.change(incident, alter)
+
+    def assign(self, incident: str, by: str, to: str, *, now: int | None = None) -> Incident:
+        """Give an open incident to somebody, who may be somebody else than who has it; it is in progress then.
+
+        Raises
+        ------
+        UnknownIncident, Conflict
+            Conflict when it is resolved.
+        """
+        by, to, at = _name(by), _name(to), _now(now)
+
+        def alter(draft: Draft) -> None:
+            old = draft.incident
+            if old.state == "resolved":
+                raise Conflict(f"incident {incident} is resolved{_last(old)}; re-open it first")
+            if old.state == "in_progress" and old.assignee == to:
+                return
+            first = old.state != "in_progress"
+            draft.incident = msgspec.structs.replace(old, state="in_progress", assignee=to, silence="")
+            draft.record("assigned", by, f"assigned to {to}", at)
+            if first:
+                draft.announce("acknowledged", at)
+
+        return self._ledger.change(incident, alter)
+
+    def note(self, incident: str, by: str, text: str, *, now: int | None = None) -> Incident:
+        """Write into the incident's history.
+
+        Raises
+        ------
+        UnknownIncident, ConfigError
+        """
+        by, at = _name(by), _now(now)
+        text = text.strip()[:NOTE_LENGTH]
+        if not text:
+            raise ConfigError("a note must say something")
+
+        def alter(draft: Draft) -> None:
+            draft.record("noted", by, f"note: {text}", at)
+
+        return self._ledger.change(incident, alter)
+
+    def silences(self) -> tuple[Silence, ...]:
+        """Silences and maintenance windows: to come, in force, and those that ended within a week."""
+        return tuple(self._ledger.silences())
+
+    def silence(
+        self,
+        matcher: Matcher,
+        by: str,
+        ends: int,
+        comment: str = "",
+        *,
+        starts: int | None = None,
+        kind: Literal["silence", "maintenance"] = "silence",
+        now: int | None = None,
+    ) -> Silence:
+        """Keep what fits quiet from `starts` (default: now) up to `ends`, microseconds since the epoch.
+
+        Open incidents that fit and that nobody works on are suppressed when it begins, within seconds, and announced
+        when it ends.
+
+        Raises
+        ------
+        ConfigError
+            When it makes no sense: no end after its start, longer than 90 days, a silence of everything.
+        """
+        by, at = _name(by), _now(now)
+        for pattern in (matcher.technique, matcher.rule, matcher.client):
+            if len(pattern) > PATTERN_LENGTH:
+                raise ConfigError(f"a pattern has at most {PATTERN_LENGTH} characters")
+        made = Silence(
+            id=secrets.token_hex(4),
+            model=self._keys.model,
+            matcher=matcher,
+            starts=at if starts is None else starts,
+            ends=ends,
+            by=by,
+            comment=comment.strip()[:COMMENT_LENGTH],
+            created=at,
+            kind=kind,
+        )
+        check(made, [other for other in self.silences() if other.ends > at])
+        self._write_silence(made, "silence-made", by, f"{kind} of {describe(matcher)}", at)
+        return made
+
+    def end_silence(self, name: str, by: str, *, now: int | None = None) -> Silence:
+        """End a silence now; nothing happens to one that has ended.
+
+        Raises
+        ------
+        ConfigError
+            When there is none of that id.
+        """
+        by, at = _name(by), _now(now)
+        found = next((silence for silence in self.silences() if silence.id == name), None)
+        if found is None:
+            raise ConfigError(f"no silence {name!r}; it may have ended long ago")
+        if found.ends <= at:
+            return found
+        ended = msgspec.structs.replace(found, ends=at, starts=min(found.starts, at))
+        self._write_silence(ended, "silence-ended", by, f"{found.kind} of {describe(found.matcher)} ended", at)
+        return ended
+
+    def _write_silence(
+        self, silence: Silence, change: Literal["silence-made", "silence-ended"], by: str, what: str, at: int
+    ) -> None:
+        entry = IncidentChange(
+            id=silence.id, incident="", model=silence.model, change=change, by=by, what=what, level="ticket",
+            state="suppressed", at=at,
+        )  # fmt: skip
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.hset(self._keys.silences, silence.id, msgspec.json.encode(silence))
+        pipe.xadd(self._keys.log, {"m": msgspec.json.encode(entry)})
+        pipe.execute()
 
     def resolve(self, incident: str, by: str, verdict: str, note: str = "", *, now: int | None = None) -> Incident:
         """Close the incident with a verdict.
@@ -128,7 +255,7 @@ class IncidentService:
                 if old.verdict == said:
                     return
                 raise Conflict(f"incident {incident} is already resolved as {old.verdict}{_last(old)}")
-            draft.incident = msgspec.structs.replace(old, state="resolved", resolved_at=at, verdict=said)
+            draft.incident = msgspec.structs.replace(old, state="resolved", resolved_at=at, verdict=said, silence="")
             draft.record("resolved", by, f"resolved as {said}" + (f": {note}" if note else ""), at)
             draft.announce("resolved", at)
 
@@ -150,7 +277,9 @@ class IncidentService:
                 return
             if draft.was_open not in ("", incident):
                 raise Conflict(f"incident {draft.was_open} of the same {old.entity} is open; work on that one")
-            draft.incident = msgspec.structs.replace(old, state="new", assignee=None, resolved_at=None, verdict=None)
+            draft.incident = msgspec.structs.replace(
+                old, state="new", assignee=None, resolved_at=None, verdict=None, merged_into=""
+            )
             draft.record("reopened", by, "re-opened", at)
             draft.announce("reopened", at)
 

@@ -1,12 +1,14 @@
-"""`vedette incidents`: list, show, acknowledge, resolve and re-open in the terminal."""
+"""`vedette incidents`: list, show, acknowledge, assign, note, silence, resolve and re-open in the terminal."""
 
 from __future__ import annotations
 
 import getpass
 import json
+import re
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from datetime import UTC, datetime
+from typing import ClassVar, Literal, Protocol
 
 import click
 import msgspec
@@ -16,13 +18,17 @@ from rich.text import Text
 
 from streams.config import ModelSettings, Settings
 from streams.incidents.service import IncidentService, IncidentView, StateFilter
+from streams.incidents.silences import describe
 from streams.incidents.titles import ADVICE, TECHNIQUES
-from streams.store.messages import Incident, LevelName, SignalMessage
+from streams.store.messages import Incident, LevelName, Matcher, SignalMessage
 
 #: Evidence signals, clients, changes and features that `show` prints at most.
 SHOWN_SIGNALS, SHOWN_CLIENTS, SHOWN_CHANGES, SHOWN_FEATURES = 5, 12, 12, 6
 #: A resolved incident has served its purpose, a page has not.
 COLOURS = {"page": "bold red", "ticket": "yellow"}
+
+
+Entity = Literal["", "client", "cluster", "population", "monitoring"]
 
 
 class Session(Protocol):
@@ -83,9 +89,78 @@ def reopen_command(service: IncidentService, console: Console, incident: str, by
     return _changed(service.reopen(incident, by), console, as_json)
 
 
+def silence_command(
+    service: IncidentService,
+    console: Console,
+    matcher: Matcher,
+    by: str,
+    comment: str,
+    seconds: float,
+    start: datetime | None = None,
+    maintenance: bool = False,
+    as_json: bool = False,
+    now: int | None = None,
+) -> int:
+    """Keep what fits quiet for so long."""
+    at = time.time_ns() // 1000 if now is None else now
+    starts = at if start is None else round(start.replace(tzinfo=UTC).timestamp() * 1e6)
+    made = service.silence(
+        matcher,
+        by,
+        starts + round(seconds * 1e6),
+        comment,
+        starts=starts,
+        kind="maintenance" if maintenance else "silence",
+        now=at,
+    )
+    if as_json:
+        _print_json(made)
+    else:
+        console.print(_line(f"{made.id}  {made.kind} of {describe(made.matcher)} until {_moment(made.ends)} UTC"))
+    return 0
+
+
+def silences_command(
+    service: IncidentService, console: Console, ended: bool = False, as_json: bool = False, now: int | None = None
+) -> int:
+    """Print silences and maintenance windows, those in force first."""
+    at = time.time_ns() // 1000 if now is None else now
+    found = [silence for silence in service.silences() if ended or silence.ends > at]
+    if as_json:
+        _print_json(found)
+        return 0
+    if not found:
+        console.print("No silences.")
+        return 0
+    table = Table("id", "", "what", "from (UTC)", "until (UTC)", "by", "why", box=None, pad_edge=False)
+    for silence in sorted(found, key=lambda one: (one.starts > at, one.ends <= at, one.ends)):
+        state = "ended" if silence.ends <= at else "in force" if silence.starts <= at else "to come"
+        what = f"{silence.kind} of {describe(silence.matcher)}"
+        cells = (silence.id, state, what, _moment(silence.starts), _moment(silence.ends), silence.by, silence.comment)
+        table.add_row(*(_line(cell) for cell in cells), style="dim" if state == "ended" else "")
+    console.print(table)
+    return 0
+
+
+class Length(click.ParamType):
+    """A length of time: 90s, 30m, 2h, 1.5d."""
+
+    name = "length"
+    _UNITS: ClassVar[dict[str, int]] = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds."""
+        if isinstance(value, (int, float)):
+            return float(value)
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", str(value).strip())
+        if found is None:
+            self.fail(f"{value!r} is no length of time; write 90s, 30m, 2h or 1.5d", param, ctx)
+        return float(found.group(1)) * self._UNITS[found.group(2)]
+
+
 @click.group()
 def incidents() -> None:
-    """Incidents: list, show, acknowledge, resolve, re-open."""
+    """Incidents: list, show, acknowledge, assign, note, silence, resolve, re-open."""
 
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -144,6 +219,85 @@ def _reopen(session: Session, incident: str, by: str, as_json: bool) -> int:
     return reopen_command(_service(session), Console(), incident, by, as_json)
 
 
+@incidents.command("assign")
+@click.argument("incident")
+@click.argument("name")
+@_BY
+@_JSON
+@click.pass_obj
+def _assign(session: Session, incident: str, name: str, by: str, as_json: bool) -> int:
+    """Give an incident to somebody."""
+    return _changed(_service(session).assign(incident, by, name), Console(), as_json)
+
+
+@incidents.command("note")
+@click.argument("incident")
+@click.argument("text")
+@_BY
+@_JSON
+@click.pass_obj
+def _note(session: Session, incident: str, text: str, by: str, as_json: bool) -> int:
+    """Write into an incident's history."""
+    return _changed(_service(session).note(incident, by, text), Console(), as_json)
+
+
+@incidents.command("silence")
+@click.option("--technique", default="", metavar="PATTERN", help="ATLAS id; * and ? stand for anything.")
+@click.option("--entity", default="", type=click.Choice(["", "client", "cluster", "population", "monitoring"]))
+@click.option("--level", default="", type=click.Choice(["", "ticket", "page"]))
+@click.option("--rule", default="", metavar="PATTERN", help="Must fit every rule that spoke.")
+@click.option("--client", default="", metavar="PATTERN", help="Client hash; must fit every client of the incident.")
+@click.option("--for", "seconds", required=True, type=Length(), help="How long: 90s, 30m, 2h, 1.5d.")
+@click.option("--from", "start", type=click.DateTime(), help="When it starts, UTC; default: now.")
+@click.option("--maintenance", is_flag=True, help="A maintenance window: may be about everything.")
+@click.option("--comment", default="", help="Why.")
+@_BY
+@_JSON
+@click.pass_obj
+def _silence(
+    session: Session,
+    technique: str,
+    entity: Entity,
+    level: Literal["", "ticket", "page"],
+    rule: str,
+    client: str,
+    seconds: float,
+    start: datetime | None,
+    maintenance: bool,
+    comment: str,
+    by: str,
+    as_json: bool,
+) -> int:
+    """Keep incidents that fit quiet until an end; they are counted, shown, and announced afterwards if still open."""
+    matcher = Matcher(technique=technique, entity=entity, level=level, rule=rule, client=client)
+    service = _service(session)
+    return silence_command(service, Console(), matcher, by, comment, seconds, start, maintenance, as_json)
+
+
+@incidents.command("silences")
+@click.option("--ended", is_flag=True, help="Those that ended within a week too.")
+@_JSON
+@click.pass_obj
+def _silences(session: Session, ended: bool, as_json: bool) -> int:
+    """Silences and maintenance windows."""
+    return silences_command(_service(session), Console(), ended, as_json)
+
+
+@incidents.command("unsilence")
+@click.argument("silence")
+@_BY
+@_JSON
+@click.pass_obj
+def _unsilence(session: Session, silence: str, by: str, as_json: bool) -> int:
+    """End a silence now."""
+    ended = _service(session).end_silence(silence, by)
+    if as_json:
+        _print_json(ended)
+    else:
+        Console().print(_line(f"{ended.id}  {ended.kind} of {describe(ended.matcher)} has ended"))
+    return 0
+
+
 def _service(session: Session) -> IncidentService:
     from streams.store.client import connect
 
@@ -181,8 +335,11 @@ def _page(view: IncidentView) -> RenderableType:
     facts.add_column()
     rows = [
         ("incident", f"{one.id}, change {view.version}"),
-        ("level", one.level),
-        ("state", _state(one) + (f", {one.assignee}" if one.assignee else "")),
+        ("level", f"{one.level}, severity {one.severity}"),
+        (
+            "state",
+            _state(one) + (f", {one.assignee}" if one.assignee else "") + (f" by {one.silence}" if one.silence else ""),
+        ),
         ("technique", f"{one.technique} {TECHNIQUES.get(one.technique, '')} (MITRE ATLAS {one.atlas_version})"),
         ("entity", f"{one.entity} {one.entity_id}"),
         ("seen", f"{_moment(one.first_seen)} to {_moment(one.last_seen)} UTC"),

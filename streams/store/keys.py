@@ -149,6 +149,11 @@ class ModelKeys:
         return f"{self.tag}:evidence:{incident}"
 
     @property
+    def silences(self) -> str:
+        """Hash: silence id -> Silence JSON; ended ones are kept for a week."""
+        return f"{self.tag}:silences"
+
+    @property
     def progress(self) -> str:
         """Hash: ``topic:partition`` -> id of the last signal that the correlator applied."""
         return f"{self.tag}:correlator-progress"

@@ -10,6 +10,8 @@ LevelName = Literal["ticket", "page"]
 State = Literal["new", "in_progress", "suppressed", "resolved"]
 Verdict = Literal["true", "false", "benign"]
 """Of a resolved incident: a real attack, a false alarm, or real but harmless (a test, a known client)."""
+Severity = Literal["low", "medium", "high", "critical"]
+"""From the evidence and how many clients it is about. Pages are high or critical, tickets low or medium."""
 
 
 class ReasonMessage(msgspec.Struct, frozen=True):
@@ -99,7 +101,12 @@ class Incident(msgspec.Struct, frozen=True):
     resolved_at: int | None = None
     """When it was last resolved, microseconds; None while it is open."""
     verdict: Verdict | None = None
-    """What the responder who resolved it said."""
+    """What the responder who resolved it said; None also where it was resolved without one: quiet, or merged."""
+    severity: Severity = "low"
+    silence: str = ""
+    """Id of the silence that suppresses it; empty for none."""
+    merged_into: str = ""
+    """Id of the campaign's incident that took it in; empty for none."""
 
 
 class IncidentChange(msgspec.Struct, frozen=True):
@@ -109,7 +116,22 @@ class IncidentChange(msgspec.Struct, frozen=True):
     """Unique: incident id and change number."""
     incident: str
     model: str
-    change: Literal["opened", "raised", "signal", "acknowledged", "resolved", "reopened"]
+    change: Literal[
+        "opened",
+        "raised",
+        "signal",
+        "acknowledged",
+        "assigned",
+        "noted",
+        "silenced",
+        "unsilenced",
+        "merged",
+        "resolved",
+        "reopened",
+        "silence-made",
+        "silence-ended",
+    ]
+    """The last two are about a silence: `incident` is empty, and `id` is the silence's."""
     by: str
     """`vedette`, `prober`, or who acted."""
     what: str
@@ -139,6 +161,36 @@ class Alert(msgspec.Struct, frozen=True):
     first_seen: int
     last_seen: int
     at: int
+    version: int = 1
+    severity: Severity = "low"
+
+
+class Matcher(msgspec.Struct, frozen=True):
+    """Which incidents a silence is about: all that fit every pattern given. Empty: anything."""
+
+    technique: str = ""
+    """ATLAS id, with ``*`` and ``?``."""
+    entity: Literal["", "client", "cluster", "population", "monitoring"] = ""
+    level: Literal["", "ticket", "page"] = ""
+    rule: str = ""
+    """With ``*`` and ``?``; must fit every rule that spoke."""
+    client: str = ""
+    """Client hash, with ``*`` and ``?``; must fit every client of the incident."""
+
+
+class Silence(msgspec.Struct, frozen=True):
+    """A silence or a maintenance window of one model."""
+
+    id: str
+    model: str
+    matcher: Matcher
+    starts: int
+    ends: int
+    """Microseconds since the epoch; it holds from `starts` up to, not including, `ends`."""
+    by: str
+    comment: str
+    created: int
+    kind: Literal["silence", "maintenance"] = "silence"
     version: int = 1
 
 

@@ -19,6 +19,7 @@ MESSAGES: tuple[type[msgspec.Struct], ...] = (
     messages.Incident,
     messages.IncidentChange,
     messages.Alert,
+    messages.Silence,
     messages.ProbeVerdict,
     messages.ProbePlan,
     messages.ProbeOutcome,

@@ -45,7 +45,7 @@ def signal(
         members=[(offset - place, 0) for place in range(min(offset + 1, 20), 0, -1)],
         clients=[client],
         input=[0.0, 1.0],
-        nearest=[0.5, 0.5],
+        nearest=[0.5, float(int(client, 16) % 2**50)],
         label=1,
         nearest_label=1,
         measures={"size": 20.0},

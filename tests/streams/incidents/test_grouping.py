@@ -207,6 +207,7 @@ def streams(draw: st.DrawFn) -> list[dict[str, object]]:
         offset += draw(st.integers(1, 40))
         row: dict[str, object] = {"offset": offset, "time": START + offset * draw(st.sampled_from([1_000_000]))}
         row["level"] = draw(st.sampled_from(["ticket", "ticket", "page"]))
+        row["nearest"] = [0.5, draw(st.sampled_from([0.0, 1.0]))]
         if draw(st.booleans()):
             members = draw(st.lists(st.sampled_from(clients), min_size=1, max_size=4, unique=True))
             row |= {"entity": "cluster", "entity_id": f"{draw(st.integers(0, 4))}-0", "clients": members}
@@ -229,13 +230,112 @@ def test_incidents_do_not_depend_on_how_the_stream_is_cut(
     book, log, alerts = Book(), [], []
     for first, last in zip([0, *cuts], [*cuts, len(signals)], strict=True):
         folded = fold(signals[first:last], book)
-        log += [entry.id for draft in folded.drafts for entry in draft.log]
+        log += [entry.id for draft in folded.drafts for entry in draft.log if entry.change != "merged"]
         alerts += [alert.id for draft in folded.drafts for alert in draft.alerts]
         book = carry(book, folded)
     assert book.incidents == whole.incidents
     assert (book.open, book.aliases, book.opening) == (whole.open, whole.aliases, whole.opening)
     assert len(set(log)) == len(log) == len(signals)
     assert sorted(alerts) == sorted(alert.id for draft in fold(signals).drafts for alert in draft.alerts)
+
+
+NEAR = {"nearest": [1.0, 2.0]}
+PAGE = {"level": "page", "rule": "query-intent"}
+
+
+def test_clients_that_act_as_one_are_one_campaign(make_signal: SignalFactory) -> None:
+    signals = [make_signal(n, client=f"{n:016x}", time=START + n, **NEAR) for n in range(1, 5_001)]
+    drafts = list(fold(signals).drafts)
+    (campaign,) = [draft for draft in drafts if draft.is_open]
+    (first,) = [draft for draft in drafts if not draft.is_open]
+    assert campaign.incident.signals == 4_999
+    assert (
+        campaign.incident.title
+        == "Possible query-based evasion spread over 256 or more accounts: 20 near-identical queries"
+    )
+    assert campaign.incident.severity == "medium"
+    assert first.incident.entity_id == f"{1:016x}"
+    assert first.incident.merged_into == campaign.incident.id
+    assert f"{1:016x}" in campaign.incident.clients
+    assert [alert.change for alert in first.alerts] == ["opened", "resolved"]
+    assert [alert.change for alert in campaign.alerts][:2] == ["opened", "updated"]
+    assert first.incident.history[-1].what.startswith("merged into")
+
+
+def test_members_of_a_campaign_stay_in_it_wherever_they_go(make_signal: SignalFactory) -> None:
+    signals = [
+        make_signal(1, client="a" * 16, **NEAR),
+        make_signal(2, client="b" * 16, **NEAR),
+        make_signal(
+            3, client="a" * 16, nearest=[7.0, 7.0]
+        ),  # the first one too, and now the other corner belongs to it
+        make_signal(4, client="c" * 16, nearest=[7.0, 7.0]),
+    ]
+    opened = [draft for draft in fold(signals).drafts if draft.is_open]
+    assert [draft.incident.signals for draft in opened] == [3]
+    assert opened[0].incident.clients == ["a" * 16, "b" * 16, "c" * 16]
+
+
+@pytest.mark.parametrize(
+    ("second", "why"),
+    [
+        ({"nearest": [3.0, 3.0]}, "another corner"),
+        ({"technique": "AML.T0015"}, "another technique"),
+        ({**PAGE}, "another level"),
+        ({"partition": 1}, "another partition"),
+        ({"time": START + 11 * MINUTE}, "much later"),
+        ({"nearest": []}, "no corner"),
+    ],
+)
+def test_what_is_not_near_is_no_campaign(make_signal: SignalFactory, second: dict[str, object], why: str) -> None:
+    signals = [make_signal(1, client="a" * 16, **NEAR), make_signal(2, client="b" * 16, **{**NEAR, **second})]
+    assert len([draft for draft in fold(signals).drafts if draft.is_open]) == 2, why
+
+
+def test_who_was_only_ticketed_is_never_named_by_a_page(make_signal: SignalFactory) -> None:
+    signals = [
+        make_signal(1, client="a" * 16, **NEAR),
+        make_signal(2, client="b" * 16, **NEAR),
+        make_signal(3, client="c" * 16, **NEAR),
+        make_signal(4, client="b" * 16, **NEAR, **PAGE),
+        make_signal(5, client="c" * 16, **NEAR, **PAGE),
+        make_signal(6, client="c" * 16, **NEAR),
+    ]
+    opened = {draft.incident.level: draft.incident for draft in fold(signals).drafts if draft.is_open}
+    assert opened["page"].clients == ["b" * 16, "c" * 16]
+    assert opened["page"].signals == 2  # b's page was merged; then c's page and its ticket
+    assert opened["ticket"].clients == ["a" * 16, "b" * 16, "c" * 16]
+    assert opened["page"].severity == "high"
+
+
+def test_incident_that_somebody_works_on_is_not_merged(make_signal: SignalFactory) -> None:
+    book = carry(Book(), fold([make_signal(1, client="a" * 16, **NEAR)]))
+    ((name, stored),) = book.incidents.items()
+    book.incidents[name] = Stored(msgspec.structs.replace(stored.incident, state="in_progress"), 2, stored.group)
+    folded = fold([make_signal(2, client="b" * 16, **NEAR), make_signal(3, client="a" * 16, **NEAR)], book)
+    drafts = {draft.incident.entity: draft.incident for draft in folded.drafts}
+    assert (drafts["client"].state, drafts["client"].signals) == ("in_progress", 2)
+    assert drafts["cluster"].clients == ["b" * 16]
+
+
+def test_campaigns_of_partitions_are_one_in_any_order(make_signal: SignalFactory) -> None:
+    def burst(partition: int) -> list[SignalMessage]:
+        return [
+            make_signal(n, partition=partition, client=f"{partition:08x}{n:08x}", time=START + n, **NEAR)
+            for n in range(1, 6)
+        ]
+
+    def run(order: Sequence[int]) -> dict[str, tuple[object, ...]]:
+        book = Book()
+        for partition in order:
+            book = carry(book, fold(burst(partition), book))
+        return {
+            name: (s.incident.signals, s.incident.clients, s.incident.partitions, s.incident.title, s.incident.state)
+            for name, s in book.incidents.items()
+        }
+
+    assert run([0, 1, 2]) == run([2, 1, 0])
+    assert sum(state != "resolved" for *_, state in run([0, 1, 2]).values()) == 1
 
 
 def test_order_of_partitions_does_not_matter_to_the_flood(make_signal: SignalFactory) -> None:

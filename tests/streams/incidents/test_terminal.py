@@ -108,3 +108,42 @@ def test_commands_of_the_shell(shell: Shell, redis: Redis, name: str) -> None:
         CliRunner().invoke(
             terminal.incidents, ["ack", name, "--by", "bob"], obj=shell, catch_exceptions=False, standalone_mode=False
         )
+
+
+def test_silence_list_and_unsilence_in_the_terminal(redis: Redis, shell: Shell, name: str) -> None:
+    run = CliRunner()
+
+    def call(*arguments: str) -> tuple[int, str]:
+        result = run.invoke(terminal.incidents, list(arguments), obj=shell)
+        return result.exit_code, result.output
+
+    code, output = call(
+        "silence", "--client", "3fa1*", "--for", "1.5h", "--comment", "a [red]test[/red]", "--by", "ada", "--json"
+    )
+    assert code == 0
+    made = json.loads(output)
+    assert made["ends"] - made["starts"] == 5_400_000_000
+    code, output = call("silences")
+    assert code == 0
+    assert made["id"] in output
+    assert "in force" in output
+    assert call("unsilence", made["id"], "--by", "bob")[0] == 0
+    assert call("silences")[1] == "No silences.\n"
+    assert "ended" in call("silences", "--ended")[1]
+    code, output = call("silence", "--client", "x", "--for", "soon", "--by", "ada")
+    assert code == 2
+    assert "is no length of time; write 90s, 30m, 2h or 1.5d" in output
+    code, output = call(
+        "silence", "--maintenance", "--for", "2d", "--from", "2030-01-01T00:00:00", "--by", "ada", "--json"
+    )
+    assert json.loads(output)["starts"] == 1_893_456_000_000_000
+
+
+def test_assign_and_note_in_the_terminal(redis: Redis, shell: Shell, name: str) -> None:
+    run = CliRunner()
+    assert run.invoke(terminal.incidents, ["assign", name, "bob", "--by", "ada"], obj=shell).exit_code == 0
+    assert run.invoke(terminal.incidents, ["note", name, "asked the tenant", "--by", "ada"], obj=shell).exit_code == 0
+    text = run.invoke(terminal.incidents, ["show", name], obj=shell).output
+    assert "note: asked the tenant" in text
+    assert "in progress, bob" in text
+    assert "severity high" in text
