@@ -1,7 +1,7 @@
 """A fixed log, workers that meet faults, and what must be equal at the end.
 
-The log stands in a topic with CreateTime, so that two runs over it see the same times. Each run has a Redis database that
-was empty before, and a consumer group of its own.
+The log stands in a topic with CreateTime, so that two runs over it see the same times. Each run has a Redis database
+that was empty before, and a consumer group of its own.
 """
 
 from __future__ import annotations
@@ -82,12 +82,11 @@ def make_bundle(path: Path) -> Path:
 
 def events(home: World, rng: np.random.Generator) -> list[tuple[bytes | None, NDArray[np.float64]]]:
     """(client, row) of everything that is no probe and not malformed, in the order of the log."""
-    streams: list[tuple[bytes | None, NDArray[np.float64]]] = []
-    for client in range(CLIENTS):
-        streams.append((b"client-%d" % client, home.fresh(int(rng.integers(4, 16)), rng)))
+    streams: list[tuple[bytes | None, NDArray[np.float64]]] = [
+        (b"client-%d" % client, home.fresh(int(rng.integers(4, 16)), rng)) for client in range(CLIENTS)
+    ]
     for number, (name, attack) in enumerate(sorted(ATTACKS.items())):
-        for again in range(2):
-            streams.append((f"attacker-{name}-{again}".encode(), attack(home, rng, queries=160)))
+        streams.extend((f"attacker-{name}-{again}".encode(), attack(home, rng, queries=160)) for again in range(2))
         mixed, _ = diluted(home, attack(home, rng, queries=80), 3, rng)
         streams.append((b"mixed-%d" % number, mixed))
     streams.append((b"sensor", sensor_rows(home, 250, rng)))
@@ -117,7 +116,7 @@ def write_log(bootstrap: str, topic: str) -> dict[int, int]:
         partition = partition_of(client, PARTITIONS) if client else number % PARTITIONS
         body: dict[str, Any] = {"model": MODEL, "inputs": row.tolist(), "outputs": outputs[number].tolist()}
         if number % 17 == 0:  # many rows a record, as Open Inference Protocol
-            value = _oip(np.repeat(row[None], 2, axis=0) + [[0.0], [1e-3]], np.repeat(outputs[number][None], 2, axis=0))
+            value = _oip(np.array([row, row + 1e-3]), np.array([outputs[number]] * 2))
         else:
             value = json.dumps(body).encode()
         producer.send(topic, key=client, value=value, partition=partition, timestamp_ms=at)
@@ -195,9 +194,8 @@ class Run:
         until = time.monotonic() + RUN_SECONDS
         while not self.done(redis):
             if time.monotonic() > until:
-                raise AssertionError(
-                    f"not done after {RUN_SECONDS:.0f} s: {self.watermarks(redis)} of {self.log.ends}\n{self.last_words()}"
-                )
+                stand = f"{self.watermarks(redis)} of {self.log.ends}"
+                raise AssertionError(f"not done after {RUN_SECONDS:.0f} s: {stand}\n{self.last_words()}")
             alive = [child for child in self.children if child.poll() is None]
             for _ in range(keep - len(alive)):
                 self.start()
