@@ -1,7 +1,7 @@
 """What scoring costs: microseconds a row of the full default ensemble on one core, in all and by stage.
 
-64 features, 10 classes, a reference condensed to about 1,000 rows, 20,000 clients with histories, a full index of 10,000
-rows. ``python -m benchmarks.scoring --check`` compares with the target.
+64 features, 10 classes, a reference condensed to about 1,000 rows, 20,000 clients with histories, a full index of
+10,000 rows. ``python -m benchmarks.scoring --check`` compares with the target.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks import report
 from detectors import kernels
@@ -32,14 +34,14 @@ TARGET_US = 12.0
 REPEATS, QUICK_REPEATS = 15, 5
 
 
-def rows(n: int, rng: np.random.Generator, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def rows(n: int, rng: np.random.Generator, centres: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Pictures of ten kinds, n of them, and their classes."""
     labels = rng.integers(0, CLASSES, n).astype(np.int32)
     inputs = centres[labels] + rng.normal(0, 0.12, (n, 8)) @ rng.normal(size=(8, WIDTH)) * 0.3
     return np.clip(inputs + rng.normal(0, 0.08, (n, WIDTH)), 0, 1), labels
 
 
-def traffic(n: int, clients: int, rng: np.random.Generator, centres: np.ndarray, first: int = 0) -> Batch:
+def traffic(n: int, clients: int, rng: np.random.Generator, centres: NDArray[Any], first: int = 0) -> Batch:
     """n events of so many clients."""
     inputs, labels = rows(n, rng, centres)
     place = np.arange(first, first + n, dtype=np.int64)
@@ -53,7 +55,7 @@ def traffic(n: int, clients: int, rng: np.random.Generator, centres: np.ndarray,
     )
 
 
-def fitted(rng: np.random.Generator, centres: np.ndarray, quick: bool) -> Ensemble:
+def fitted(rng: np.random.Generator, centres: NDArray[Any], quick: bool) -> Ensemble:
     """The default ensemble of such a site."""
     inputs, labels = rows(REFERENCE_ROWS, rng, centres)
     schema = FeatureSchema.image((8, 8), [str(label) for label in range(CLASSES)])
@@ -71,14 +73,11 @@ def fitted(rng: np.random.Generator, centres: np.ndarray, quick: bool) -> Ensemb
     return ensemble
 
 
-def fastest(action: Callable[[], Any], repeats: int) -> list[float]:
-    """CPU seconds of each run."""
-    taken = []
-    for _ in range(repeats):
-        start = time.process_time()
-        action()
-        taken.append(time.process_time() - start)
-    return taken
+def seconds(action: Callable[[], Any]) -> float:
+    """CPU seconds of one run."""
+    start = time.process_time()
+    action()
+    return time.process_time() - start
 
 
 def stages(ensemble: Ensemble, batch: Batch) -> list[tuple[str, Callable[[], Any]]]:
@@ -98,7 +97,7 @@ def stages(ensemble: Ensemble, batch: Batch) -> list[tuple[str, Callable[[], Any
         ("standard form", view),
         ("neighbours", lambda: view().own_squared),
     ]
-    found += [(detector.name, lambda detector=detector: detector.score(known)) for detector in single.detectors]
+    found += [(detector.name, partial(detector.score, known)) for detector in single.detectors]
     return [
         *found,
         (
@@ -134,14 +133,14 @@ def main() -> int:
     fresh = [traffic(BATCH_ROWS, CLIENTS, rng, centres, 10**7 + 1000 * k) for k in range(repeats)]
     for size in (1, 10, 100, BATCH_ROWS):
         pieces = [part.take(slice(a, a + size)) for part in fresh for a in range(0, min(BATCH_ROWS, 40 * size), size)]
-        taken = [fastest(lambda piece=piece: ensemble.score(piece, state), 1)[0] / size * 1e6 for piece in pieces]
+        taken = [seconds(partial(ensemble.score, piece, state)) / size * 1e6 for piece in pieces]
         if size < BATCH_ROWS:
             taken = [float(np.mean(group)) for group in np.array_split(taken, repeats)]
         figures.append(report.median_figure(f"score_{size}_us", taken, rng, "us/row"))
     for name, action in stages(ensemble, fresh[0]):
         figures.append(
             report.median_figure(
-                f"stage {name}", [t / BATCH_ROWS * 1e6 for t in fastest(action, repeats)], rng, "us/row"
+                f"stage {name}", [seconds(action) / BATCH_ROWS * 1e6 for _ in range(repeats)], rng, "us/row"
             )
         )
     figures += walk_figures(ensemble, fresh, state, rng)
@@ -150,7 +149,7 @@ def main() -> int:
         "features": WIDTH,
         "condensed_rows": len(ensemble.single.frame.labels),
         "clients": CLIENTS,
-        "index_rows": len(state.index.simhash),
+        "index_rows": state.index.simhash.shape[1],
         "batch_rows": BATCH_ROWS,
         "bytes_a_client": state.bytes_a_client(),
         "fit_cpu_seconds": fit_seconds,
@@ -163,7 +162,7 @@ def main() -> int:
 def walk_figures(ensemble: Ensemble, fresh: list[Batch], state: Any, rng: np.random.Generator) -> list[report.Figure]:
     """The walk with and without clients: anonymous rows only meet the index."""
     tables = ensemble.tables.packed()
-    found = {"walk": [], "walk of anonymous rows (index)": []}
+    found: dict[str, list[float]] = {"walk": [], "walk of anonymous rows (index)": []}
     for batch in fresh:
         scored = ensemble.single.score(batch)
         for name, taken in found.items():

@@ -241,24 +241,23 @@ class BatchView:
         frame, n = self.frame, len(self._batch)
         own, first, other = np.empty(n), np.empty(n), np.empty(n)
         index = np.empty(n, dtype=np.int64)
-        block = np.empty((min(n, BLOCK_ROWS), len(frame.norms)), dtype=np.float32)
-        for start in range(0, n, BLOCK_ROWS):
-            stop = min(start + BLOCK_ROWS, n)
-            rows.nearest(
-                np.matmul(self._thin[start:stop], frame.thin, out=block[: stop - start]),
-                self._standardised[start:stop],
-                self._norms[start:stop],
-                self._batch.labels[start:stop],
-                frame.standardised,
-                frame.norms,
-                frame.thin_norms,
-                frame.longest,
-                frame.bounds,
-                own[start:stop],
-                first[start:stop],
-                index[start:stop],
-                other[start:stop],
-            )
+        rows.neighbours(
+            self._thin,
+            frame.thin,
+            np.empty((max(1, min(n, BLOCK_ROWS)), len(frame.norms)), dtype=np.float32),
+            self._standardised,
+            self._norms,
+            self._batch.labels,
+            frame.standardised,
+            frame.norms,
+            frame.thin_norms,
+            frame.longest,
+            frame.bounds,
+            own,
+            first,
+            index,
+            other,
+        )
         return own, first, index, other
 
     @property

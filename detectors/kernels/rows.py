@@ -10,7 +10,8 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from detectors.kernels.exact import CLIP_SD
@@ -27,6 +28,8 @@ TREE_BLOCK_ROWS = 64
 CODE_DIMS = 12
 #: Standard deviations of a projected value that int8 spans on each side.
 CODE_RANGE_SD = 6.0
+#: Bytes that are counted at a time; their number stays below 256.
+COUNT_ROWS = 128
 #: Unit roundoff of float32.
 SINGLE_ROUNDOFF = 2.0**-24
 #: What a feature adds that was constant in the reference and is not now.
@@ -228,6 +231,58 @@ def nearest(
         own[i] = max(norms[i] + mine, 0.0)
         own_first[i] = max(norms[i] + (best[0] if last >= 0 else nearest_other), 0.0)
         other[i] = max(norms[i] + theirs, 0.0)
+
+
+@njit(cache=True, nogil=True)
+def neighbours(
+    thin: Any,
+    reference_thin: Any,
+    block: Any,
+    standard: Any,
+    norms: Any,
+    labels: Any,
+    reference: Any,
+    reference_norms: Any,
+    thin_norms: Any,
+    longest: float,
+    bounds: Any,
+    own: Any,
+    own_first: Any,
+    own_index: Any,
+    other: Any,
+) -> None:
+    """`nearest` for any number of rows, in one call that never asks for the interpreter's lock.
+
+    Parameters
+    ----------
+    thin : float32 (n, d)
+        The standardised rows, rounded.
+    reference_thin : float32 (d, r)
+        The reference rows as columns.
+    block : float32 (b, r), overwritten
+        Room for the products of b rows at a time; small enough to stay in the second-level cache.
+
+    The others are as in `nearest`.
+    """
+    rows = block.shape[0]
+    for start in range(0, thin.shape[0], rows):
+        stop = min(start + rows, thin.shape[0])
+        np.dot(thin[start:stop], reference_thin, block[: stop - start])
+        nearest(
+            block[: stop - start],
+            standard[start:stop],
+            norms[start:stop],
+            labels[start:stop],
+            reference,
+            reference_norms,
+            thin_norms,
+            longest,
+            bounds,
+            own[start:stop],
+            own_first[start:stop],
+            own_index[start:stop],
+            other[start:stop],
+        )
 
 
 @njit(cache=True, nogil=True)
@@ -437,12 +492,10 @@ def mix64(value: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def codes(
-    rows: Any,
     inputs: Any,
-    projection: Any,
+    products: Any,
     scales: Any,
-    simhash_planes: Any,
-    salt: Any,
+    keys: Any,
     bits_a_feature: int,
     code: Any,
     sketch: Any,
@@ -451,33 +504,40 @@ def codes(
 ) -> None:
     """The small forms of a row that histories keep.
 
-    code (n, 12) int8: random projection of the standardised row in steps of its spread; sketch (n,) uint32: one or two
-    hashed bits a feature, so that few differing bits mean few differing features; simhash (n,) uint64: signs of 64
-    random projections (Charikar 2002); row_hash (n,) uint64 of the raw row's bytes.
+    Parameters
+    ----------
+    inputs : float64 (n, d)
+        Raw rows.
+    products : float64 (n, 12 + 64)
+        Standardised rows times the code's projection and the planes of the sign hash; exact, as both lie on the grid.
+    scales : float64 (12,)
+        Code steps a standard deviation.
+    keys : uint64 (d,)
+        A secret for each feature.
+    bits_a_feature : int
+        1 or 2.
+    code : int8 (n, 12), filled
+    sketch : uint32 (n,), filled
+        One or two hashed bits a feature, so that few differing bits mean few differing features.
+    simhash : uint64 (n,), filled
+        Signs of 64 random projections (Charikar 2002).
+    row_hash : uint64 (n,), filled
+        Of the raw row's bytes; both zeros are one. The features' keyed hashes are added, so their order costs nothing.
     """
-    d = rows.shape[1]
+    d = inputs.shape[1]
     raw = inputs.view(np.uint64)
-    part = np.empty(CODE_DIMS, dtype=np.float64)
-    plane = np.empty(64, dtype=np.float64)
-    for i in range(rows.shape[0]):
-        part[:] = 0.0
-        plane[:] = 0.0
+    for i in range(inputs.shape[0]):
         mark = np.uint32(0)
-        whole = np.uint64(salt)
+        whole = np.uint64(0)
         for f in range(d):
-            x = rows[i, f]
-            for j in range(CODE_DIMS):
-                part[j] += x * projection[f, j]
-            for j in range(64):
-                plane[j] += x * simhash_planes[f, j]
-            word = raw[i, f]
-            if inputs[i, f] == 0.0:
-                word = np.uint64(0)
-            hashed = mix64(word ^ mix64(np.uint64(salt) + np.uint64(f + 1)))
-            whole = mix64(whole ^ hashed)
+            word = raw[i, f] if inputs[i, f] != 0.0 else np.uint64(0)
+            hashed = mix64(word ^ keys[f])
+            whole += hashed
             for b in range(bits_a_feature):
-                bit = (hashed >> np.uint64(b)) & np.uint64(1)
+                bit = (hashed >> np.uint64(63 - b)) & np.uint64(1)
                 mark ^= np.uint32(bit << np.uint64((f * bits_a_feature + b) % 32))
+        whole = mix64(whole)
+        part, plane = products[i, :CODE_DIMS], products[i, CODE_DIMS:]
         for j in range(CODE_DIMS):
             v = np.rint(part[j] * scales[j])
             v = 127.0 if v > 127.0 else max(v, -127.0)
@@ -501,39 +561,76 @@ def popcount32(value: Any) -> Any:
     return np.int32((np.uint32(v * np.uint32(0x01010101))) >> np.uint32(24))
 
 
+@intrinsic
+def popcount8(typing: Any, value: Any) -> Any:
+    """Number of set bits of a byte, as a byte: the processor counts 16 to 64 of them at once."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return types.uint8(types.uint8), generate
+
+
 @njit(cache=True, nogil=True)
-def popcount64(value: Any) -> Any:
-    """Number of set bits of a 64-bit word."""
-    v = np.uint64(value)
-    v = v - ((v >> np.uint64(1)) & np.uint64(0x5555555555555555))
-    v = (v & np.uint64(0x3333333333333333)) + ((v >> np.uint64(2)) & np.uint64(0x3333333333333333))
-    v = (v + (v >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return np.int64((v * np.uint64(0x0101010101010101)) >> np.uint64(56))
+def differing_bits(word: Any, planes: Any, m: int, out: Any) -> None:
+    """Number of bits in which a 64-bit word differs from each of m others.
+
+    planes (8, w) uint8: byte p of word k in [p, k], w >= m; out (w,) uint8, filled up to m.
+    """
+    w = np.uint64(word)
+    m0, m1 = np.uint8(w), np.uint8(w >> np.uint64(8))
+    m2, m3 = np.uint8(w >> np.uint64(16)), np.uint8(w >> np.uint64(24))
+    m4, m5 = np.uint8(w >> np.uint64(32)), np.uint8(w >> np.uint64(40))
+    m6, m7 = np.uint8(w >> np.uint64(48)), np.uint8(w >> np.uint64(56))
+    p0, p1, p2, p3 = planes[0], planes[1], planes[2], planes[3]
+    p4, p5, p6, p7 = planes[4], planes[5], planes[6], planes[7]
+    for k in range(m):
+        low = popcount8(np.uint8(m0 ^ p0[k])) + popcount8(np.uint8(m1 ^ p1[k]))
+        low += popcount8(np.uint8(m2 ^ p2[k])) + popcount8(np.uint8(m3 ^ p3[k]))
+        high = popcount8(np.uint8(m4 ^ p4[k])) + popcount8(np.uint8(m5 ^ p5[k]))
+        high += popcount8(np.uint8(m6 ^ p6[k])) + popcount8(np.uint8(m7 ^ p7[k]))
+        out[k] = np.uint8(low + high)
 
 
 @njit(cache=True, nogil=True)
 def sketch_rank(sketch: Any, reference: Any, out: Any) -> None:
     """Number of differing bits to the 5th nearest reference sketch; 32 where there are fewer than 5.
 
-    sketch (n,) uint32, reference (r,) uint32, out (n,) int32, filled.
+    sketch (n,) uint32; reference (4, r) uint8: byte p of sketch k in [p, k]; out (n,) int32, filled.
     """
-    differing = np.empty(reference.shape[0], dtype=np.uint8)
+    r = reference.shape[1]
+    blocks = (r + COUNT_ROWS - 1) // COUNT_ROWS
+    differing = np.full(blocks * COUNT_ROWS, np.uint8(255), dtype=np.uint8)
+    p0, p1, p2, p3 = reference[0], reference[1], reference[2], reference[3]
     for i in range(sketch.shape[0]):
         s = sketch[i]
-        for j in range(reference.shape[0]):
-            differing[j] = np.uint8(popcount32(s ^ reference[j]))
-        low, high = 0, 32
-        while low < high:
-            middle = (low + high) >> 1
-            bits = np.uint8(middle)
-            near = np.uint32(0)
-            for j in range(reference.shape[0]):
-                near += np.uint32(differing[j] <= bits)
+        m0, m1 = np.uint8(s), np.uint8(s >> np.uint32(8))
+        m2, m3 = np.uint8(s >> np.uint32(16)), np.uint8(s >> np.uint32(24))
+        for k in range(r):
+            low = popcount8(np.uint8(m0 ^ p0[k])) + popcount8(np.uint8(m1 ^ p1[k]))
+            high = popcount8(np.uint8(m2 ^ p2[k])) + popcount8(np.uint8(m3 ^ p3[k]))
+            differing[k] = np.uint8(low + high)
+        least, most = 0, 32
+        while least < most:
+            middle = (least + most) >> 1
+            limit = np.uint8(middle)
+            near = 0
+            for b in range(blocks):
+                some: Any = np.uint8(0)
+                for k in range(COUNT_ROWS):
+                    some = np.uint8(some + np.uint8(differing[b * COUNT_ROWS + k] <= limit))
+                near += some
             if near >= OWN_RANK:
-                high = middle
+                most = middle
             else:
-                low = middle + 1
-        out[i] = low
+                least = middle + 1
+        out[i] = least
+
+
+def byte_planes(words: NDArray[Any]) -> NDArray[np.uint8]:
+    """(b, n) bytes of words (n,) of b bytes, the lowest first."""
+    lowest_first = np.ascontiguousarray(words).astype(words.dtype.newbyteorder("<"))
+    return np.ascontiguousarray(lowest_first.view(np.uint8).reshape(len(words), words.dtype.itemsize).T)
 
 
 def empty_codes(n: int) -> tuple[NDArray[np.int8], NDArray[np.uint32], NDArray[np.uint64], NDArray[np.uint64]]:
@@ -550,16 +647,15 @@ def warm_up() -> None:
     """Compile, or load from the cache, with the types that the detectors and the ensemble pass."""
     n, d, k, m = 2, 3, 2, 4
     inputs, standard = np.zeros((n, d)), np.empty((n, d))
-    thin, norms = np.empty((n, d), dtype=np.float32), np.empty(n)
+    thin, norms = np.zeros((n, d), dtype=np.float32), np.empty(n)
     labels = np.zeros(n, dtype=np.int32)
     column, ones = np.zeros(d), np.ones(d)
     prepare(inputs, labels, column, ones, 1.0, k, standard, thin, norms)
     own, other, index = np.empty(n), np.empty(n), np.empty(n, dtype=np.int64)
     bounds = np.array([0, 1, 2], dtype=np.int64)
     products, thin_norms = np.zeros((n, n), dtype=np.float32), np.zeros(n, dtype=np.float32)
-    nearest(
-        products, standard, norms, labels, standard, norms, thin_norms, 1.0, bounds, own, norms.copy(), index, other
-    )
+    known = (standard, norms, labels, standard, norms, thin_norms, 1.0, bounds, own, norms.copy(), index, other)
+    neighbours(thin, np.zeros((d, n), dtype=np.float32), products, *known)
     out = np.empty(n)
     log_ratio(own, other, 1.0, out)
     residual(standard, labels, np.zeros((k, d)), np.zeros((k, d, 1)), np.ones(k, dtype=np.int64), out)
@@ -575,6 +671,7 @@ def warm_up() -> None:
     conformal_ranks(inputs, labels, np.zeros((k, d)), np.ones((k, d)), np.zeros((d, m)), ranks)
     fuse(ranks, np.zeros(m + 1), ones, np.zeros(m), out, np.empty(n, dtype=np.int32))
     code, sketch, simhash, row_hash = empty_codes(n)
-    planes = np.zeros((d, CODE_DIMS)), np.ones(CODE_DIMS), np.zeros((d, 64))
-    codes(standard, inputs, *planes, np.uint64(1), 1, code, sketch, simhash, row_hash)
-    sketch_rank(sketch, sketch, np.empty(n, dtype=np.int32))
+    keys = np.zeros(d, dtype=np.uint64)
+    codes(inputs, np.zeros((n, CODE_DIMS + 64)), np.ones(CODE_DIMS), keys, 1, code, sketch, simhash, row_hash)
+    sketch_rank(sketch, byte_planes(sketch), np.empty(n, dtype=np.int32))
+    differing_bits(np.uint64(1), byte_planes(simhash), n, np.empty(n, dtype=np.uint8))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -35,35 +35,36 @@ class Coder:
 
     Attributes
     ----------
-    projection : float64 (d, 12)
-        To the codes; distances keep their length in the mean (Johnson & Lindenstrauss 1984). On the grid, so exact.
-    planes : float64 (d, 64)
-        Normals of the sign hash (Charikar, "Similarity Estimation Techniques from Rounding Algorithms", STOC 2002).
+    projection : float64 (d, 12 + 64)
+        To the codes; distances keep their length in the mean (Johnson & Lindenstrauss 1984). Then the normals of the
+        sign hash (Charikar, "Similarity Estimation Techniques from Rounding Algorithms", STOC 2002). On the grid, so
+        that products with rows on the grid are exact.
     scales : float64 (12,)
         Code steps a standard deviation of the reference, one and the same for every dimension.
-    salt : uint64 (1,)
-    reference : uint32 (r,)
-        Sketches of the reference rows.
+    keys : uint64 (d,)
+        Of the features' hashes.
+    reference : uint8 (4, r)
+        Sketches of the reference rows, byte by byte.
     """
 
     projection: NDArray[np.float64]
-    planes: NDArray[np.float64]
     scales: NDArray[np.float64]
-    salt: NDArray[np.uint64]
-    reference: NDArray[np.uint32]
+    keys: NDArray[np.uint64]
+    reference: NDArray[np.uint8]
 
     @classmethod
     def fit(cls, frame: ReferenceFrame, rng: np.random.Generator) -> Self:
         """Draw the secrets and learn the codes' range from the reference."""
-        width = frame.width
-        projection = exact.on_grid(rng.normal(size=(width, rows.CODE_DIMS)) / np.sqrt(rows.CODE_DIMS), frame.grid)
-        planes = exact.on_grid(rng.normal(size=(width, SIM_BITS)), frame.grid)
-        spread = float(np.sqrt(np.mean(np.square(frame.standardised @ projection))))
+        width, dims = frame.width, rows.CODE_DIMS
+        drawn = np.concatenate(
+            [rng.normal(size=(width, dims)) / np.sqrt(dims), rng.normal(size=(width, SIM_BITS))], axis=1
+        )
+        projection = exact.on_grid(drawn, frame.grid)
+        spread = float(np.sqrt(np.mean(np.square(frame.standardised @ projection[:, :dims]))))
         step = rows.CODE_RANGE_SD * (spread if spread > 0.0 else 1.0) / CODE_STEPS
-        salt = rng.integers(1, 2**63, size=1, dtype=np.int64).astype(np.uint64)
-        made = cls(projection, planes, np.full(rows.CODE_DIMS, 1.0 / step), salt, np.empty(0, dtype=np.uint32))
-        sketches = made.code(frame.standardised, frame.inputs).sketches
-        return cls(projection, planes, made.scales, salt, sketches)
+        keys = rng.integers(0, 2**64, size=width, dtype=np.uint64)
+        made = cls(projection, np.full(dims, 1.0 / step), keys, np.empty((4, 0), dtype=np.uint8))
+        return replace(made, reference=rows.byte_planes(made.code(frame.standardised, frame.inputs).sketches))
 
     @property
     def grain(self) -> float:
@@ -73,20 +74,9 @@ class Coder:
     def code(self, standardised: NDArray[np.float64], inputs: NDArray[np.float64]) -> Forms:
         """The forms of rows, given in standard deviations (on the grid) and as they came."""
         code, sketch, simhash, row_hash = rows.empty_codes(len(inputs))
-        bits = 2 if len(self.planes) <= TWO_BIT_WIDTH else 1
-        rows.codes(
-            standardised,
-            inputs,
-            self.projection,
-            self.scales,
-            self.planes,
-            self.salt[0],
-            bits,
-            code,
-            sketch,
-            simhash,
-            row_hash,
-        )
+        bits = 2 if len(self.keys) <= TWO_BIT_WIDTH else 1
+        products = standardised @ self.projection
+        rows.codes(inputs, products, self.scales, self.keys, bits, code, sketch, simhash, row_hash)
         rank = np.empty(len(inputs), dtype=np.int32)
         rows.sketch_rank(sketch, self.reference, rank)
         return Forms(code, sketch, simhash, row_hash, rank)
@@ -99,13 +89,12 @@ class Coder:
         """Everything fitted."""
         return {
             "projection": self.projection,
-            "planes": self.planes,
             "scales": self.scales,
-            "salt": self.salt,
+            "keys": self.keys,
             "reference": self.reference,
         }
 
     @classmethod
     def restore(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
         """The inverse of `arrays`."""
-        return cls(*(np.array(arrays[name]) for name in ("projection", "planes", "scales", "salt", "reference")))
+        return cls(*(np.array(arrays[name]) for name in ("projection", "scales", "keys", "reference")))

@@ -103,7 +103,7 @@ class Clients(NamedTuple):
 class Index(NamedTuple):
     """The last rows of all accounts, in a ring of w."""
 
-    simhash: NDArray[np.uint64]  # (w,)
+    simhash: NDArray[np.uint8]  # (8, w) byte by byte
     labels: NDArray[np.uint8]  # (w,)
     owners: NDArray[np.uint8]  # (w,) one byte of the sender's hash, 1 to 255; 0 for anonymous rows
     hashes: NDArray[np.uint64]  # (w,)
@@ -150,7 +150,7 @@ class Memory:
         self.clients.slots["cluster"] = NO_CLUSTER
         self.clients.slots["place"] = -1
         self.index = Index(
-            simhash=np.zeros(index_rows, dtype=np.uint64),
+            simhash=np.zeros((8, index_rows), dtype=np.uint8),
             labels=np.zeros(index_rows, dtype=np.uint8),
             owners=np.zeros(index_rows, dtype=np.uint8),
             hashes=np.zeros(index_rows, dtype=np.uint64),

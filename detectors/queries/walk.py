@@ -23,7 +23,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from detectors.kernels.rows import CODE_DIMS, popcount32, popcount64
+from detectors.kernels.rows import CODE_DIMS, differing_bits, popcount32
 from detectors.queries.memory import (
     CLUSTERS,
     DUPLICATES,
@@ -209,7 +209,7 @@ def _count_below(values: Any, first: int, size: int, x: float) -> int:
 
 
 @_inner
-def _home(key: Any, mask: int) -> int:
+def _home(key: Any, mask: int) -> Any:
     z = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
     return np.int64((z ^ (z >> np.uint64(32))) & np.uint64(mask))
 
@@ -253,7 +253,7 @@ def _start_over(slots: Any, heads: Any, slot: int) -> None:
 
 
 @_inner
-def _client(table: Any, keys: Any, newer: Any, older: Any, slots: Any, scalars: Any, heads: Any, key: Any) -> int:
+def _client(table: Any, keys: Any, newer: Any, older: Any, slots: Any, scalars: Any, heads: Any, key: Any) -> Any:
     """The client's slot, made the most recently used; a new client takes a free slot or the least recently used one."""
     mask = table.shape[0] - 1
     at = _home(key, mask)
@@ -398,7 +398,7 @@ def _walk_client(
     )
     s = slots[slot]
     count = np.int64(s.distinct)
-    m = min(count, WINDOW_ROWS)
+    m: Any = min(count, WINDOW_ROWS)
     label = np.uint8(row.label & 255)
     for k in range(WINDOW_ROWS):
         squares[k] = 0
@@ -428,7 +428,7 @@ def _walk_client(
                 out.sequence = s.sequence
                 clients.scalars[DUPLICATES] += 1
                 return 0
-    cluster = NO_CLUSTER
+    cluster: Any = NO_CLUSTER
     if near_at >= 0:
         q = np.int64(row.bin)
         unit = values[first[_GRAIN]] / (row.density + DENSITY_FLOOR)
@@ -518,7 +518,7 @@ def _owner_tag(client: Any) -> Any:
 
 
 @_inner
-def _new_index_cluster(index: Any, heads: Any, total: int, weak: float) -> int:
+def _new_index_cluster(index: Any, heads: Any, total: int, weak: float) -> Any:
     """Uid of a new cluster of the index, in place of one whose evidence is gone."""
     uid = index.scalars[NEXT_UID]
     for _ in range(INDEX_CLUSTERS):
@@ -545,29 +545,29 @@ def _walk_index(
     """The index's part of one row; returns the number of events so far."""
     values, first, size = tables.values, tables.first, tables.size
     row, out = rows[i], trace[i]
-    room = index.simhash.shape[0]
+    room = index.simhash.shape[1]
     total = index.scalars[INDEX_ROWS_SEEN]
-    m = min(total, room)
+    m: Any = min(total, room)
     mine, whole = row.simhash, row.hash
     label = np.uint8(row.label & 255)
     owner = _owner_tag(row.client)
-    for k in range(m):
-        scratch[k] = np.uint8(popcount64(mine ^ index.simhash[k]))
+    differing_bits(mine, index.simhash, m, scratch)
     least, across, any_owner = np.uint8(255), np.uint8(255), np.uint8(255)
     hidden = owner if owner != 0 else np.uint8(1)
     masked = np.uint8(0) if owner == 0 else _SAME_OWNER
     for k in range(m):
-        b = scratch[k]
-        any_owner = min(any_owner, b)
-        b = b | (masked if index.owners[k] == hidden else np.uint8(0))
-        least = min(least, b)
-        b = b | (_SAME_OWNER if index.labels[k] == label else np.uint8(0))
-        across = min(across, b)
+        # Every step is cast back to a byte, so that the loop runs on vectors of bytes.
+        any_bits = scratch[k]
+        any_owner = any_bits if any_bits < any_owner else any_owner  # noqa: FURB136  (min would widen)
+        bits = np.uint8(any_bits | (masked if index.owners[k] == hidden else np.uint8(0)))
+        least = bits if bits < least else least  # noqa: FURB136
+        bits = np.uint8(bits | (_SAME_OWNER if index.labels[k] == label else np.uint8(0)))
+        across = bits if bits < across else across  # noqa: FURB136
     if any_owner == 0:
         for k in range(m):
             if scratch[k] == 0 and index.hashes[k] == whole:
                 return found
-    uid = np.int64(-1)
+    uid: Any = np.int64(-1)
     if least < _SAME_OWNER:
         q = np.int64(row.bin)
         out.index_bits = least
@@ -580,7 +580,7 @@ def _walk_index(
         p = rank / (n + 1.0)
         out.index_p = p
         if p <= JOIN_P:
-            parent = 0
+            parent: Any = 0
             for k in range(m):
                 if scratch[k] == least and (index.owners[k] != owner or owner == 0):
                     parent = k
@@ -613,7 +613,8 @@ def _walk_index(
                     found = _tell(events, found, INDEX_TICKET, e, -2 - at)
                 c.ticketed = 1
     at = total % room
-    index.simhash[at] = mine
+    for p in range(8):
+        index.simhash[p, at] = np.uint8(mine >> np.uint64(8 * p))
     index.labels[at] = label
     index.owners[at] = owner
     index.hashes[at] = whole
@@ -677,7 +678,7 @@ def stops(
 
     Whoever receives them may change the pool of `memory` before the walk goes on.
     """
-    events, scratch = empty_events(), np.empty(len(memory.index.simhash), dtype=np.uint8)
+    events, scratch = empty_events(), np.empty(memory.index.simhash.shape[1], dtype=np.uint8)
     clients, index, pool = memory.clients, memory.index, memory.pool
     at = 0
     while True:

@@ -11,6 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from detectors.kernels import limit_blas_threads
+
+limit_blas_threads()
+
 
 def _load(name: str) -> ModuleType:
     """A module beside this one, under a name that no other test package has."""

@@ -153,20 +153,22 @@ def test_memory_layout_changes_nothing(ensemble: Ensemble, traffic: Batch) -> No
 # --- what the test sees -----------------------------------------------------------------------------------------------
 
 
-def rough_nearest(
-    products: Any, standard: Any, norms: Any, labels: Any, reference: Any, reference_norms: Any, thin_norms: Any,
-    longest: float, bounds: Any, own: Any, own_first: Any, own_index: Any, other: Any,
+def rough_neighbours(
+    thin: Any, reference_thin: Any, block: Any, standard: Any, norms: Any, labels: Any, reference: Any,
+    reference_norms: Any, thin_norms: Any, longest: float, bounds: Any, own: Any, own_first: Any, own_index: Any,
+    other: Any,
 ) -> None:  # fmt: skip
-    """`rows.nearest` that believes a single-precision product."""
-    squared = np.maximum(norms[:, None] + reference_norms - 2.0 * products.astype(np.float64), 0.0)
-    fill_nearest(squared, labels, bounds, own, own_first, own_index, other)
+    """`rows.neighbours` that believes a single-precision product."""
+    squared = norms[:, None] + reference_norms - 2.0 * (thin @ reference_thin).astype(np.float64)
+    fill_nearest(np.maximum(squared, 0.0), labels, bounds, own, own_first, own_index, other)
 
 
-def product_nearest(
-    products: Any, standard: Any, norms: Any, labels: Any, reference: Any, reference_norms: Any, thin_norms: Any,
-    longest: float, bounds: Any, own: Any, own_first: Any, own_index: Any, other: Any,
+def product_neighbours(
+    thin: Any, reference_thin: Any, block: Any, standard: Any, norms: Any, labels: Any, reference: Any,
+    reference_norms: Any, thin_norms: Any, longest: float, bounds: Any, own: Any, own_first: Any, own_index: Any,
+    other: Any,
 ) -> None:  # fmt: skip
-    """`rows.nearest` from a double-precision product of the whole block, exact only on the grid."""
+    """`rows.neighbours` from a double-precision product of the whole batch, exact only on the grid."""
     squared = np.maximum(norms[:, None] + reference_norms - 2.0 * (standard @ reference.T), 0.0)
     fill_nearest(squared, labels, bounds, own, own_first, own_index, other)
 
@@ -188,7 +190,7 @@ def test_products_on_the_grid_are_exact_and_without_the_rounding_the_test_fails(
     ensemble: Ensemble, traffic: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tame = replace(traffic, inputs=np.minimum(traffic.inputs, 2.0)).take(slice(0, 600))
-    monkeypatch.setattr(rows, "nearest", product_nearest)
+    monkeypatch.setattr(rows, "neighbours", product_neighbours)
     assert differing_cuts(ensemble, tame, FEW) == []
 
     frame = ensemble.single.frame
@@ -202,5 +204,5 @@ def test_products_on_the_grid_are_exact_and_without_the_rounding_the_test_fails(
 def test_without_the_exact_second_measurement_the_test_fails(
     ensemble: Ensemble, traffic: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows, "nearest", rough_nearest)
+    monkeypatch.setattr(rows, "neighbours", rough_neighbours)
     assert differing_cuts(ensemble, traffic.take(slice(0, 600)), FEW) != []

@@ -259,11 +259,12 @@ def test_far_from_the_origin_the_proposals_still_hold_the_nearest() -> None:
 
 
 def proposals_only(
-    products: Any, standard: Any, norms: Any, labels: Any, reference: Any, reference_norms: Any, thin_norms: Any,
-    longest: float, bounds: Any, own: Any, own_first: Any, own_index: Any, other: Any,
+    thin: Any, reference_thin: Any, block: Any, standard: Any, norms: Any, labels: Any, reference: Any,
+    reference_norms: Any, thin_norms: Any, longest: float, bounds: Any, own: Any, own_first: Any, own_index: Any,
+    other: Any,
 ) -> None:  # fmt: skip
-    """`rows.nearest` without the exact second measurement."""
-    squared = norms[:, None] + reference_norms - 2.0 * products.astype(np.float64)
+    """`rows.neighbours` without the exact second measurement."""
+    squared = norms[:, None] + reference_norms - 2.0 * (thin @ reference_thin).astype(np.float64)
     for i, label in enumerate(labels):
         mine = squared[i, bounds[label] : bounds[label + 1]]
         own[i] = np.sort(mine)[rows.OWN_RANK - 1]
@@ -291,7 +292,7 @@ def test_distances_do_not_depend_on_cuts_and_without_the_recheck_they_do(monkeyp
     )
     cut, whole = cut_and_whole(frame, batch)
     assert cut == whole
-    monkeypatch.setattr(rows, "nearest", proposals_only)
+    monkeypatch.setattr(rows, "neighbours", proposals_only)
     cut, whole = cut_and_whole(frame, batch)
     assert cut != whole
 
@@ -337,33 +338,56 @@ def test_sketch_rank_matches_numpy(reference_rows: int) -> None:
     reference = rng.integers(0, 2**32, reference_rows, dtype=np.uint32)
     reference[: len(reference) // 2] = sketch[: len(reference) // 2] if reference_rows <= 100 else 7
     out = np.empty(60, dtype=np.int32)
-    rows.sketch_rank(sketch, reference, out)
+    rows.sketch_rank(sketch, rows.byte_planes(reference), out)
     differing = [[(int(s) ^ int(r)).bit_count() for r in reference] for s in sketch]
     assert out.tolist() == [sorted(d)[rows.OWN_RANK - 1] if len(d) >= rows.OWN_RANK else 32 for d in differing]
 
 
+def test_differing_bits_match_python() -> None:
+    rng = np.random.default_rng(0)
+    words = rng.integers(0, 2**64, 333, dtype=np.uint64)
+    out = np.full(333, 77, dtype=np.uint8)
+    rows.differing_bits(words[5], rows.byte_planes(words), 300, out)
+    assert out[:300].tolist() == [int(words[5] ^ word).bit_count() for word in words[:300]]
+    assert (out[300:] == 77).all()
+
+
+def projection_of(width: int) -> NDArray[np.float64]:
+    drawn = np.random.default_rng(5).normal(size=(width, rows.CODE_DIMS + 64)) / math.sqrt(width)
+    return exact.on_grid(drawn, exact.grid_for(width))
+
+
 def coded(inputs: NDArray[np.float64], salt: int = 1) -> tuple[NDArray[Any], ...]:
     n, d = inputs.shape
-    rng = np.random.default_rng(5)
-    projection = rng.normal(size=(d, rows.CODE_DIMS)) / math.sqrt(d)
-    scales = np.full(rows.CODE_DIMS, 127 / rows.CODE_RANGE_SD)
+    keys = np.random.default_rng(salt).integers(0, 2**64, size=d, dtype=np.uint64)
     out = rows.empty_codes(n)
-    standard = exact.on_grid(inputs, exact.grid_for(d))
-    rows.codes(standard, inputs, projection, scales, rng.normal(size=(d, 64)), np.uint64(salt), 1, *out)
+    products = exact.on_grid(inputs, exact.grid_for(d)) @ projection_of(d)
+    rows.codes(inputs, products, np.full(rows.CODE_DIMS, 127 / rows.CODE_RANGE_SD), keys, 1, *out)
     return out
 
 
 def test_codes_match_the_plain_projection_and_do_not_depend_on_cuts() -> None:
     inputs = np.random.default_rng(0).normal(0, 2, (90, 20))
     whole = coded(inputs)
-    rng = np.random.default_rng(5)
-    projection = rng.normal(size=(20, rows.CODE_DIMS)) / math.sqrt(20)
-    steps = exact.on_grid(inputs, exact.grid_for(20)) @ projection * (127 / rows.CODE_RANGE_SD)
+    products = exact.on_grid(inputs, exact.grid_for(20)) @ projection_of(20)
+    steps = products[:, : rows.CODE_DIMS] * (127 / rows.CODE_RANGE_SD)
     assert np.abs(whole[0] - np.clip(steps, -127, 127)).max() <= 0.5 + 1e-9
+    signs = products[:, rows.CODE_DIMS :] > 0
+    assert [[bool(int(word) >> j & 1) for j in range(64)] for word in whole[2]] == signs.tolist()
     for cut in (1, 13, 89):
         parts = zip(coded(inputs[:cut]), coded(inputs[cut:]), strict=True)
         for all_at_once, (first, second) in zip(whole, parts, strict=True):
             assert np.concatenate([first, second]).tobytes() == all_at_once.tobytes()
+
+
+def test_sketches_differ_in_few_bits_where_few_features_do() -> None:
+    inputs = np.random.default_rng(0).normal(0, 2, (200, 40))
+    changed = inputs.copy()
+    changed[:, :3] += 1.0
+    one, other = coded(inputs)[1], coded(changed)[1]
+    differing = [int(a ^ b).bit_count() for a, b in zip(one, other, strict=True)]
+    assert max(differing) <= 3
+    assert 1.2 < np.mean(differing) < 1.8
 
 
 def test_row_hash_tells_rows_apart_and_takes_both_zeros_for_one() -> None:
