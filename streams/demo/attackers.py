@@ -36,7 +36,7 @@ log = logging.getLogger("demo.attackers")
 #: Queries that an attack may spend on one picture.
 BUDGET = 1_000
 #: Linf bound of the attacks that need one.
-EPS = 0.15
+EPS = 0.1
 #: Pause after the endpoint did not answer.
 AWAY_SECONDS = 1.0
 #: Pause between two looks for the file that begins it all.
@@ -83,7 +83,7 @@ class Attacker:
 #: Who attacks the demo's model.
 ATTACKERS = (
     Attacker("hop_skip_jump", "hop_skip_jump", "l2"),
-    Attacker("nes", "nes", "linf"),
+    Attacker("nes", "nes", "linf", per_second=8.0),
     Attacker("simba", "simba", "l2", parameters={"step": 0.05}),
     Attacker("hop_skip_jump_diluted", "hop_skip_jump", "l2", diluted=4, per_second=5.0),
     Attacker("boundary_spread", "boundary", "l2", accounts=10, per_second=15.0),

@@ -296,7 +296,7 @@ class Stage:
         codes = self.processes.stop("attackers", "traffic", "prober")
         codes |= self.processes.stop("server")
         for name, code in codes.items():
-            if code:
+            if code not in (0, -signal.SIGTERM):  # which ends a process that has only begun to start
                 raise StageError(f"the {name} process ended with exit code {code}; its last words:\n{self._tail(name)}")
         found = audit(settings, self.names.model, redis, wait_seconds=SETTLE_SECONDS)
         self._await(watch.settled, SETTLE_SECONDS, "the correlator to apply every signal", "correlator")
