@@ -17,6 +17,9 @@ BOUNDS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 RECENT_BATCHES = 1000
 Labels = tuple[tuple[str, str], ...]
 
+#: What may become of a row.
+OUTCOMES = ("scored", "probes", "probes_excluded", "invalid", "duplicates")
+
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -43,7 +46,9 @@ class Metrics:
     fenced: int = 0
     snapshots: int = 0
     snapshot_seconds: float = 0.0
-    rows_by: dict[str, int] = field(default_factory=dict)
+    invalid_marks: int = 0
+    expired: int = 0
+    rows_by: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
     dead: dict[str, int] = field(default_factory=dict)
     signals: dict[tuple[str, str], int] = field(default_factory=dict)
     cpu_seconds: dict[str, float] = field(default_factory=lambda: {"decode": 0.0, "score": 0.0, "count": 0.0})
@@ -56,10 +61,11 @@ class Metrics:
         """Count a fetch that is recorded."""
         self.rows += outcome.rows
         self.records += outcome.records
-        for name in ("scored", "probes", "probes_excluded", "invalid", "duplicates", "invalid_marks", "expired"):
-            count = outcome.plan.totals.get(name, 0)
-            if count:
-                self.rows_by[name] = self.rows_by.get(name, 0) + count
+        totals = outcome.plan.totals
+        for name in self.rows_by:
+            self.rows_by[name] += totals.get(name, 0)
+        self.invalid_marks += totals.get("invalid_marks", 0)
+        self.expired += totals.get("expired", 0)
         for _, letter in outcome.dead:
             reason = str(letter.reason)
             self.dead[reason] = self.dead.get(reason, 0) + 1
@@ -106,6 +112,10 @@ def render(model: str, metrics: Metrics, standing: Standing) -> str:
         "vedette_rows_total", "counter", "Rows recorded, by what became of them.", _by("outcome", counts.rows_by)
     )
     page.family("vedette_dead_letters_total", "counter", "Dead letters written.", _by("reason", counts.dead))
+    marks = "Records whose probe mark is not right."
+    page.family("vedette_invalid_marks_total", "counter", marks, {(): counts.invalid_marks})
+    gone = "Records that the broker threw away before they were read."
+    page.family("vedette_expired_records_total", "counter", gone, {(): counts.expired})
     signals: dict[Labels, float] = {}
     for (rule, level), count in sorted(counts.signals.items()):
         signals[("rule", rule), ("level", level)] = count

@@ -42,6 +42,8 @@ FETCH_BYTES = 4 * 1024 * 1024
 COMMIT_SECONDS = 1.0
 #: Seconds between two looks at the topic's id.
 IDENTITY_SECONDS = 60.0
+#: The topic's id is not asked for again so soon: partitions are taken together.
+FRESH_SECONDS = 3.0
 #: A broker that does not answer a small question for so long is away.
 ANSWER_SECONDS = 5.0
 
@@ -80,6 +82,8 @@ class EventReader(mode.Service):
         self._wake = asyncio.Event()
         self._committed: dict[int, int] = {}
         self._topic_id: str | None = None
+        self._topic_id_at = 0.0
+        self._asking = asyncio.Lock()
         self.failed: asyncio.Future[VedetteError] = asyncio.get_running_loop().create_future()
         """Set when something happened that no waiting mends: the process must end."""
 
@@ -96,15 +100,15 @@ class EventReader(mode.Service):
         ------
         MissingTopic
         """
-        while True:
-            try:
-                found = await asyncio.to_thread(topic_id, self.kafka, self.topic)
-            except BrokerError as error:
-                self.broker.failed(error)
-                await self.broker.pause()
-            else:
-                self._topic_id = self._topic_id or found
-                return found
+        async with self._asking:
+            while self._topic_id is None or time.monotonic() - self._topic_id_at > FRESH_SECONDS:
+                try:
+                    self._topic_id = await asyncio.to_thread(topic_id, self.kafka, self.topic)
+                    self._topic_id_at = time.monotonic()
+                except BrokerError as error:
+                    self.broker.failed(error)
+                    await self.broker.pause()
+            return self._topic_id
 
     async def committed(self, partition: int) -> int | None:
         """The group's committed offset."""

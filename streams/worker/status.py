@@ -134,6 +134,7 @@ class Status(mode.Service):
                 await self._redis.hdel(self._keys.workers, *gone)
         except RedisError as error:
             self._peer.failed(error)
+        await self._say()
 
     async def on_stop(self) -> None:
         """Take the entry back."""
@@ -143,6 +144,9 @@ class Status(mode.Service):
             log.info("the status of this worker stays in Redis until it is stale: %s", error)
 
     @mode.Service.timer(STATUS_SECONDS)
+    async def _tick(self) -> None:
+        await self._say()
+
     async def _say(self) -> None:
         pipe = self._redis.pipeline(transaction=False)
         pipe.hset(self._keys.workers, self.worker, msgspec.json.encode(self.message()))

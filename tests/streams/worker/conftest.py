@@ -22,6 +22,7 @@ from redis import Redis
 from streams import children, config
 from streams.audit import AuditReport, audit
 from streams.config import Settings
+from streams.events import kernels
 from streams.store.keys import ModelKeys, PartitionKeys
 from streams.store.messages import ProbeVerdict, SignalMessage, WorkerStatus
 from streams.topics import DEAD_SUFFIX
@@ -191,12 +192,8 @@ class Deployment:
     def audit(self, wait_seconds: float = 30.0) -> AuditReport:
         return audit(self.settings(), MODEL, self.redis, wait_seconds=wait_seconds)
 
-    def wait_recorded(self, records: int, seconds: float = 40.0) -> None:
-        self.wait_until(
-            lambda: self.recorded() >= records,
-            seconds,
-            f"{records} records; log: {children.tail(self.log())}",
-        )
+    def wait_recorded(self, records: int, seconds: float = 90.0) -> None:
+        self.wait_until(lambda: self.recorded() >= records, seconds, f"{records} records")
 
     def get(self, path: str) -> tuple[int, str]:
         web = self.wait_until(lambda: (s := self.statuses()) and s[0].web, 20, "a status")
@@ -247,7 +244,7 @@ class Deployment:
             shots = [(self.snapshot(p), self.watermark(p)) for p in range(self.partitions)]
             return all(shot is not None and shot[0] == mark for shot, mark in shots if mark)
 
-        self.wait_until(done, seconds, f"snapshots at the watermarks; log: {children.tail(self.log())}")
+        self.wait_until(done, seconds, "snapshots at the watermarks")
 
 
 def event(number: int, inputs: Any = None, **fields: Any) -> bytes:
@@ -260,6 +257,12 @@ def event(number: int, inputs: Any = None, **fields: Any) -> bytes:
         **fields,
     }
     return json.dumps({name: value for name, value in body.items() if value is not None}).encode()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled() -> None:
+    """What workers compile is compiled once, into the cache that they read."""
+    kernels.warm_up()
 
 
 @pytest.fixture
@@ -278,3 +281,5 @@ def deploy(
     yield make
     for deployment in made:
         deployment.close()
+        for log in sorted(tmp_path.glob("worker-*.log")):
+            print(f"--- {log.name}\n{children.tail(log)}")

@@ -260,7 +260,7 @@ def test_a_new_bundle_decides_from_an_offset_that_a_replay_finds_again(deploy: D
     path = save(site.directory / "next.json", width=WIDTH, classes=CLASSES, name="next")
     digest = _digest(path)
     site.redis.hset(ModelKeys(MODEL).bundle, mapping={"path": str(path), "digest": digest, "from": "0"})
-    site.wait_until(lambda: site.statuses()[0].bundle == digest, 10, "the worker to load it")
+    site.wait_until(lambda: (s := site.statuses()) and s[0].bundle == digest, 20, "the worker to load it")
     site.traffic(500, 900)
     site.wait_recorded(900)
     stored = site.redis.hgetall(site.keys().watermark)
