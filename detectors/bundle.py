@@ -58,7 +58,7 @@ def save(path: str | Path, ensemble: Ensemble, report: FitReport) -> None:
         "settings": ensemble.settings(),
         "report": report.to_dict(),
         "versions": {"numpy": np.__version__},
-        "arrays": {name: hashlib.blake2b(data, digest_size=16).hexdigest() for name, data in packed.items()},
+        "arrays": {name: checksum(data) for name, data in packed.items()},
     }
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -110,6 +110,11 @@ def read_report(path: str | Path) -> FitReport:
         raise BundleError(f"bundle {path}: its report is malformed: {wrong}") from None
 
 
+def checksum(data: bytes) -> str:
+    """32 hex digits over the bytes of one array's file."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
 def _pack(array: NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
@@ -127,9 +132,9 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     arrays: dict[str, NDArray[Any]] = {}
     try:
         with zipfile.ZipFile(path) as archive:
-            for name, checksum in names.items():
+            for name, wanted in names.items():
                 data = archive.read(name + ".npy")
-                if hashlib.blake2b(data, digest_size=16).hexdigest() != checksum:
+                if checksum(data) != wanted:
                     raise BundleError(f"bundle {path} is damaged: array {name} does not have its checksum")
                 arrays[name] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     except _BROKEN as wrong:

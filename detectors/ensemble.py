@@ -21,7 +21,7 @@ from detectors.contract import ANONYMOUS, Batch, Detector, Progress, Reference
 from detectors.errors import FitError
 from detectors.queries.codes import Coder
 from detectors.queries.intent import IntentTest
-from detectors.queries.walk import Columns, Tables
+from detectors.queries.walk import BINS, Columns, Tables
 from detectors.schema import FeatureSchema
 from detectors.scorer import Ensemble
 from detectors.signals import client_name
@@ -237,7 +237,7 @@ def _single(
         weights = logistic_weights(calibration.surprise[ranks[pool.ranks]], calibration.surprise[odd])
     fusion = Fusion.fit(weights, calibration, ranks[pool.fusion])
     _, rank = fusion.fuse(ranks, calibration.surprise)
-    edges = np.quantile(columns.rows["density"][pool.ranks], np.arange(1, clusters.BINS) / clusters.BINS)
+    edges = np.quantile(columns.rows["density"][pool.ranks], np.arange(1, BINS) / BINS)
     columns.rows["rank"], columns.rows["bin"] = rank, np.searchsorted(edges, columns.rows["density"])
     return Single(frame, detectors, calibration, fusion, coder, edges), columns
 

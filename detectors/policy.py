@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Mode = Literal["tickets", "at-once", "intent"]
 
@@ -27,3 +27,9 @@ class Policy:
     page_factor: float = 1.0
     index_pages: bool = False
     index_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise ValueError(f"mode {self.mode!r} is none of {', '.join(get_args(Mode))}")
+        if not (self.page_factor >= 1.0 and self.index_factor >= 1.0):
+            raise ValueError(f"paging factors {self.page_factor} and {self.index_factor} must be 1 or more")

@@ -164,15 +164,20 @@ class Ensemble:
         if settings["version"] != CONTENT_VERSION:
             raise ValueError(f"content version {settings['version']}, this release reads {CONTENT_VERSION}")
         schema = FeatureSchema.from_dict(settings["schema"])
-        tables = part_of(arrays, "walk")
-        return cls(
+        single = Single.restore(part_of(arrays, "single"), schema, tuple(settings["detectors"]))
+        made = cls(
             schema=schema,
-            single=Single.restore(part_of(arrays, "single"), schema, tuple(settings["detectors"])),
-            tables=Tables(**{name: np.array(tables[name]) for name in Tables._fields}),
+            single=single,
+            tables=Tables.restore(part_of(arrays, "walk"), len(single.fusion.values)),
             intent=IntentTest.restore(part_of(arrays, "intent"), schema),
             policy=Policy(**settings["policy"]),
             index_rows=int(settings["index_rows"]),
         )
+        if made.index_rows < 1:
+            raise ValueError(f"index rows {made.index_rows} must be 1 or more")
+        if set(made.arrays()) != set(arrays):
+            raise ValueError(f"unknown arrays: {', '.join(sorted(set(arrays) - set(made.arrays())))}")
+        return made
 
 
 def content_digest(arrays: Mapping[str, NDArray[Any]], settings: Mapping[str, Any]) -> str:

@@ -14,8 +14,9 @@ from detectors.calibration.conformal import ScoreCalibration
 from detectors.calibration.fusion import Fusion
 from detectors.contract import Batch, Detector
 from detectors.queries.codes import Coder
-from detectors.queries.walk import ROW, Columns
+from detectors.queries.walk import BINS, ROW, Columns
 from detectors.schema import FeatureSchema
+from detectors.stored import stored
 from detectors.view import BatchView, ReferenceFrame
 
 
@@ -103,13 +104,16 @@ class Single:
     @classmethod
     def restore(cls, arrays: Mapping[str, NDArray[Any]], schema: FeatureSchema, names: tuple[str, ...]) -> Self:
         """The inverse of `arrays`; `names` are those of the detectors, in order."""
+        frame = ReferenceFrame.restore(part_of(arrays, "frame"), len(schema.classes))
+        if frame.width != schema.width:
+            raise ValueError(f"the reference has {frame.width} features, the schema {schema.width}")
         return cls(
-            frame=ReferenceFrame.restore(part_of(arrays, "frame"), len(schema.classes)),
+            frame=frame,
             detectors=tuple(registry.kind(name).restore(part_of(arrays, f"detector.{name}"), schema) for name in names),
-            scores=ScoreCalibration.restore(part_of(arrays, "scores")),
-            fusion=Fusion.restore(part_of(arrays, "fusion")),
-            coder=Coder.restore(part_of(arrays, "coder")),
-            edges=np.array(arrays["edges"]),
+            scores=ScoreCalibration.restore(part_of(arrays, "scores"), len(schema.classes), len(names)),
+            fusion=Fusion.restore(part_of(arrays, "fusion"), len(names)),
+            coder=Coder.restore(part_of(arrays, "coder"), schema.width),
+            edges=stored(arrays, "edges", np.float64, BINS - 1),
         )
 
 

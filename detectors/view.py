@@ -15,6 +15,7 @@ from detectors.condense import condense
 from detectors.contract import Batch, Reference
 from detectors.errors import FitError, SchemaError
 from detectors.kernels import exact, rows
+from detectors.stored import stored, within
 
 #: Rows of a block of the product with the reference: the block's result stays in the second-level cache.
 BLOCK_ROWS = 128
@@ -171,10 +172,15 @@ class ReferenceFrame:
     @classmethod
     def restore(cls, arrays: Mapping[str, NDArray[Any]], classes: int) -> Self:
         """The inverse of `arrays`."""
-        mean, scale, inputs, centres = (
-            np.array(arrays[name], dtype=np.float64) for name in ("mean", "scale", "inputs", "centres")
-        )
-        return cls._of(mean, scale, inputs, np.array(arrays["labels"], dtype=np.int32), centres, classes)
+        mean = stored(arrays, "mean", np.float64, None)
+        labels = stored(arrays, "labels", np.int32, None)
+        shape = len(labels), len(mean)
+        scale = within("scale", stored(arrays, "scale", np.float64, len(mean)), np.finfo(np.float64).tiny, np.inf)
+        inputs, centres = (stored(arrays, name, np.float64, *shape) for name in ("inputs", "centres"))
+        within("labels", labels, 0, classes - 1)
+        if np.any(np.diff(labels) < 0):
+            raise ValueError("labels of the reference are not in order")
+        return cls._of(mean, scale, inputs, labels, centres, classes)
 
 
 class BatchView:

@@ -10,22 +10,21 @@ from numpy.typing import NDArray
 from detectors.calibration.conformal import lower_pvalues, thinned
 from detectors.calibration.evalues import evalue_table, normal_scores
 from detectors.queries.walk import (
+    BINS,
     DUPLICATE,
     GAIN_CAP,
     JOIN_P,
     NO_BITS,
-    SIM_BITS,
+    SIM_PLACES,
+    SKETCH_PLACES,
+    SKETCH_SHIFT,
     Tables,
 )
 
-#: Bins of the density (Mondrian calibration within its quintiles).
-BINS = 5
 #: A bin with fewer values than this uses those of all bins.
 MIN_VALUES = 100
 #: Values of a table at most.
 MAX_NEAR, MAX_COMBINED = 2000, 8000
-#: Places of a table by difference of sketch bits (-32 to 32), and by differing simhash bits (0 to 64).
-SKETCH_PLACES, SIM_PLACES, SKETCH_SHIFT = 65, SIM_BITS + 1, 32
 
 
 def blank_tables(grain: float, fused_values: int) -> Tables:

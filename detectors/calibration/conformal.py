@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.kernels import rows
+from detectors.stored import stored
 
 #: A class with fewer rows than this is normalised like all classes together.
 MIN_ROWS = 20
@@ -78,9 +79,11 @@ class ScoreCalibration:
         return {"centres": self.centres, "spreads": self.spreads, "values": self.values, "surprise": self.surprise}
 
     @classmethod
-    def restore(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+    def restore(cls, arrays: Mapping[str, NDArray[Any]], classes: int, detectors: int) -> Self:
         """The inverse of `arrays`; -ln p is stored too, as its last bit may differ between machines."""
-        return cls(*(np.array(arrays[name]) for name in ("centres", "spreads", "values", "surprise")))
+        centres, spreads = (stored(arrays, name, np.float64, classes, detectors) for name in ("centres", "spreads"))
+        values = stored(arrays, "values", np.float64, detectors, None)
+        return cls(centres, spreads, values, stored(arrays, "surprise", np.float64, values.shape[1] + 1))
 
 
 def pvalue_table(m: int) -> NDArray[np.float64]:

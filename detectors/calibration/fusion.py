@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from detectors.calibration.conformal import MAX_VALUES, ScoreCalibration, thinned
 from detectors.calibration.tail import Tail
 from detectors.kernels import rows
+from detectors.stored import stored
 
 #: Strength of the ridge of the logistic fusion, in rows.
 RIDGE_ROWS = 1.0
@@ -61,9 +62,10 @@ class Fusion:
         return {"weights": self.weights, "values": self.values, **self.tail.arrays()}
 
     @classmethod
-    def restore(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+    def restore(cls, arrays: Mapping[str, NDArray[Any]], detectors: int) -> Self:
         """The inverse of `arrays`."""
-        return cls(np.array(arrays["weights"]), np.array(arrays["values"]), Tail.restore(arrays))
+        weights = stored(arrays, "weights", np.float64, detectors)
+        return cls(weights, stored(arrays, "values", np.float64, None), Tail.restore(arrays))
 
 
 def equal_weights(detectors: int) -> NDArray[np.float64]:

@@ -9,6 +9,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.stored import stored
+
 #: Share of the sample that the tail is fitted to.
 TAIL_SHARE = 0.05
 #: Fewer values than this don't make a tail: nothing is extrapolated.
@@ -77,4 +79,4 @@ class Tail:
     @classmethod
     def restore(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
         """The inverse of `arrays`."""
-        return cls(*(float(value) for value in arrays["tail"]))
+        return cls(*(float(value) for value in stored(arrays, "tail", np.float64, 4, finite=False)))

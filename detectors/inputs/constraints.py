@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from detectors.contract import Reference, View
 from detectors.kernels import rows
 from detectors.schema import FeatureSchema
+from detectors.stored import stored
 from detectors.view import correct_rows
 
 #: Slack of ranges (as a share of their width), whole numbers and groups: numbers may come from single precision.
@@ -109,6 +110,6 @@ class Constraints:
     def restore(cls, arrays: Mapping[str, NDArray[Any]], schema: FeatureSchema) -> Self:
         """The inverse of `arrays`."""
         made = cls()
-        made.low_, made.high_ = np.array(arrays["low"]), np.array(arrays["high"])
+        made.low_, made.high_ = (stored(arrays, name, np.float64, schema.width) for name in ("low", "high"))
         made._prepare(schema)
         return made

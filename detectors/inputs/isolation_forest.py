@@ -11,10 +11,14 @@ from numpy.typing import NDArray
 from detectors.contract import Reference, View
 from detectors.kernels import rows
 from detectors.schema import FeatureSchema
+from detectors.stored import stored, within
 from detectors.view import correct_rows
 
 #: Trees of the forest (PyOD's default).
 TREES = 100
+
+#: What stands at each inner node.
+_NODES = (("features", np.uint16), ("thresholds", np.float32))
 
 
 class IsolationForest:
@@ -112,10 +116,16 @@ class IsolationForest:
     @classmethod
     def restore(cls, arrays: Mapping[str, NDArray[Any]], schema: FeatureSchema) -> Self:
         """The inverse of `arrays`."""
-        made = cls(trees=len(arrays["features"]))
-        made.features_, made.thresholds_ = np.array(arrays["features"]), np.array(arrays["thresholds"])
-        made.leaves_ = np.array(arrays["leaves"])
-        made.denominator_, made.offset_ = (float(v) for v in arrays["scalars"])
+        leaves = stored(arrays, "leaves", np.float64, None, None)
+        trees, size = leaves.shape
+        if size & (size - 1):
+            raise ValueError(f"leaves: {size} a tree is no power of two")
+        inner = (stored(arrays, name, kind, trees, size - 1, finite=False) for name, kind in _NODES)
+        made = cls(trees)
+        made.features_, made.thresholds_ = inner
+        made.leaves_ = leaves
+        within("features", made.features_, 0, schema.width - 1)
+        made.denominator_, made.offset_ = (float(v) for v in stored(arrays, "scalars", np.float64, 2))
         return made
 
 

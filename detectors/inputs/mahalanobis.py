@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from detectors.contract import Reference, View
 from detectors.kernels import exact, rows
 from detectors.schema import FeatureSchema
+from detectors.stored import stored
 from detectors.view import correct_rows, feature_scales
 
 #: A class with fewer rows than this uses the mean and covariance of all.
@@ -73,7 +74,9 @@ class Mahalanobis:
     def restore(cls, arrays: Mapping[str, NDArray[Any]], schema: FeatureSchema) -> Self:
         """The inverse of `arrays`."""
         made = cls()
-        made.means_, made.factors_ = np.array(arrays["means"]), np.array(arrays["factors"])
+        classes, width = len(schema.classes), schema.width
+        made.means_ = stored(arrays, "means", np.float64, classes, width)
+        made.factors_ = stored(arrays, "factors", np.float64, classes, width, None)
         return made
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from detectors.contract import Reference, View
 from detectors.kernels import exact, rows
 from detectors.schema import FeatureSchema
+from detectors.stored import stored, within
 from detectors.view import correct_rows, feature_scales
 
 #: Share of a class's variance that its basis keeps.
@@ -77,8 +78,10 @@ class PcaResidual:
     def restore(cls, arrays: Mapping[str, NDArray[Any]], schema: FeatureSchema) -> Self:
         """The inverse of `arrays`."""
         made = cls()
-        made.means_, made.bases_ = np.array(arrays["means"]), np.array(arrays["bases"])
-        made.ranks_ = np.array(arrays["ranks"])
+        classes, width = len(schema.classes), schema.width
+        made.means_ = stored(arrays, "means", np.float64, classes, width)
+        made.bases_ = stored(arrays, "bases", np.float64, classes, width, None)
+        made.ranks_ = within("ranks", stored(arrays, "ranks", np.int64, classes), 0, made.bases_.shape[2])
         return made
 
 

@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 
 from detectors.kernels import exact, rows
 from detectors.queries.walk import SIM_BITS
+from detectors.stored import stored, within
 from detectors.view import BatchView, ReferenceFrame
 
 #: Whole steps that int8 spans on each side of zero.
 CODE_STEPS = 127.0
+#: No code has fewer steps a standard deviation.
+LEAST_SCALE = 1e-300
 #: With at most so many features, each sets two bits of the sketch instead of one.
 TWO_BIT_WIDTH = 16
 
@@ -95,6 +98,9 @@ class Coder:
         }
 
     @classmethod
-    def restore(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+    def restore(cls, arrays: Mapping[str, NDArray[Any]], width: int) -> Self:
         """The inverse of `arrays`."""
-        return cls(*(np.array(arrays[name]) for name in ("projection", "scales", "keys", "reference")))
+        projection = stored(arrays, "projection", np.float64, width, rows.CODE_DIMS + SIM_BITS)
+        scales = within("scales", stored(arrays, "scales", np.float64, rows.CODE_DIMS), LEAST_SCALE, np.inf)
+        keys = stored(arrays, "keys", np.uint64, width)
+        return cls(projection, scales, keys, stored(arrays, "reference", np.uint8, 4, None))

@@ -16,7 +16,7 @@ their logarithms do, and gains stand in tables.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +39,7 @@ from detectors.queries.memory import (
     WINDOW_ROWS,
     Memory,
 )
+from detectors.stored import stored, within
 
 #: A row joins the cluster of its nearest row when its p-value is at most this.
 JOIN_P = 0.1
@@ -63,6 +64,10 @@ PLACE_AGE_ROWS = 2000.0
 PLACE_STRENGTH_CAP = 2.0
 #: Bits of a simhash.
 SIM_BITS = 64
+#: Bins of the density: p-values of distances are taken within its quintiles (Mondrian).
+BINS = 5
+#: Places of a table by difference of sketch bits (-32 to 32), and by differing simhash bits (0 to 64).
+SKETCH_PLACES, SIM_PLACES, SKETCH_SHIFT = 65, SIM_BITS + 1, 32
 #: Marks "none" where bits are counted.
 NO_BITS = 99
 #: Added to a density, in standard deviations, so that copies of reference rows stay finite.
@@ -151,6 +156,36 @@ class Tables(NamedTuple):
     residual: NDArray[np.float64]  # (c',) ascending residual scores of fresh rows
     evalue: NDArray[np.float64]  # (c' + 1,) e-value by rank
     thresholds: NDArray[np.float64]  # ticket A, ticket B, ticket index, sequential test
+
+    @classmethod
+    def restore(cls, arrays: Mapping[str, NDArray[Any]], fused_values: int) -> Tables:
+        """Stored tables, checked: the walk looks into them without asking whether a place exists."""
+
+        def table(name: str, *shape: int | None) -> NDArray[Any]:
+            return stored(arrays, name, np.float64, *shape)
+
+        combined, both, index_both, residual = (
+            table(name, None) for name in ("combined", "both", "index_both", "residual")
+        )
+        thresholds = stored(arrays, "thresholds", np.float64, 4, finite=False)
+        return cls(
+            grain=within("grain", table("grain", 1), np.finfo(np.float64).tiny, np.inf),
+            near_l2=table("near_l2", BINS, None),
+            near_l0=table("near_l0", BINS, SKETCH_PLACES),
+            combined=combined,
+            gain_a=table("gain_a", len(combined) + 2),
+            opposite=table("opposite", BINS, None),
+            both=both,
+            gain_b=table("gain_b", len(both) + 2),
+            index_near=table("index_near", BINS, SIM_PLACES),
+            index_opposite=table("index_opposite", BINS, SIM_PLACES),
+            index_both=index_both,
+            index_gain=table("index_gain", len(index_both) + 2),
+            normal=table("normal", fused_values + 1),
+            residual=residual,
+            evalue=table("evalue", len(residual) + 1),
+            thresholds=within("thresholds", thresholds, np.finfo(np.float64).tiny, np.inf),
+        )
 
     def packed(self) -> Packed:
         """The same numbers as one array."""
@@ -439,7 +474,7 @@ def _walk_client(
         p_l2 = (1.0 + _count_at_most(values, first[_NEAR_L2] + q * n, n, r)) / (n + 1.0)
         gap = few - row.sketch_rank
         out.near_bits = gap
-        p_l0 = values[first[_NEAR_L0] + q * size[_NEAR_L0] + gap + 32]
+        p_l0 = values[first[_NEAR_L0] + q * size[_NEAR_L0] + gap + SKETCH_SHIFT]
         parent = near_at if p_l2 <= p_l0 else few_at
         n = size[_COMBINED]
         rank_a = 1 + _count_at_most(values, first[_COMBINED], n, min(p_l2, p_l0))
