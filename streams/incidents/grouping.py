@@ -129,6 +129,8 @@ class Book:
     incidents: dict[str, Stored] = field(default_factory=dict)
     opening: Opening = field(default_factory=Opening)
     silences: list[Silence] = field(default_factory=list)
+    proof: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Incident id -> its first evidence entry and its first page, empty for none; of those a campaign may take in."""
 
 
 @dataclass(slots=True)
@@ -321,7 +323,7 @@ class Fold:
         if first is not None:
             signal = msgspec.structs.replace(signal, clients=[*signal.clients, *first.incident.clients])
         draft = self._find(group, signal)
-        if draft is None:
+        if draft is None and not is_campaign(group):  # each campaign follows an opening that was counted
             minute = signal.time // MICROSECONDS_PER_MINUTE
             count = self.opening.count if self.opening.minute == minute else 0
             if count >= OPENINGS_PER_PARTITION_MINUTE:
@@ -396,6 +398,11 @@ class Fold:
 
     def _take_in(self, first: Draft, campaign: Draft, signal: SignalMessage) -> None:
         name = campaign.incident.id
+        page = first.incident.level == "page"
+        stored = self._book.proof.get(first.incident.id, ("", ""))[page]
+        proof = stored or next((text for text, is_page in first.evidence if is_page or not page), "")
+        if proof:
+            campaign.evidence.insert(-1, (proof, page))
         self._drafts[first.group] = first
         first.incident = msgspec.structs.replace(
             first.incident, state="resolved", resolved_at=signal.time, merged_into=name, silence=""

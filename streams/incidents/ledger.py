@@ -27,6 +27,7 @@ from streams.incidents.grouping import (
     direct_group,
     evidence_kept,
     group_of_alias,
+    is_campaign,
 )
 from streams.lease import Role
 from streams.store.keys import ModelKeys
@@ -38,6 +39,8 @@ log = logging.getLogger("vedette.incidents")
 EVIDENCE_TTL_SECONDS = 30 * 24 * 3600
 #: Redis' clock may run apart from broker time; the names outlive the window in which they are needed.
 RECENT_TTL_SECONDS = 2 * REOPEN_MICROSECONDS // 1_000_000
+#: A place that no evidence list has.
+LISTLESS = EVIDENCE_KEPT + 1
 #: Attempts of a change against others who change the same incident at the same time.
 ATTEMPTS = 20
 
@@ -135,7 +138,7 @@ class Ledger:
         return found
 
     def book(self, place: str, signals: Sequence[SignalMessage]) -> Book:
-        """Everything that folding these signals may need, in three round trips."""
+        """Everything that folding these signals may need, in three round trips; five where clients are near others."""
         names = sorted({name for signal in signals for name in (*aliases_of(signal), *campaign_names(signal))})
         aliases = self._texts([self.keys.alias(name) for name in names])
         book = Book(aliases={name: group for name, group in zip(names, aliases, strict=True) if group})
@@ -159,7 +162,24 @@ class Ledger:
         book.incidents = self.incidents([*book.open.values(), *book.recent.values()])
         if opening:
             book.opening = Opening.parse(as_text(opening))
+        near = {group_of_alias(name, value) for name, value in book.aliases.items() if "|near|" in name}
+        alone = [book.open[group] for group in sorted(near) if group in book.open and not is_campaign(group)]
+        book.proof = self._proof([name for name in alone if name in book.incidents])
         return book
+
+    def _proof(self, names: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Each incident's first evidence entry, and its first page."""
+        if not names:
+            return {}
+        pipe = self.redis.pipeline(transaction=False)
+        for name in names:
+            pipe.hget(self.keys.incident(name), "page_at")
+        places = [as_text(place) for place in pipe.execute()]
+        for name, place in zip(names, places, strict=True):
+            pipe.lindex(self.keys.evidence(name), 0)
+            pipe.lindex(self.keys.evidence(name), int(place) if place.isdecimal() else LISTLESS)
+        entries = [as_text(entry) for entry in pipe.execute()]
+        return {name: (entries[2 * at], entries[2 * at + 1]) for at, name in enumerate(names)}
 
     def silences(self) -> list[Silence]:
         """Silences that are kept, ended ones among them, oldest first."""

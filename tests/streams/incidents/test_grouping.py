@@ -34,6 +34,23 @@ def fold(signals: Sequence[SignalMessage], book: Book | None = None, now: int = 
     return folded
 
 
+Evidence = dict[str, list[tuple[str, bool]]]
+
+
+def keep(evidence: Evidence, folded: Fold) -> None:
+    """Append the fold's evidence to that of each incident."""
+    for draft in folded.drafts:
+        evidence.setdefault(draft.incident.id, []).extend(draft.evidence)
+
+
+def proofs(evidence: Evidence) -> dict[str, tuple[str, str]]:
+    """What `Ledger.book` reads of the evidence."""
+    return {
+        name: (entries[0][0], next((text for text, is_page in entries if is_page), ""))
+        for name, entries in evidence.items()
+    }
+
+
 def carry(book: Book, folded: Fold) -> Book:
     """What Redis would hold after the fold."""
     after = Book(dict(book.aliases), dict(book.open), dict(book.recent), dict(book.incidents), folded.opening)
@@ -225,15 +242,20 @@ def test_incidents_do_not_depend_on_how_the_stream_is_cut(
     signals = [make_signal(**row) for row in rows]
     if many:
         signals = [msgspec.structs.replace(s, entity_id=f"{n:016x}", entity="client") for n, s in enumerate(signals)]
-    whole = carry(Book(), fold(signals))
+    at_once = fold(signals)
+    whole, kept = carry(Book(), at_once), Evidence()
+    keep(kept, at_once)
     cuts = sorted(random.Random(seed).sample(range(len(signals) + 1), k=min(5, len(signals))))
-    book, log, alerts = Book(), [], []
+    book, log, alerts, evidence = Book(), [], [], Evidence()
     for first, last in zip([0, *cuts], [*cuts, len(signals)], strict=True):
         folded = fold(signals[first:last], book)
         log += [entry.id for draft in folded.drafts for entry in draft.log if entry.change != "merged"]
         alerts += [alert.id for draft in folded.drafts for alert in draft.alerts]
         book = carry(book, folded)
+        keep(evidence, folded)
+        book.proof = proofs(evidence)
     assert book.incidents == whole.incidents
+    assert evidence == kept
     assert (book.open, book.aliases, book.opening) == (whole.open, whole.aliases, whole.opening)
     assert len(set(log)) == len(log) == len(signals)
     assert sorted(alerts) == sorted(alert.id for draft in fold(signals).drafts for alert in draft.alerts)
@@ -260,6 +282,8 @@ def test_clients_that_act_as_one_are_one_campaign(make_signal: SignalFactory) ->
     assert [alert.change for alert in first.alerts] == ["opened", "resolved"]
     assert [alert.change for alert in campaign.alerts][:2] == ["opened", "updated"]
     assert first.incident.history[-1].what.startswith("merged into")
+    told = [msgspec.json.decode(text, type=SignalMessage).entity_id for text, _ in campaign.evidence]
+    assert told == [f"{n:016x}" for n in range(1, 5_001)]  # the first client's proof is there too
 
 
 def test_members_of_a_campaign_stay_in_it_wherever_they_go(make_signal: SignalFactory) -> None:

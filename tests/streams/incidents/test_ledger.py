@@ -11,6 +11,7 @@ from streams.incidents import grouping
 from streams.incidents.correlator import Correlator
 from streams.incidents.grouping import EVIDENCE_FIRST, EVIDENCE_KEPT, Draft
 from streams.incidents.ledger import Ledger, Outdated, Step, fold
+from streams.incidents.service import IncidentService
 from streams.lease import Lease
 from streams.store.keys import ModelKeys, PartitionKeys
 from streams.store.messages import Alert, IncidentChange, SignalMessage, WorkerStatus
@@ -189,3 +190,23 @@ def test_cuts_of_the_stream_leave_the_same_redis(
         }
 
     assert run(batch) == run(200)
+
+
+def test_campaign_takes_in_what_proves_its_first_client(redis: Redis, make_signal: SignalFactory, send: Send) -> None:
+    lease = Lease(redis, KEYS, "correlator", seconds=60)
+    assert lease.acquire()
+    correlator = Correlator(redis, "digits", "events", lease)
+    near: dict[str, object] = {"nearest": [1.0, 2.0]}
+    page: dict[str, object] = {"level": "page", "rule": "query-intent", **near}
+    for offset, (client, more) in enumerate([("a", near), ("a", page), ("a", page), ("b", page), ("c", page)]):
+        send(make_signal(offset, client=client * 16, **more))
+        correlator.load()
+        assert correlator.step(1) == 1  # one batch each: everything comes back from Redis
+    desk = IncidentService(redis, "digits")
+    (campaign,) = desk.list("open")
+    (first,) = desk.list("resolved")
+    assert (campaign.entity, campaign.level, campaign.signals) == ("cluster", "page", 2)
+    assert campaign.clients == ["a" * 16, "b" * 16, "c" * 16]
+    assert first.merged_into == campaign.id
+    evidence = desk.show(campaign.id).evidence
+    assert [(signal.entity_id[0], signal.offset) for signal in reversed(evidence)] == [("a", 1), ("b", 3), ("c", 4)]
