@@ -55,7 +55,7 @@ GC_THRESHOLDS = (50_000, 20, 50)
 #: What other libraries say in our log. aiokafka tells every failed attempt; we tell once that the broker is away.
 CHATTY = {
     "aiokafka": logging.CRITICAL,
-    "kafka": logging.ERROR,
+    "kafka": logging.CRITICAL,
     "faust": logging.WARNING,
     "mode": logging.WARNING,
     "mode.timers": logging.ERROR,

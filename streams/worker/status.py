@@ -33,6 +33,12 @@ RETRY_BUNDLE_SECONDS = 30.0
 LoadBundle = Callable[[Path], Scorer]
 
 
+class _Spoken(msgspec.Struct):
+    """What every version's status has."""
+
+    at: int = 0
+
+
 def load_bundle(path: Path, load: LoadBundle) -> Scorer:
     """Load a bundle and compile what it needs.
 
@@ -128,8 +134,8 @@ class Status(mode.Service):
         """Forget workers that are long gone."""
         try:
             said: dict[bytes, bytes] = await self._redis.hgetall(self._keys.workers)
-            long_ago = time.time() - FORGET_SECONDS
-            gone = [n for n, body in said.items() if msgspec.json.decode(body, type=WorkerStatus).at / 1e6 < long_ago]
+            long_ago = (time.time() - FORGET_SECONDS) * 1e6
+            gone = [name for name, body in said.items() if msgspec.json.decode(body, type=_Spoken).at < long_ago]
             if gone:
                 await self._redis.hdel(self._keys.workers, *gone)
         except RedisError as error:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 
 from streams.store.keys import ModelKeys
 from streams.worker.tally import BUCKETS
@@ -287,6 +288,46 @@ def _digest(path: Any) -> str:
     from tests.streams.worker.counting import load
 
     return load(path).digest
+
+
+def test_markers_of_transactions_are_passed(deploy: Deploy) -> None:
+    """They take offsets and are no records; the watermark reaches the topic's end all the same."""
+    site = deploy(1)
+    producer = KafkaProducer(bootstrap_servers=site.kafka, transactional_id=site.topic)
+    producer.init_transactions()
+    for first in (0, 10):
+        producer.begin_transaction()
+        for number in range(first, first + 10):
+            producer.send(site.topic, value=event(number), key=b"one", partition=0)
+        producer.commit_transaction()
+    producer.close()
+    site.start()
+    site.wait_recorded(22)
+    assert site.totals()["records"] == 20
+    report = site.audit()
+    assert report.passed, report.to_dict()
+    site.traffic(20, 30)
+    site.wait_recorded(32)
+    assert site.totals()["records"] == 30
+
+
+def test_records_that_the_broker_threw_away_unread_are_told_and_counted(deploy: Deploy) -> None:
+    site = deploy(1)
+    site.traffic(0, 200)
+    worker = site.start()
+    site.wait_recorded(200)
+    site.wait_snapshot()
+    site.stop(worker)
+    site.traffic(200, 500)
+    admin = KafkaAdminClient(bootstrap_servers=site.kafka)
+    admin.delete_records({TopicPartition(site.topic, 0): 350})
+    admin.close()
+    site.start()
+    site.wait_recorded(500)
+    totals = site.totals()
+    assert (totals["expired"], totals["records"]) == (150, 350)
+    assert "the broker threw away 150 records before they were read, up to offset 350" in site.log().read_text()
+    assert 'vedette_expired_records_total{model="digits"} 150' in site.get("/metrics")[1]
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
