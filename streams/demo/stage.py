@@ -65,6 +65,7 @@ PROBES: Mapping[str, float | int] = {
     "burst_every_seconds": 6.0,
     "campaign_every_seconds": 5.0,
     "control_every_seconds": 20.0,
+    "eps": 0.3,  # the customary bound for digits in [0, 1] (Madry et al. 2018)
     "campaign_queries": 150,
     "concurrent_campaigns": 2,
     "control_inputs": 40,
