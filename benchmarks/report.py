@@ -103,7 +103,9 @@ def finish(
         document = {**values, "figures": [asdict(f) for f in figures], "targets": verdicts, "context": context}
         print(json.dumps(document, indent=2))
     console = Console(stderr=options.json)
-    table = Table("figure", "value", "95 % interval", "target", "")
+    table = Table(box=None, pad_edge=False)
+    for name in ("figure", "value", "95 % interval", "target", ""):
+        table.add_column(name, no_wrap=True)
     bounds = {target.figure: target for target in targets}
     for figure in figures:
         interval = "" if figure.low is None else f"{figure.low:,.4g} - {figure.high:,.4g}"

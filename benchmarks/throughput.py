@@ -57,8 +57,9 @@ ROWS_A_RECORD = 256
 LEAD_SHARE = 0.1
 #: Milliseconds between two batches of the paced producer.
 TICK_SECONDS = 0.005
-#: Share of the paced rows that walkers send.
-WALKER_SHARE = 0.05
+#: Share of the paced rows that walkers send. Every walk is judged several times, at milliseconds each: an attack much
+#: larger than that takes the worker's time, and is another question.
+WALKER_SHARE = 0.02
 #: Signals that may still be on their way when the producer has finished.
 STRAGGLER_SECONDS = 5.0
 FAUST_KINDS = ("faust", "faust-noack", "faust-take")

@@ -22,6 +22,8 @@ RANK = 12
 SPREAD, NOISE, APART = 1.0, 0.25, 1.2
 #: Rows that a walker sends; its queries stay within its window of history.
 WALK_ROWS = 40
+#: Share of the stream that a walk is spread over.
+WALK_SHARE = 0.2
 #: Share of rows that repeat the one before them exactly.
 DUPLICATE_SHARE = 0.01
 MICROSECONDS_PER_WEEK = 604_800_000_000
@@ -110,17 +112,12 @@ class Traffic:
     def with_walkers(self, n: int, clients: int, walkers: int) -> Events:
         """Benign events with walkers among them: new clients whose queries creep along a decision boundary."""
         events = self.events(n, clients)
-        places = np.sort(self.rng.choice(n, walkers * WALK_ROWS, replace=False))
-        who = np.empty(len(places), dtype=np.int64)
-        step = np.empty(len(places), dtype=np.int64)
-        # Each walker has a stretch of the stream to itself and some others, so walks overlap but are not at once.
-        order = np.arange(len(places)) // WALK_ROWS
-        at_once = max(1, min(walkers, 64))
-        for first in range(0, walkers, at_once):
-            mine = np.flatnonzero((order >= first) & (order < first + at_once))
-            count = len(mine) // WALK_ROWS
-            who[mine] = first + np.arange(len(mine)) % count
-            step[mine] = np.arange(len(mine)) // count
+        # Every walker begins somewhere and takes a part of the stream, so that they come one by one and overlap.
+        span = max(WALK_ROWS, round(WALK_SHARE * n))
+        begin = self.rng.integers(0, max(1, n - span), walkers)
+        wanted = np.sort(begin[:, None] + self.rng.integers(0, span, (walkers, WALK_ROWS)), axis=1)
+        places, first = np.unique(wanted.ravel(), return_index=True)
+        who, step = np.divmod(first, WALK_ROWS)
         starts = self.rows(walkers)
         labels = np.argmax(self.answers(starts), axis=1)
         towards = self.centres[(labels + 1) % CLASSES].astype(np.float32) - starts
