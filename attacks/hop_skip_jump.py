@@ -31,6 +31,10 @@ class HopSkipJump:
         Most iterations; the budget usually ends the attack.
     gamma : float
         Width of the last bracket of a bisection is gamma / d^1.5 (L2) or gamma / d^2 (Linf) of the distance.
+    radius : float
+        Least radius of a gradient estimate as a share of the distance; 0 follows the paper, whose gamma / d is too
+        small for the steps of tree ensembles (breast-cancer forest, L2, 250 queries: median .35, with .1 .32, with .4
+        .26).
     tries : int
         Random rows tried for a first adversarial one.
 
@@ -44,6 +48,7 @@ class HopSkipJump:
     most_evaluations: int = 1000
     iterations: int = 64
     gamma: float = 1.0
+    radius: float = 0.1
     tries: int = TRIES
     name: ClassVar[str] = "hop_skip_jump"
     access: ClassVar[Access] = "labels"
@@ -76,7 +81,9 @@ class HopSkipJump:
                 radius = FIRST_RADIUS * threat.domain.ranges / threat.unit
                 reach = np.broadcast_to(radius, (len(which), len(radius)))
             else:
-                reach = np.broadcast_to((self.gamma * distance / width)[:, None], (len(which), x.shape[1]))
+                reach = np.broadcast_to(
+                    (max(self.gamma / width, self.radius) * distance)[:, None], (len(which), x.shape[1])
+                )
             wanted = min(int(self.first_evaluations * np.sqrt(turn)), self.most_evaluations)
             counts = np.minimum(wanted, oracle.left[which] - 2)
             slope = self._slope(oracle, which, current[which], reach, counts, rng)

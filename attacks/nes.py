@@ -39,7 +39,7 @@ class Nes:
     pairs: int = 10
     sigma: float = 0.3
     step: float = 0.25
-    momentum: float = 0.5
+    momentum: float = 0.9
     name: ClassVar[str] = "nes"
     access: ClassVar[Access] = "scores"
     norms: ClassVar[frozenset[str]] = frozenset({"l2", "linf"})

@@ -35,7 +35,7 @@ class Square:
     search", ECCV 2020, algorithms 1 to 3; schedule of the patch: section 5.
     """
 
-    share: float = 0.3
+    share: float = 0.1
     shape: tuple[int, ...] | None = None
     name: ClassVar[str] = "square"
     access: ClassVar[Access] = "scores"

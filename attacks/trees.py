@@ -14,7 +14,7 @@ from attacks.errors import ModelError
 from attacks.network import softmax
 
 #: Rows walked through all trees at once.
-ROWS_AT_ONCE = 20_000
+ROWS_AT_ONCE = 4_000
 
 
 @runtime_checkable
@@ -81,10 +81,7 @@ class Forest:
         parts = [np.empty((0, len(self.base)))]
         for first in range(0, len(X), ROWS_AT_ONCE):
             found = self.leaves(X[first : first + ROWS_AT_ONCE])
-            total = np.zeros((len(found), len(self.base)))
-            for tree in range(len(self.roots)):
-                total += self.value[found[:, tree]]
-            parts.append(total)
+            parts.append(self.value[found].sum(axis=1))
         total = np.concatenate(parts)
         return total / len(self.roots) if self.link == "mean" else softmax(total + self.base)
 

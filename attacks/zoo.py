@@ -12,7 +12,12 @@ from attacks.carlini_wagner import ADAM
 from attacks.contract import Access, Crafted, Model
 from attacks.margin import log_scores, margins
 from attacks.oracle import Oracle, start_rows
-from attacks.threat import ThreatModel
+from attacks.threat import ThreatModel, lengths
+
+#: Power of 1 + crossings of the boundary by which the step is divided.
+SETTLING = 1.5
+#: Factor by which the margin gains weight after a step that ends before the boundary, and loses it behind.
+GROWTH = 1.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +25,9 @@ class Zoo:
     """Zeroth-order optimisation, L2: Adam on a few random features a step.
 
     Derivatives are difference quotients over the legal neighbours of a row, so whole numbers and categories have them
-    too. The weight of the margin falls while a row is adversarial and grows while it is not.
+    too. Instead of a search for the weight of the margin against the squared distance, the weight follows what it is at
+    the boundary, where both pull equally: a little more before the boundary, a little less behind it. The step shrinks
+    with every crossing.
 
     Parameters
     ----------
@@ -31,8 +38,6 @@ class Zoo:
         tree ensembles.
     rate : float
         Adam's step as a share of the feature's range.
-    weight : float
-        First weight of the margin against the squared distance.
 
     References
     ----------
@@ -41,9 +46,8 @@ class Zoo:
     """
 
     features: int = 16
-    probe: float = 0.02
+    probe: float = 0.1
     rate: float = 0.1
-    weight: float = 1.0
     name: ClassVar[str] = "zoo"
     access: ClassVar[Access] = "scores"
     norms: ClassVar[frozenset[str]] = frozenset({"l2"})
@@ -63,8 +67,9 @@ class Zoo:
         oracle.need(4, self)
         movable = np.flatnonzero(domain.movable)
         count = min(self.features, len(movable))
-        delta, first, second, turns = (np.zeros_like(x) for _ in range(4))
-        weight = np.full(len(x), self.weight)
+        delta, first, second, turns, slopes = (np.zeros_like(x) for _ in range(5))
+        push = np.ones(len(x))
+        rate, crossings = np.full(len(x), self.rate), np.zeros(len(x))
         lead = np.full(len(x), -np.inf)
         if len(x):
             lead = margins(log_scores(oracle.ask(np.arange(len(x)), x)), y, threat)
@@ -86,17 +91,23 @@ class Zoo:
             width = (up[place, column] - down[place, column]) / unit[column]
             rise = both[: len(sample)] - both[len(sample) :]
             slope = np.where(width != 0, rise / np.where(width != 0, width, 1.0), 0.0)
-            wanting = lead[sample] <= 0
-            gradient = 2 * delta[sample, column] - weight[sample] * slope * wanting
+            slopes[sample, column] = slope
+            steep = np.maximum(lengths("l2", slopes[which]), 1e-300)
+            weight = push[which] * 2 * np.maximum(lengths("l2", delta[which]), self.rate) / steep
+            gradient = 2 * delta[sample, column] - weight[owner] * slope
             turns[sample, column] += 1
             first[sample, column] = ADAM[0] * first[sample, column] + (1 - ADAM[0]) * gradient
             second[sample, column] = ADAM[1] * second[sample, column] + (1 - ADAM[1]) * gradient**2
             size = np.sqrt(second[sample, column] / (1 - ADAM[1] ** turns[sample, column])) + ADAM[2]
             step = first[sample, column] / (1 - ADAM[0] ** turns[sample, column]) / size
-            moved = delta[sample, column] - self.rate * domain.ranges[column] / unit[column] * step
+            moved = delta[sample, column] - rate[sample] * domain.ranges[column] / unit[column] * step
             low, high = ((side[column] - x[sample, column]) / unit[column] for side in (domain.low, domain.high))
             delta[sample, column] = np.clip(moved, low, high)
             which = which[oracle.going[which]]
             legal[which] = domain.repair(x[which], x[which] + delta[which] * unit)
+            before = lead[which] > 0
             lead[which] = margins(log_scores(oracle.ask(which, legal[which])), y[which], threat)
-            weight[which] *= np.where(lead[which] > 0, 0.8, 1.25)
+            crossed = before != (lead[which] > 0)
+            crossings[which] += crossed
+            rate = self.rate / (1 + crossings) ** SETTLING
+            push[which] *= np.where(lead[which] > 0, 1 / GROWTH, GROWTH)
