@@ -115,6 +115,15 @@ class Access:
         name = self._valid_session(request)
         return name is not None and _same(given, self._sign("csrf", name))
 
+    def allows_program_change(self, request: web.Request) -> bool:
+        """Whether a JSON request may change something: no other page's form can send one without asking first."""
+        if request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
+            return False
+        if self.token is None or self.bears_token(request):
+            return True
+        name = self._valid_session(request)
+        return name is not None and _same(request.headers.get("X-CSRF-Token", ""), self._sign("csrf", name))
+
     def remember(self, request: web.Request, response: web.StreamResponse, session: Session) -> None:
         """Give the visitor the session's cookie."""
         value = f"{session.name}.{self._sign('session', session.name)}"

@@ -48,7 +48,7 @@ class AccountingRoom:
         """Where every row went."""
         watch = self.front.watch(request)
         look = await watch.look()
-        accounts = await self._look(watch)
+        accounts = await self.look(watch)
         sums = {name: sum(account.totals[name] for account in accounts) for name in COUNTERS}
         return self.front.page(
             request,
@@ -61,7 +61,8 @@ class AccountingRoom:
             missing=sum(abs(account.missing) for account in accounts),
         )
 
-    async def _look(self, watch: Watch) -> list[Account]:
+    async def look(self, watch: Watch) -> list[Account]:
+        """Every partition, from one transaction."""
         holders = {
             partition: worker.worker for worker in (await watch.look()).workers for partition in worker.partitions
         }

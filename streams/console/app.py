@@ -21,6 +21,7 @@ from streams.config import Settings
 from streams.console import metrics
 from streams.console.access import read_token
 from streams.console.accounting_room import AccountingRoom
+from streams.console.api import ApiRoom
 from streams.console.data import Overview
 from streams.console.dead_letter_room import DeadLetterRoom
 from streams.console.detector_room import DetectorRoom
@@ -29,6 +30,7 @@ from streams.console.incident_room import IncidentRoom
 from streams.console.live import MOST_VIEWERS, Broadcast
 from streams.console.probe_room import ProbeRoom
 from streams.console.schemas import Schemas
+from streams.console.silence_room import SilenceRoom
 from streams.errors import ConfigError
 from streams.store.client import connect_async
 
@@ -63,12 +65,15 @@ class Console:
 
     def __init__(self, settings: Settings, redis: Redis, token: str | None, schemas: Schemas | None = None) -> None:
         self.front = Front(settings, redis, token, schemas or Schemas())
+        incidents, probes, accounting = IncidentRoom(self.front), ProbeRoom(self.front), AccountingRoom(self.front)
         self.rooms: tuple[Room, ...] = (
-            IncidentRoom(self.front),
-            ProbeRoom(self.front),
+            incidents,
+            probes,
             DetectorRoom(self.front),
             DeadLetterRoom(self.front),
-            AccountingRoom(self.front),
+            accounting,
+            SilenceRoom(self.front),
+            ApiRoom(self.front, incidents, probes, accounting),
         )
         self.broadcasts = {name: Broadcast(watch, self._event) for name, watch in self.front.watches.items()}
 
@@ -83,7 +88,6 @@ class Console:
                 web.post("/logout", self.logout),
                 web.get("/events", self.events, allow_head=False),
                 web.get("/events/last", self.last_event),
-                web.get("/api/v1/overview", self.api_overview),
                 web.get("/metrics", self.metrics),
                 web.get("/health", self.health),
                 web.static("/static", Path(__file__).parent / "static"),
@@ -168,12 +172,6 @@ class Console:
         return web.Response(body=self.front.pages.event(look, model), content_type="application/json")
 
     # For programs -----------------------------------------------------------------------------------------------
-
-    async def api_overview(self, request: web.Request) -> web.Response:
-        """The live page as JSON."""
-        look = await self.front.watch(request).look()
-        document = msgspec.to_builtins(look) | {"lag": look.lag, "rows_per_second": look.rows_per_second}
-        return web.Response(body=msgspec.json.encode(document), content_type="application/json")
 
     async def metrics(self, _: web.Request) -> web.Response:
         """Prometheus metrics of incidents and probes, for every declared model."""

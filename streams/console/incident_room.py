@@ -17,8 +17,9 @@ from detectors.schema import FeatureSchema
 from streams.config import ModelSettings
 from streams.console.data import Dossier, Watch
 from streams.console.front import Front, clean_name, form_of, name_of, status_of
-from streams.console.index import IncidentRow, Order, StateFilter
+from streams.console.index import Order, StateFilter
 from streams.console.queries import Coordinates, Queries, coordinates, of_evidence, read
+from streams.console.silence_room import LENGTHS, make_silence, matcher_for
 from streams.errors import BrokerError, ConfigError, Conflict, UnknownIncident
 from streams.store.messages import LevelName, SignalMessage
 
@@ -105,9 +106,7 @@ class IncidentRoom:
             web.post("/incidents/bulk", self.bulk),
             web.get(one, self.incident),
             web.get(one + "/queries", self.queries),
-            web.post(one + "/{action:acknowledge|resolve|reopen}", self.act),
-            web.get("/api/v1/incidents", self.api_list),
-            web.get("/api/v1/incidents/{incident}", self.api_incident),
+            web.post(one + "/{action:acknowledge|assign|note|silence|resolve|reopen}", self.act),
         ]
 
     # The list ---------------------------------------------------------------------------------------------------
@@ -205,13 +204,21 @@ class IncidentRoom:
         self, request: web.Request, model: ModelSettings, name: str, problem: str = "", status: int = 200
     ) -> web.Response:
         watch = self.front.watches[model.name]
-        dossier = await self._dossier(request, watch, name)
+        dossier = await self.dossier(request, watch, name)
         schema = await self.front.schema(watch) if dossier.signals else None
         near = watch.index.near(dossier.incident, NEAR) if dossier.incident.entity in ("client", "cluster") else []
         values = self.front.pages.incident(dossier, schema, near)
-        return self.front.page(request, "incident.html", status, model=model, problem=problem, **values)
+        return self.front.page(
+            request, "incident.html", status, model=model, problem=problem, lengths=LENGTHS, **values
+        )
 
-    async def _dossier(self, request: web.Request, watch: Watch, name: str) -> Dossier:
+    async def dossier(self, request: web.Request, watch: Watch, name: str) -> Dossier:
+        """One incident with its evidence; who read it is logged.
+
+        Raises
+        ------
+        UnknownIncident
+        """
         found = await watch.incident(name)
         if found is None:
             raise UnknownIncident(f"No incident {name[:32]} of model {watch.model.name}; it may have expired.")
@@ -222,7 +229,7 @@ class IncidentRoom:
     async def queries(self, request: web.Request) -> web.Response:
         """The incident's queries in two dimensions, read again from Kafka; else those that the evidence holds."""
         watch = self.front.watch(request)
-        dossier = await self._dossier(request, watch, request.match_info["incident"])
+        dossier = await self.dossier(request, watch, request.match_info["incident"])
         schema = await self.front.schema(watch)
         wanted = coordinates(dossier.signals)
         async with self._reading:  # the broker serves one reader of ours at a time
@@ -250,7 +257,7 @@ class IncidentRoom:
         return found if len(found) else of_evidence(signals, len(wanted), found.problem)
 
     async def act(self, request: web.Request) -> web.Response:
-        """Acknowledge, resolve or re-open: a form with a CSRF mark, or a request that carries the token."""
+        """What people do with an incident: a form with a CSRF mark, or a request that carries the token."""
         model = self.front.model(request)
         name, action = request.match_info["incident"], request.match_info["action"]
         form = await form_of(request)
@@ -272,23 +279,13 @@ class IncidentRoom:
             "acknowledge": lambda: desk.acknowledge(name, by),
             "resolve": lambda: desk.resolve(name, by, form.get("verdict", ""), form.get("note", "")),
             "reopen": lambda: desk.reopen(name, by),
+            "assign": lambda: desk.assign(name, by, clean_name(form.get("to", ""))),
+            "note": lambda: desk.note(name, by, form.get("note", "")),
+            "silence": lambda: make_silence(desk, form, matcher_for(desk.show(name).incident), by),
         }
         if action not in actions:
             raise ConfigError(f"no such action; there are {', '.join(actions)}")
         actions[action]()
-
-    # For programs -----------------------------------------------------------------------------------------------
-
-    async def api_list(self, request: web.Request) -> web.Response:
-        """Incidents as JSON, by the list's filters."""
-        found: list[IncidentRow] = (await self._found(self.front.watch(request), ListQuery.of(request.query)))["rows"]
-        return web.Response(body=msgspec.json.encode(found), content_type="application/json")
-
-    async def api_incident(self, request: web.Request) -> web.Response:
-        """One incident with its evidence as JSON."""
-        found = await self._dossier(request, self.front.watch(request), request.match_info["incident"])
-        document = {"incident": found.incident, "change": found.change, "evidence": found.signals}
-        return web.Response(body=msgspec.json.encode(document), content_type="application/json")
 
 
 NOTHING = "No incident fits."

@@ -14,7 +14,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from streams.store.keys import ModelKeys
-from streams.store.messages import Incident, LevelName, State, Verdict
+from streams.store.messages import Incident, LevelName, Severity, State, Verdict
 
 #: Newest incidents (by last-seen) that are held.
 HELD = 20_000
@@ -50,6 +50,8 @@ class IncidentRow(msgspec.Struct, frozen=True):
     assignee: str | None = None
     verdict: Verdict | None = None
     pilot: bool = False
+    severity: Severity = "low"
+    silence: str = ""
     change: int = 0
     """Number of its changes, for comparison."""
 

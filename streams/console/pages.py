@@ -27,6 +27,7 @@ from streams.store.messages import ProbeSummary, SignalMessage
 NAVIGATION = (
     ("/", "Live"),
     ("/incidents", "Incidents"),
+    ("/silences", "Silences"),
     ("/probes", "Probes"),
     ("/detectors", "Detectors"),
     ("/dead-letters", "Dead letters"),

@@ -93,7 +93,7 @@ class ProbeRoom:
     async def page(self, request: web.Request) -> web.Response:
         """How well Vedette sees."""
         watch = self.front.watch(request)
-        look, probes = await watch.look(), await self._look(watch)
+        look, probes = await watch.look(), await self.look(watch)
         settings = self.front.settings.probes
         return self.front.page(
             request,
@@ -116,7 +116,8 @@ class ProbeRoom:
             recent=RECENT_UNITS,
         )
 
-    async def _look(self, watch: Watch) -> ProbeLook:
+    async def look(self, watch: Watch) -> ProbeLook:
+        """The last look at the log, or a new one when it is older than `REFRESH_SECONDS`."""
         async with self._lock:
             now = self._clock()
             kept = self._looks.get(watch.model.name)

@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,10 +29,20 @@ from streams.console.app import Console
 from streams.console.schemas import Schemas
 from streams.embedded import free_ports
 from streams.incidents.correlator import Correlator
+from streams.incidents.service import IncidentService
 from streams.lease import Lease
 from streams.store.client import connect_async
 from streams.store.keys import ModelKeys, PartitionKeys
-from streams.store.messages import ProbeOutcome, ProbeSummary, ProbeVerdict, ReasonMessage, SignalMessage, WorkerStatus
+from streams.store.messages import (
+    Matcher,
+    ProbeOutcome,
+    ProbeSummary,
+    ProbeVerdict,
+    ReasonMessage,
+    SignalMessage,
+    Silence,
+    WorkerStatus,
+)
 from streams.worker.tally import Histograms
 
 SECOND = 1_000_000
@@ -176,6 +187,7 @@ class Scene:
         rng = np.random.default_rng(offset)
         digit = np.outer(np.hanning(8), np.hanning(8)).ravel()
         reference = np.rint(16 * digit)
+        reference[-1] = zlib.crc32(client.encode()) / 2**32  # a corner of its own, or clients would be one campaign
         shown = np.clip(reference + 3 * np.sign(rng.standard_normal(64)), 0, 16)
         plain = SignalMessage(
             id=f"{self.topic}/{partition}/{offset}/0/query-cluster",
@@ -238,6 +250,16 @@ class Scene:
         while self._correlator.step(1):
             continue
         return [name.decode() for name in self.redis.zrevrange(self.keys.incidents, 0, -1)]
+
+    def tend(self) -> None:
+        """Let the correlator look after open incidents."""
+        self.correlate()
+        assert self._correlator is not None
+        self._correlator.tend()
+
+    def silence(self, client: str = "ee*") -> Silence:
+        desk = IncidentService(self.redis, self.model)
+        return desk.silence(Matcher(client=client), "ada", time.time_ns() // 1000 + 3600 * SECOND, "a known test")
 
     def attack(self, client: str = "3fa1b2c4d5e6f708", page: bool = True, **changes: Any) -> str:
         """Tickets of one client that become a page; returns the incident's id."""

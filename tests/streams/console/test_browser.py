@@ -104,6 +104,37 @@ def test_from_page_to_resolution_in_less_than_five_clicks(
     assert (closed.state, closed.verdict, closed.assignee) == ("resolved", "true", "ada")
 
 
+def test_note_assign_and_silence_from_the_page(scene: Fixture, serve: Fixture, visit: Open, redis: Redis) -> None:
+    name = scene.attack()
+    desk = IncidentService(redis, "digits")
+    served = serve()
+    page = visit(f"{served.url}/incidents/{name}")
+    page.locator("#by").fill("ada")
+    page.locator("#note").fill("asked the <b>tenant</b>")
+    page.locator("#add-note").click()
+    expect(page.locator(".history")).to_contain_text("note: asked the <b>tenant</b>")
+    page.locator(".further summary").click()
+    page.locator("#comment").fill("a load test")
+    page.locator("#silence").click()
+    (silence,) = desk.silences()
+    assert (silence.matcher.client, silence.by, silence.comment) == ("3fa1b2c4d5e6f708", "ada", "a load test")
+    scene.tend()
+    page.goto(f"{served.url}/incidents/{name}")
+    expect(page.locator(".head")).to_contain_text(f"Kept quiet by silence {silence.id}")
+    page.locator(".head .notice a").click()
+    expect(page.locator("tbody tr").first).to_contain_text("a load test")
+    expect(page.locator("td[data-name=holds]")).to_have_text("1")
+    page.get_by_role("button", name="End now").click()
+    expect(page.locator("tbody tr").first).to_contain_text("ended")
+    scene.tend()
+    page.goto(f"{served.url}/incidents/{name}")
+    expect(page.locator(".badge.state")).to_have_text("new")
+    page.locator(".further summary").click()
+    page.locator("#to").fill("bob")
+    page.locator("#assign").click()
+    expect(page.locator(".head")).to_contain_text("bob has it")
+
+
 def test_enter_in_the_name_field_never_resolves(scene: Fixture, serve: Fixture, visit: Open, redis: Redis) -> None:
     name = scene.attack()
     desk = IncidentService(redis, "digits")
@@ -172,6 +203,7 @@ def test_list_by_keyboard_alone(scene: Fixture, serve: Fixture, visit: Open, red
     page.keyboard.press("j")
     page.keyboard.press("Enter")
     expect(page.locator(".head")).to_contain_text("ada has it")
+    expect(page.locator("#pulse")).to_have_class("pulse live")  # the script is there
     page.keyboard.press("u")
     expect(page.locator("#incidents tr")).to_have_count(3)
 
@@ -249,6 +281,7 @@ def test_no_page_is_wider_than_the_screen(
     scene.probe("control_direct", "control", n=30, units=30, detected=0, recall=0.0, low=0.0, high=0.11)
     scene.attack("77aa000000000001", page=False, bundle="b" * 300)
     scene.history()
+    scene.silence()
     name = scene.attack()
     served = serve()
     page = visit(served.url, color_scheme=scheme, viewport={"width": width, "height": 844})
@@ -257,6 +290,7 @@ def test_no_page_is_wider_than_the_screen(
         ("live", "/"),
         ("incidents", "/incidents"),
         ("incident", f"/incidents/{name}"),
+        ("silences", "/silences"),
         ("probes", "/probes"),
         ("detectors", "/detectors"),
         ("accounting", "/accounting"),

@@ -94,7 +94,7 @@ def test_pages_come_before_tickets_and_open_before_resolved(scene: Fixture, serv
     ticket = scene.attack("11aa000000000001", page=False)
     page = scene.attack("22aa000000000001")
     IncidentService(redis, "digits").resolve(resolved, "ada", "true")
-    rows = serve().get("/api/v1/incidents?state=all").json()
+    rows = serve().get("/api/v1/incidents?state=all").json()["incidents"]
     assert [row["id"] for row in rows] == [page, ticket, resolved]
 
 
@@ -437,7 +437,7 @@ def test_api_gives_what_the_pages_show(scene: Fixture, serve: Fixture) -> None:
     look = served.get("/api/v1/overview").json()
     assert (look["model"], look["lag"], look["rows_per_second"], look["open_pages"]) == ("digits", 12, 1234.0, 1)
     assert len(look["minutes"]) == 30
-    assert [row["id"] for row in served.get("/api/v1/incidents").json()] == [name]
+    assert [row["id"] for row in served.get("/api/v1/incidents").json()["incidents"]] == [name]
     whole = served.get(f"/api/v1/incidents/{name}").json()
     assert whole["change"] == 6
     assert whole["incident"]["level"] == "page"

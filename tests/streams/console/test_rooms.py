@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import requests
 from kafka import KafkaProducer
 from redis import Redis
 
@@ -21,6 +23,7 @@ from streams.console.dead_letter_room import read
 from streams.console.detector_room import look_at, merged
 from streams.console.probe_room import SPEAKS_AT, courses, matrix
 from streams.errors import BrokerError
+from streams.incidents.service import IncidentService
 from streams.lease import Lease
 from streams.probes.outcome import summarise
 from streams.probes.store import ProbeStore
@@ -283,12 +286,65 @@ def test_accounting_adds_up_or_says_that_it_does_not(scene: Fixture, serve: Fixt
     assert '<td class="number many" data-name="difference">5</td>' in text
 
 
+def form_mark(served: Fixture, session: requests.Session, path: str) -> str:
+    found = re.search(r'name="csrf" value="([0-9a-f]{64})"', session.get(served.url + path, timeout=10).text)
+    assert found
+    return found.group(1)
+
+
+def test_silences_are_made_and_refused_by_form(scene: Fixture, serve: Fixture, redis: Redis) -> None:
+    served, session = serve(), requests.Session()
+    mark = form_mark(served, session, "/silences")
+    desk = IncidentService(redis, "digits")
+
+    def make(**fields: str) -> requests.Response:
+        data = {"csrf": mark, "by": "ada", "hours": "4", "client": "aa*", **fields}
+        return session.post(served.url + "/silences", data=data, timeout=10)
+
+    page = make(comment="<b>why</b>", starts="2031-05-01T08:00")
+    assert "silence of client aa*" in " ".join(page.text.split())
+    assert "&lt;b&gt;why&lt;/b&gt;" in page.text
+    assert "to come" in page.text
+    (made,) = desk.silences()
+    assert made.ends - made.starts == 4 * 3600 * SECOND
+    assert make(client="", maintenance="1").status_code == 200
+    for fields, sentence in (
+        ({"client": ""}, "only a maintenance window is about everything"),
+        ({"hours": "9999"}, "no such length"),
+        ({"entity": "x"}, "no such entity"),
+        ({"starts": "soon"}, "is no time"),
+        ({"by": ""}, "must be named"),
+    ):
+        answer = make(**fields)
+        assert (answer.status_code, sentence in html.unescape(answer.text)) == (422, True), fields
+    assert len(desk.silences()) == 2
+    assert make(csrf="0" * 64).status_code == 403
+    ended = session.post(f"{served.url}/silences/{made.id}/end", data={"csrf": mark, "by": "bob"}, timeout=10)
+    assert ended.status_code == 200
+    assert session.post(f"{served.url}/silences/{made.id}/end", data={"by": "eve"}, timeout=10).status_code == 403
+    unknown = session.post(f"{served.url}/silences/00000000/end", data={"csrf": mark, "by": "bob"}, timeout=10)
+    assert unknown.status_code == 422
+
+
+def test_merged_incident_leads_to_its_campaign(scene: Fixture, serve: Fixture) -> None:
+    near = {"nearest": [1.0] * 64}
+    first = scene.attack("11aa000000000001", page=False, **near)
+    scene.signal("22bb000000000001", **near)
+    scene.correlate()
+    served = serve()
+    text = served.get(f"/incidents/{first}").text
+    assert "one incident of the whole campaign" in text
+    campaign = re.search(r'href="(/incidents/[0-9a-f]{16}[^"]*)">one incident', text)
+    assert campaign
+    assert "spread over 2 accounts" in served.get(campaign.group(1)).text
+
+
 def test_every_page_is_in_the_navigation_and_works_while_empty(serve: Fixture, redis: Redis) -> None:
     served = serve(kafka="127.0.0.1:1")
     links = re.findall(r'<nav aria-label="Pages">(.*?)</nav>', served.get("/").text, re.DOTALL)[0]
     paths = re.findall(r'href="([^"]+)"', links)
     assert [path.split("?")[0] for path in paths] == [
-        "/", "/incidents", "/probes", "/detectors", "/dead-letters", "/accounting",
+        "/", "/incidents", "/silences", "/probes", "/detectors", "/dead-letters", "/accounting",
     ]  # fmt: skip
     for path in paths:
         answer = served.get(path)
