@@ -19,6 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from attacks import registry
+from attacks.surrogate import fit_surrogate
+from attacks.threat import ThreatModel
 from detectors.contract import Batch, Reference
 from streams.demo import digits
 from streams.demo.attackers import ATTACKERS
@@ -27,6 +30,7 @@ from streams.demo.digits import Pool, Pools
 from streams.demo.figures import Who
 from streams.demo.model import Perceptron, train
 from streams.demo.traffic import live_population
+from streams.probes.workshop import domain
 
 #: Length of the demo's "week": the period that the page budget is stated for.
 WEEK_SECONDS = 120.0
@@ -38,6 +42,8 @@ HISTORY_WEEKS = 7
 REFERENCE_ROWS, PROBE_ROWS = 2_000, 480
 #: Rows with the model's answers for the surrogate of transfer probes.
 SURROGATE_ROWS = 800
+#: Rows that are attacked to weigh detectors against each other, and how far, in the inputs' units.
+ATTACKED_ROWS, ATTACKED_EPS = 400, (0.1, 0.2, 0.3)
 #: Broker time at which the history begins, in microseconds; only differences matter.
 HISTORY_BEGINS_US = 1_700_000_000_000_000
 
@@ -139,6 +145,25 @@ def history(pool: Pool, model: Perceptron, rate: float, rng: np.random.Generator
     )
 
 
+def crafted(known: Reference, model: Perceptron, rng: np.random.Generator) -> Reference:
+    """Adversarial rows that weigh detectors against each other: FGSM on a surrogate, which no probe of the demo uses.
+
+    Made of reference rows alone, so neither probes' rows nor live traffic's have been seen.
+    """
+    which = rng.choice(len(known), ATTACKED_ROWS, replace=False)
+    inputs, labels = known.inputs[which], known.labels[which].astype(np.int64)
+    surrogate = fit_surrogate(known.inputs, known.labels.astype(np.int64), rng)
+    attack, legal = registry.kind("fgsm")(), domain(digits.schema())
+    parts = []
+    for eps in ATTACKED_EPS:
+        threat = ThreatModel(
+            name=f"Linf {eps:g}", norm="linf", eps=eps, domain=legal, knowledge="white-box", budget=0, goal="any"
+        )
+        parts.append(attack.craft(surrogate, inputs, labels, threat, rng).inputs)
+    rows = np.concatenate(parts)
+    return Reference(rows, np.argmax(model.predict(rows), axis=1).astype(np.int32))
+
+
 def who_is_who(rate: float, seed: int, key: bytes) -> Who:
     """Every live client and every attacker's account by its hash."""
     from streams.events.identity import hash_clients
@@ -181,6 +206,7 @@ def prepare(directory: Path, rate: float, partitions: int, seed: int, key: bytes
         known,
         digits.schema(),
         benign,
+        crafted=crafted(known, model, np.random.default_rng([seed, 9])),
         budget=BUDGET,
         clients_per_week=None,
         week_us=round(WEEK_SECONDS * 1e6),
