@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from detectors.contract import ANONYMOUS
 from streams.events.batch import DeadLetter, DecodeOptions, InferenceBatch, ProbeCandidate, Reason, Record
 from streams.events.identity import find_header, hash_clients, hash_slices
+from streams.events.kernels import OIP
 from streams.events.refusal import Refusal
 from streams.events.rows import Layout, Rows
 from streams.events.scan import Scan, scan
@@ -37,7 +38,7 @@ _parts = attrgetter("offset", "timestamp", "key", "value", "headers")
 _OPENING = b"{ \t\r\n"
 
 
-def assemble(records: Sequence[Record], options: DecodeOptions, read: Read, *, native: bool = False) -> InferenceBatch:
+def assemble(records: Sequence[Record], options: DecodeOptions, read: Read, forms: int = 0) -> InferenceBatch:
     """Decode records and lay their rows out as columns, in order.
 
     Parameters
@@ -46,16 +47,23 @@ def assemble(records: Sequence[Record], options: DecodeOptions, read: Read, *, n
     options : DecodeOptions
     read : Read
         Reads one record.
-    native : bool
-        Records may be native events, which are tried with the compiled reader first, all in one call.
+    forms : int
+        What the compiled reader may try first, all in one call: `kernels.NATIVE`, `kernels.OIP`, both or nothing.
     """
-    return _Assembly(records, Layout(options), read, native).batch()
+    return _Assembly(records, Layout(options), read, forms).batch()
+
+
+def json_length(stated: bytes, value: bytes) -> int:
+    """What the length header says of the record's value; -1 when it is no length within it."""
+    if not stated.isdigit() or len(stated) > len(str(len(value))) or int(stated) > len(value):
+        return -1
+    return int(stated)
 
 
 class _Assembly:
     """The records of a fetch, the rows that were found in them, and where these go."""
 
-    def __init__(self, records: Sequence[Record], layout: Layout, read: Read, native: bool) -> None:
+    def __init__(self, records: Sequence[Record], layout: Layout, read: Read, forms: int) -> None:
         self.records = records
         self.layout = layout
         columns: list[Any] = list(zip(*map(_parts, records), strict=True)) if records else [()] * 5
@@ -71,25 +79,27 @@ class _Assembly:
         self.scanned: Scan | None = None
         self.blocks: dict[int, Rows] = {}
         self.dead: list[DeadLetter] = []
-        if native:
-            self._scan()
+        if forms:
+            self._scan(forms)
         self._read(read)
         stops = np.cumsum(self.counts)
         self.total = int(stops[-1]) if len(stops) else 0
         self.starts = stops - self.counts
 
-    def _scan(self) -> None:
+    def _scan(self, forms: int) -> None:
         limit = self.layout.options.max_record_bytes
         self.tried = [
             place for place, value in enumerate(self.values) if value and value[0] in _OPENING and len(value) <= limit
         ]
-        binary = {
-            place for place, headers in enumerate(self.headers) if headers and find_header(headers, LENGTH_HEADER)
-        }
-        if binary:
-            self.tried = [place for place in self.tried if place not in binary]
+        lengths: dict[int, int] = {}
+        for place, headers in enumerate(self.headers):
+            if headers and (stated := find_header(headers, LENGTH_HEADER)) is not None:
+                lengths[place] = json_length(stated, self.values[place] or b"") if forms & OIP else -1
+        if lengths:
+            self.tried = [place for place in self.tried if lengths.get(place, 0) >= 0]
         if self.tried:
-            self.scanned = scan([self.values[place] or b"" for place in self.tried], self.layout)
+            of_json = np.array([lengths.get(place, -1) for place in self.tried], dtype=np.int64) if lengths else None
+            self.scanned = scan([self.values[place] or b"" for place in self.tried], of_json, forms, self.layout)
             self.counts[self.tried] = self.scanned.counts
 
     def _read(self, read: Read) -> None:
@@ -163,7 +173,7 @@ class _Assembly:
         inputs, labels = np.empty((self.total, self.layout.width)), np.empty(self.total, dtype=np.int32)
         outputs: NDArray[np.float64] | None = None
         if (scanned is not None and scanned.scored) or any(rows.outputs is not None for rows in blocks.values()):
-            outputs = np.full((self.total, len(self.layout.classes)), np.nan)
+            outputs = np.full((self.total, self.layout.k), np.nan)
         if scanned is not None and len(scanned.inputs):
             own = np.zeros(len(self.records), dtype=np.bool_)
             own[self.tried] = scanned.counts > 0
@@ -186,7 +196,7 @@ class _Assembly:
         if kind == "key":
             return hash_clients([name or b"" for name in self.keys], key)
         out = np.zeros(len(self.records), dtype=np.uint64)
-        if self.scanned is not None and kind == "field":
+        if self.scanned is not None and kind in ("field", "parameter"):
             starts, stops = np.ascontiguousarray(self.scanned.clients.T)
             out[self.tried] = hash_slices(self.scanned.data, starts, stops, key)
         elif self.scanned is not None and kind == "header":
@@ -231,7 +241,7 @@ class _Assembly:
         assert self.scanned is not None
         at = bisect_left(self.tried, place)
         request_id = self.scanned.text(self.scanned.requests[at])
-        if self.layout.place.kind == "field":
+        if self.layout.place.kind in ("field", "parameter"):
             client = self.scanned.text(self.scanned.clients[at])
         else:
             client = self.layout.place.outside(self.records[place])

@@ -9,6 +9,7 @@ from streams.events.assembly import LENGTH_HEADER, assemble
 from streams.events.batch import DecodeOptions, InferenceBatch, Record
 from streams.events.document import parse
 from streams.events.identity import find_header
+from streams.events.kernels import NATIVE, OIP
 from streams.events.rows import Layout, Rows
 
 
@@ -18,7 +19,7 @@ class AutoCodec:
     name = "auto"
 
     def decode(self, records: Sequence[Record], options: DecodeOptions) -> InferenceBatch:
-        return assemble(records, options, read, native=True)
+        return assemble(records, options, read, NATIVE | OIP)
 
 
 def read(record: Record, value: bytes, layout: Layout) -> Rows:

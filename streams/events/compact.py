@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from streams.events.assembly import PROBE_REQUEST_PREFIX, assemble
@@ -59,10 +58,7 @@ def read(record: Record, value: bytes, layout: Layout) -> Rows:
     if not value.endswith(END):
         raise Refusal(Reason.NOT_DECODABLE, "the Arrow IPC stream does not end with its end-of-stream marker")
     try:
-        _check_messages(value)
-        with pa.ipc.open_stream(pa.py_buffer(value)) as stream:
-            places = _columns(stream.schema, layout)
-            batches = [_checked(batch, places) for batch in stream]
+        batches = _batches(value, layout)
     except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as wrong:
         raise Refusal(Reason.NOT_DECODABLE, f"not a sound Arrow IPC stream: {_first_line(wrong)}") from None
     batches = [batch for batch in batches if len(batch["client"])]
@@ -71,22 +67,31 @@ def read(record: Record, value: bytes, layout: Layout) -> Rows:
     return _rows({name: [batch[name] for batch in batches] for name in batches[0]}, layout)
 
 
-def _first_line(error: Exception) -> str:
-    return quoted((str(error) or type(error).__name__).splitlines()[0])
+def _batches(value: bytes, layout: Layout) -> list[dict[str, Any]]:
+    """The columns that are read, batch by batch.
 
-
-def _check_messages(value: bytes) -> None:
-    """Refuse what the stream reader would take, but should not.
-
-    A compressed body says by itself how much memory it wants, so a small record could ask for all there is. Bytes
-    behind the end of the stream would be lost.
+    Arrow's stream reader is safe with bytes from strangers, but takes what it should not: a compressed body says by
+    itself how much memory it wants, so a small record could ask for all there is; bytes behind the end would be lost.
+    So the messages are looked at first.
     """
     source = pa.BufferReader(value)
+    start = b""
     for message in pa.ipc.MessageReader.open_stream(source):
+        start = start or message.metadata.to_pybytes()
         if message.type in ("record batch", "dictionary") and _is_compressed(memoryview(message.metadata)):
             raise Refusal(Reason.NOT_DECODABLE, "the stream's bodies are compressed; let Kafka compress instead")
     if source.tell() != len(value):
         raise Refusal(Reason.NOT_DECODABLE, "bytes stand behind the end of the Arrow IPC stream")
+    with pa.ipc.open_stream(pa.py_buffer(value)) as stream:
+        places = layout.schemas.get(start)
+        if places is None:
+            # Writers repeat their schema in every record, so what was found out about it is kept.
+            places = layout.schemas[start] = _columns(stream.schema, layout)
+        return [_checked(batch, places) for batch in stream]
+
+
+def _first_line(error: Exception) -> str:
+    return quoted((str(error) or type(error).__name__).splitlines()[0])
 
 
 def _is_compressed(metadata: memoryview) -> bool:
@@ -137,6 +142,7 @@ def _columns(schema: pa.Schema, layout: Layout) -> dict[str, int]:
         raise Refusal(Reason.MISSING_FIELD, "the schema's metadata lack 'model'")
     layout.check_model(model.decode("utf-8", "replace"))
     places: dict[str, int] = {}
+    kinds = dict(zip(schema.names, schema.types, strict=True))
     for place, name in enumerate(schema.names):
         if name not in _REQUIRED and name not in _OPTIONAL and name not in _VECTORS:
             continue
@@ -144,11 +150,11 @@ def _columns(schema: pa.Schema, layout: Layout) -> dict[str, int]:
             raise Refusal(Reason.DUPLICATE_KEY, f"the column {name!r} stands twice in the stream")
         places[name] = place
     for name, kind in (_REQUIRED | _OPTIONAL).items():
-        if name in places and schema.types[places[name]] != kind:
-            raise Refusal(Reason.WRONG_TYPE, f"column {name!r} is of {schema.types[places[name]]}, not {kind}")
-    for name, width in (("inputs", layout.width), ("outputs", len(layout.classes))):
+        if name in places and kinds[name] != kind:
+            raise Refusal(Reason.WRONG_TYPE, f"column {name!r} is of {kinds[name]}, not {kind}")
+    for name, width in (("inputs", layout.width), ("outputs", layout.k)):
         if name in places:
-            _check_vectors(schema.types[places[name]], name, width)
+            _check_vectors(kinds[name], name, width)
     lacking = [name for name in (*_REQUIRED, "inputs") if name not in places]
     if lacking:
         raise Refusal(Reason.MISSING_FIELD, f"the stream lacks the column {lacking[0]!r}")
@@ -186,7 +192,7 @@ def _rows(columns: dict[str, list[Any]], layout: Layout) -> Rows:
         add_faults(faults, np.flatnonzero(~present), Reason.MISSING_FIELD, "'inputs' are null")
     outputs = scored = labels = stated = None
     if "outputs" in columns:
-        outputs, scored = _vectors(columns["outputs"], len(layout.classes), "outputs", faults)
+        outputs, scored = _vectors(columns["outputs"], layout.k, "outputs", faults)
         if scored is not None and not scored.any():
             outputs = scored = None
     if "label" in columns:
@@ -240,7 +246,8 @@ def _claims(
     chunks: list[Any], places: NDArray[np.int32] | None, partitions: NDArray[np.int32], offsets: NDArray[np.int64]
 ) -> tuple[tuple[str, int, int], ...]:
     """Runs of rows of one source record under one front-door id."""
-    if not any(pc.any(pc.starts_with(chunk, PROBE_REQUEST_PREFIX)).as_py() for chunk in chunks):
+    prefix = PROBE_REQUEST_PREFIX.encode("ascii")
+    if not any(prefix in buffer.to_pybytes() for chunk in chunks if (buffer := chunk.buffers()[2]) is not None):
         return ()
     texts = [text for chunk in chunks for text in chunk.to_pylist()]
     if places is not None:

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 
 import detectors.kernels  # noqa: F401  (it says where compiled code is kept)
 
+#: For functions that only compiled code calls: without the wrappers for Python, which take a quarter of compiling.
+inner = njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy")
+
 #: Bytes behind the last number that `number` may look at.
 PADDING = 16
 #: Longest number of digits that always fits 64 bits.
@@ -87,11 +90,22 @@ def _leading_zeros(typing: Any, a: Any) -> Any:
 
 
 @intrinsic
-def _as_float(typing: Any, a: Any) -> Any:
+def as_float(typing: Any, a: Any) -> Any:
     """The float64 of these bits."""
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], ir.DoubleType())
+
+    return types.float64(types.uint64), build
+
+
+@intrinsic
+def as_float32(typing: Any, a: Any) -> Any:
+    """The float64 that equals the float32 of these low 32 bits."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        single = builder.bitcast(builder.trunc(arguments[0], ir.IntType(32)), ir.FloatType())
+        return builder.fpext(single, ir.DoubleType())
 
     return types.float64(types.uint64), build
 
@@ -122,7 +136,7 @@ def word(typing: Any, base: Any, at: Any) -> Any:
     return types.uint64(types.int64, types.int64), build
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _scaled(digits: Any, power: int) -> Any:
     """digits * 10**power, rounded as IEEE 754 asks, as the bits of a float64; all ones where that stays undecided.
 
@@ -163,14 +177,14 @@ def _scaled(digits: Any, power: int) -> Any:
     return (np.uint64(exponent) << _52) | (mantissa ^ _HIDDEN)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _eight_digits(eight: Any) -> bool:
     """Whether eight bytes are ASCII digits."""
     over = (eight + np.uint64(0x4646464646464646)) | (eight - np.uint64(0x3030303030303030))
     return over & np.uint64(0x8080808080808080) == np.uint64(0)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _eight_digits_value(eight: Any) -> Any:
     """The number that eight ASCII digits spell: neighbours are joined to pairs, fours and the whole."""
     eight = eight - np.uint64(0x3030303030303030)
@@ -180,7 +194,7 @@ def _eight_digits_value(eight: Any) -> Any:
     return (low + high) >> np.uint64(32)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def number(data: Any, at: int) -> Any:
     """The JSON number that begins `at` bytes behind the address `data`; a byte that fits no number must end it.
 
@@ -261,11 +275,11 @@ def number(data: Any, at: int) -> Any:
         bits = _scaled(digits, power) if digits else np.uint64(0)
     if bits == _ALL:
         return 0.0, NOT_READ, False
-    value = _as_float(bits)
+    value = as_float(bits)
     return -value if negative and not (whole and bits == 0) else value, at, whole
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _leading_digits(data: Any, at: int, stop: int) -> Any:
     """The first 19 significant digits of a number without its exponent, and how many were left away behind them."""
     digits, kept, dropped = np.uint64(0), 0, 0

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from streams.events.batch import Reason
-from streams.events.kernels import nesting
+from streams.events.json_bytes import nesting
 from streams.events.refusal import Refusal, kind_of, quoted
 
 #: Objects and lists may stand so deep in one another.

@@ -1,266 +1,176 @@
-"""Compiled readers of JSON bytes: native events of the usual form, many records in one call, without the GIL.
+"""Compiled readers of records: the usual native events and Open Inference Protocol records, many in one call, no GIL.
 
 They never judge. A record is either read in full, with the values that the library path gives, to the bit, or left to
-that path, which says what is wrong with it. Every record ends in a NUL byte, which stops every loop: no valid JSON text
-holds one.
+that path, which says what is wrong with it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 
-from streams.events.decimals import NOT_READ, PADDING, byte, number, word
+from streams.events.decimals import NOT_READ, PADDING, as_float, as_float32, byte, inner, number, word
+from streams.events.json_bytes import (
+    COMMA,
+    LIST,
+    LIST_END,
+    MAX_DEPTH,
+    MAX_KEYS,
+    MINUS,
+    NULL,
+    OBJECT,
+    OBJECT_END,
+    QUOTE,
+    SPACE,
+    digits_end,
+    letters,
+    literal_end,
+    nesting,
+    number_end,
+    read_key,
+    same,
+    solid,
+    spells,
+    text_end,
+    value_end,
+    whole_number,
+)
 
-#: Nesting and keys of one record, beyond which it is left to the library path.
-MAX_DEPTH, MAX_KEYS = 16, 64
+#: What a record may be; their sum: either.
+NATIVE, OIP = 1, 2
 #: In place of a number of rows: the arrays have no room for them.
 FULL = -(1 << 40)
+#: Sides of a tensor beyond which it is left to the library path.
+MAX_SIDES = 8
 
-_QUOTE, _BACKSLASH, _COMMA, _COLON, _MINUS = 0x22, 0x5C, 0x2C, 0x3A, 0x2D
-_LIST, _LIST_END, _OBJECT, _OBJECT_END = 0x5B, 0x5D, 0x7B, 0x7D
-_SPACE, _TAB, _NEWLINE, _RETURN = 0x20, 0x09, 0x0A, 0x0D
+_INPUTS, _OUTPUTS, _LABEL, _MODEL, _ID = (letters(k) for k in (b"inputs", b"outputs", b"label", b"model", b"id"))
+_REQUEST, _RESPONSE, _MODEL_NAME = (letters(k) for k in (b"request", b"response", b"model_name"))
+_SHAPE, _DATATYPE, _DATA, _PARAMETERS = (letters(k) for k in (b"shape", b"datatype", b"data", b"parameters"))
+_FP, _INT, _UINT, _8, _16, _32, _64 = (letters(k) for k in (b"FP", b"INT", b"UINT", b"8", b"16", b"32", b"64"))
+#: For variables: a plain 0 is a type of its own to the compiler, for which callees would be compiled once more.
+_0: Any = np.int64(0)
+_FRONT_DOOR = letters(b"vp1.")
+
+#: Kinds of datatypes.
+_FLOAT, _SIGNED, _UNSIGNED = 1, 2, 3
+#: Exponents of what is not finite.
+_EXPONENT, _EXPONENT32 = np.uint64(0x7FF << 52), np.uint64(0xFF << 23)
+#: The greatest float64 below 2**63; whole numbers beyond it are left to the library path.
+_GREATEST_WHOLE = float(2**63 - 1024)
+#: More values than any record holds, and few enough that products of two such numbers don't overflow.
+_MOST_VALUES = 1 << 31
+# What a tensor is, and what is known of each: found[role] holds its rows, the bytes that it has behind the JSON, kind
+# and size of its datatype. found[_ORDER] holds the number of outputs with raw bytes, then their roles, in order.
+_INPUT, _SCORES, _CLASS, _ORDER = 0, 1, 2, 3
+_ROWS, _RAW, _KIND, _SIZE = 0, 1, 2, 3
 
 
-def _letters(text: bytes) -> tuple[int, Any, Any]:
-    """Length of a short text, its bytes as a word, and the mask of as many bytes."""
-    return len(text), np.uint64(int.from_bytes(text, "little")), np.uint64((1 << (8 * len(text))) - 1)
+class Names(NamedTuple):
+    """Where the deployment's names stand in the bytes: begin and end of each, and of class c: classes[c:c + 2]."""
+
+    model: Any
+    """Empty: any model."""
+    field: Any
+    """Top-level field of the client's name; empty: it stands elsewhere."""
+    parameter: Any
+    """Request parameter of the client's name; empty: it stands elsewhere."""
+    binary_size: Any
+    """Of ``binary_data_size``."""
+    classes: Any
 
 
-_TRUE, _FALSE, _NULL = _letters(b"true"), _letters(b"false"), _letters(b"null")
-_INPUTS, _OUTPUTS, _LABEL, _MODEL, _ID = (_letters(k) for k in (b"inputs", b"outputs", b"label", b"model", b"id"))
-_REQUEST, _FRONT_DOOR = _letters(b"request"), _letters(b"vp1.")
-_T, _F, _N = 0x74, 0x66, 0x6E
+# --- native events --------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
-def _solid(data: Any, at: int) -> int:
-    """The first place from `at` on that is no white space."""
-    while byte(data, at) == _SPACE or byte(data, at) == _NEWLINE or byte(data, at) == _RETURN or byte(data, at) == _TAB:
-        at += 1
-    return at
+@inner
+def _row(data: Any, at: int, width: int, low: float, high: float, out: Any, first: int) -> int:
+    """Read `width` numbers into out[first:]; the place of what follows the last of them.
 
-
-@njit(cache=True, nogil=True)
-def _text_end(data: Any, at: int) -> int:
-    """Place of the quote that ends the string whose first character stands at `at`; NOT_READ for escapes, bad UTF-8."""
+    Where low <= high, they must be whole and within.
+    """
+    last = first + width - 1
+    whole_only = low <= high
     while True:
-        c = byte(data, at)
-        if c == _QUOTE:
+        if byte(data, at) <= SPACE:
+            at = solid(data, at)
+        value, at, whole = number(data, at)
+        if at < 0 or (whole_only and not (whole and low <= value <= high)):
+            return NOT_READ
+        out[first] = value
+        if byte(data, at) <= SPACE:
+            at = solid(data, at)
+        if first == last:
             return at
-        if c < _SPACE or c == _BACKSLASH:
+        if byte(data, at) != COMMA:
             return NOT_READ
         at += 1
-        if c < 0x80:
-            continue
-        # Unicode Standard 15, table 3-7: the second byte has a range of its own, the others have 80 to BF.
-        low, high = 0x80, 0xBF
-        if c < 0xC2 or c > 0xF4:
-            return NOT_READ
-        more = 1 if c < 0xE0 else (2 if c < 0xF0 else 3)
-        if c == 0xE0:
-            low = 0xA0
-        elif c == 0xED:
-            high = 0x9F
-        elif c == 0xF0:
-            low = 0x90
-        elif c == 0xF4:
-            high = 0x8F
-        for _ in range(more):
-            if byte(data, at) < low or byte(data, at) > high:
-                return NOT_READ
-            low, high = 0x80, 0xBF
-            at += 1
+        first += 1
 
 
-@njit(cache=True, nogil=True)
-def _is(data: Any, start: int, stop: int, letters: Any) -> bool:
-    """Whether the bytes start:stop are these letters."""
-    return stop - start == letters[0] and word(data, start) & letters[2] == letters[1]
+@inner
+def _matrix(data: Any, at: int, width: int, out: Any, row: int) -> Any:
+    """Read one flat list or a list of lists into rows of `out`, flat, from `row` on; the place behind it, and how many.
 
-
-@njit(cache=True, nogil=True)
-def _same(data: Any, start: int, stop: int, other: int, end: int) -> bool:
-    """Whether the bytes start:stop are the bytes other:end."""
-    if stop - start != end - other:
-        return False
-    for i in range(stop - start):  # noqa: SIM110  (a generator does not compile)
-        if byte(data, start + i) != byte(data, other + i):
-            return False
-    return True
-
-
-@njit(cache=True, nogil=True)
-def _literal_end(data: Any, at: int) -> int:
-    """The place behind ``true``, ``false`` or ``null``."""
-    if _is(data, at, at + 4, _NULL) or _is(data, at, at + 4, _TRUE):
-        return at + 4
-    return at + 5 if _is(data, at, at + 5, _FALSE) else NOT_READ
-
-
-@njit(cache=True, nogil=True)
-def _key(data: Any, at: int, keys: Any, first: int, used: int) -> Any:
-    """Read a key and its colon.
-
-    keys (MAX_KEYS, 2): start and stop of the keys of all open objects; those of this one are keys[first:used]. Returns
-    where the value begins; NOT_READ also when the key stands there twice, or there is no room.
+    That number is FULL when `out` has no room.
     """
-    if byte(data, at) != _QUOTE or used == MAX_KEYS:
-        return NOT_READ
-    start = at + 1
-    stop = _text_end(data, start)
-    if stop < 0:
-        return NOT_READ
-    for other in range(first, used):
-        if _same(data, start, stop, keys[other, 0], keys[other, 1]):
-            return NOT_READ
-    keys[used, 0], keys[used, 1] = start, stop
-    at = _solid(data, stop + 1)
-    return _solid(data, at + 1) if byte(data, at) == _COLON else NOT_READ
-
-
-@njit(cache=True, nogil=True)
-def _value_end(data: Any, at: int, keys: Any, used: int, opened: Any) -> int:
-    """The place behind a JSON value of any kind that begins at byte(data, at), verified like everything else.
-
-    opened int64 (MAX_DEPTH, 2) is scratch: for each open container whether it is an object, and its first key.
-    """
-    depth = 0
+    room = out.shape[0] // width
+    if byte(data, at) != LIST:
+        return NOT_READ, _0
+    at = solid(data, at + 1)
+    nested = byte(data, at) == LIST
+    n = _0
     while True:
-        c = byte(data, at)
-        if c == _QUOTE:
-            at = _text_end(data, at + 1)
-            if at < 0:
-                return NOT_READ
-            at += 1
-        elif c in (_LIST, _OBJECT):
-            if depth == MAX_DEPTH:
-                return NOT_READ
-            at = _solid(data, at + 1)
-            if byte(data, at) == (_LIST_END if c == _LIST else _OBJECT_END):
-                at += 1
-            else:
-                opened[depth, 0], opened[depth, 1] = c == _OBJECT, used
-                depth += 1
-                if c == _OBJECT:
-                    at = _key(data, at, keys, used, used)
-                    if at < 0:
-                        return NOT_READ
-                    used += 1
-                continue
-        elif c in (_T, _F, _N):
-            at = _literal_end(data, at)
-            if at < 0:
-                return NOT_READ
-        else:
-            _, at, _ = number(data, at)
-            if at < 0:
-                return NOT_READ
-        while True:
-            if depth == 0:
-                return at
-            is_object, first = opened[depth - 1, 0], opened[depth - 1, 1]
-            at = _solid(data, at)
-            if byte(data, at) == _COMMA:
-                at = _solid(data, at + 1)
-                if is_object:
-                    at = _key(data, at, keys, first, used)
-                    if at < 0:
-                        return NOT_READ
-                    used += 1
-                break
-            if byte(data, at) != (_OBJECT_END if is_object else _LIST_END):
-                return NOT_READ
-            at += 1
-            used = first
-            depth -= 1
-
-
-@njit(cache=True, nogil=True)
-def _numbers(data: Any, at: int, out: Any, row: int) -> int:
-    """Read a list into out[row], of exactly its width; `at` stands behind the opening bracket. The place behind it."""
-    last = out.shape[1] - 1
-    for i in range(last + 1):
-        if byte(data, at) <= _SPACE:
-            at = _solid(data, at)
-        value, at, _ = number(data, at)
-        if at < 0:
-            return NOT_READ
-        out[row, i] = value
-        if byte(data, at) <= _SPACE:
-            at = _solid(data, at)
-        if byte(data, at) != (_COMMA if i < last else _LIST_END):
-            return NOT_READ
-        at += 1
-    return at
-
-
-@njit(cache=True, nogil=True)
-def _matrix(data: Any, at: int, out: Any, row: int) -> Any:
-    """Read one flat list or a list of lists into out[row:]; the place behind it, and the number of rows.
-
-    That number is FULL when `out` (cap, width) has no room.
-    """
-    if byte(data, at) != _LIST:
-        return NOT_READ, 0
-    at = _solid(data, at + 1)
-    if row == out.shape[0]:
-        return NOT_READ, FULL
-    if byte(data, at) != _LIST:
-        return _numbers(data, at, out, row), 1
-    n = 0
-    while True:
-        if byte(data, at) != _LIST:
-            return NOT_READ, 0
-        if row + n == out.shape[0]:
+        if row + n == room:
             return NOT_READ, FULL
-        at = _numbers(data, at + 1, out, row + n)
-        if at < 0:
-            return NOT_READ, 0
+        if nested:
+            if byte(data, at) != LIST:
+                return NOT_READ, _0
+            at += 1
+        at = _row(data, at, width, 1.0, 0.0, out, (row + n) * width)
+        if at < 0 or byte(data, at) != LIST_END:
+            return NOT_READ, _0
         n += 1
-        at = _solid(data, at)
-        if byte(data, at) == _LIST_END:
+        if not nested:
             return at + 1, n
-        if byte(data, at) != _COMMA:
-            return NOT_READ, 0
-        at = _solid(data, at + 1)
+        at = solid(data, at + 1)
+        if byte(data, at) == LIST_END:
+            return at + 1, n
+        if byte(data, at) != COMMA:
+            return NOT_READ, _0
+        at = solid(data, at + 1)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _class(data: Any, at: int, names: Any) -> Any:
     """Read a label, a whole number or a class name; the place behind it, and the class.
 
     names (k + 1,): the name of class c is the bytes names[c]:names[c + 1].
     """
     k = names.shape[0] - 1
-    if byte(data, at) == _QUOTE:
+    if byte(data, at) == QUOTE:
         start = at + 1
-        stop = _text_end(data, start)
+        stop = text_end(data, start)
         if stop < 0:
             return NOT_READ, 0
         for c in range(k):
-            if _same(data, start, stop, names[c], names[c + 1]):
+            if same(data, start, stop, names[c], names[c + 1]):
                 return stop + 1, c
         return NOT_READ, 0
-    if byte(data, at) == _MINUS:
-        return NOT_READ, 0
-    value, at, whole = number(data, at)
-    if at < 0 or not whole or value >= k:
-        return NOT_READ, 0
-    return at, int(value)
+    value, at = whole_number(data, at)
+    return (at, value) if at > 0 and value < k else (NOT_READ, 0)
 
 
-@njit(cache=True, nogil=True)
+@inner
 def _classes(data: Any, at: int, names: Any, out: Any, row: int) -> Any:
     """Read one label, or a list of them, into out[row:]; the place behind it, and the number of rows or FULL."""
     if row == out.shape[0]:
         return NOT_READ, FULL
-    if byte(data, at) != _LIST:
+    if byte(data, at) != LIST:
         at, out[row] = _class(data, at, names)
         return at, 1
-    at = _solid(data, at + 1)
+    at = solid(data, at + 1)
     n = 0
     while True:
         if row + n == out.shape[0]:
@@ -269,22 +179,76 @@ def _classes(data: Any, at: int, names: Any, out: Any, row: int) -> Any:
         if at < 0:
             return NOT_READ, 0
         n += 1
-        at = _solid(data, at)
-        if byte(data, at) == _LIST_END:
+        at = solid(data, at)
+        if byte(data, at) == LIST_END:
             return at + 1, n
-        if byte(data, at) != _COMMA:
+        if byte(data, at) != COMMA:
             return NOT_READ, 0
-        at = _solid(data, at + 1)
+        at = solid(data, at + 1)
 
 
-@njit(cache=True, nogil=True)
+@inner
+def _name(data: Any, at: int, span: Any) -> int:
+    """Read a name, text or a whole number or null, into span: where it begins and ends. The place behind it."""
+    span[0], span[1] = 0, 0
+    c = byte(data, at)
+    if c == NULL:
+        return literal_end(data, at)
+    if c == QUOTE:
+        end = text_end(data, at + 1)
+        if end > 0:
+            span[0], span[1] = at + 1, end
+            end += 1
+        return end
+    end = number_end(data, at)
+    if c == MINUS or end != digits_end(data, at):
+        return NOT_READ
+    span[0], span[1] = at, end
+    return end
+
+
+@inner
+def _is_model(data: Any, start: int, end: int, names: Any) -> bool:
+    """Whether this is the declared model."""
+    return names.model[0] == names.model[1] or same(data, start, end, names.model[0], names.model[1])
+
+
+@inner
+def _model(data: Any, at: int, names: Any) -> int:
+    """Read the model's name, or null; the place behind it, NOT_READ when another model is meant."""
+    if byte(data, at) == NULL:
+        return literal_end(data, at)
+    if byte(data, at) != QUOTE:
+        return NOT_READ
+    end = text_end(data, at + 1)
+    return end + 1 if end > 0 and _is_model(data, at + 1, end, names) else NOT_READ
+
+
+@inner
+def _front_door(data: Any, at: int, span: Any) -> None:
+    """Keep the request id that begins at `at`, a text that has been read, if it is one of the front door."""
+    end = text_end(data, at + 1)
+    if spells(data, at + 1, min(at + 5, end), _FRONT_DOOR):
+        span[0], span[1] = at + 1, end
+
+
+@inner
+def _arg_max(outputs: Any, labels: Any, row: int, n: int) -> None:
+    """The first of the greatest outputs as label, for n rows from `row` on."""
+    for i in range(row, row + n):
+        best = 0
+        for c in range(1, outputs.shape[1]):
+            if outputs[i, c] > outputs[i, best]:
+                best = c
+        labels[i] = best
+
+
+@inner
 def _event(
     data: Any,
     at: int,
     stop: int,
     row: int,
-    model: Any,
-    field: Any,
     names: Any,
     inputs: Any,
     outputs: Any,
@@ -295,89 +259,438 @@ def _event(
     opened: Any,
 ) -> int:
     """Read the event at:stop into the rows from `row` on: how many, negative without outputs; 0 when not read; FULL."""
-    n, scored, labelled, used = 0, 0, 0, 0
-    at = _solid(data, at)
-    if byte(data, at) != _OBJECT:
+    n, scored, labelled, used = _0, _0, _0, _0
+    at = solid(data, at)
+    if byte(data, at) != OBJECT:
         return 0
-    at = _solid(data, at + 1)
+    at = solid(data, at + 1)
     while True:
-        at = _key(data, at, keys, 0, used)
+        at = read_key(data, at, keys, _0, used)
         if at < 0:
             return 0
         start, end = keys[used, 0], keys[used, 1]
         used += 1
-        is_client = _same(data, start, end, field[0], field[1])
-        is_inputs, is_outputs = _is(data, start, end, _INPUTS), _is(data, start, end, _OUTPUTS)
-        is_label, is_model = _is(data, start, end, _LABEL), _is(data, start, end, _MODEL)
+        is_client = same(data, start, end, names.field[0], names.field[1])
+        is_inputs, is_outputs = spells(data, start, end, _INPUTS), spells(data, start, end, _OUTPUTS)
+        is_label, is_model = spells(data, start, end, _LABEL), spells(data, start, end, _MODEL)
+        is_id = spells(data, start, end, _ID)
         c = byte(data, at)
-        if c == _N:
-            at = _literal_end(data, at)
-        elif c == _QUOTE and not is_label:
-            first = at + 1
-            last = _text_end(data, first)
-            if last < 0 or is_inputs or is_outputs:
+        value = at
+        if is_inputs or is_outputs or is_label:
+            if c == NULL:
+                at = literal_end(data, at)
+            elif is_client:
                 return 0
-            if is_client:
-                client[0], client[1] = first, last
-            if is_model and model[1] > model[0] and not _same(data, first, last, model[0], model[1]):
-                return 0
-            if _is(data, start, end, _ID) and _is(data, first, min(first + 4, last), _FRONT_DOOR):
-                request[0], request[1] = first, last
-            at = last + 1
-        elif is_inputs or is_outputs or is_label:
-            if is_client:
-                return 0
-            if is_inputs:
-                at, n = _matrix(data, at, inputs, row)
+            elif is_inputs:
+                at, n = _matrix(data, at, inputs.shape[1], inputs.reshape(inputs.size), row)
             elif is_outputs:
-                at, scored = _matrix(data, at, outputs, row)
+                at, scored = _matrix(data, at, outputs.shape[1], outputs.reshape(outputs.size), row)
             else:
-                at, labelled = _classes(data, at, names, labels, row)
+                at, labelled = _classes(data, at, names.classes, labels, row)
             if n == FULL or scored == FULL or labelled == FULL:
                 return FULL
-        elif is_model or _is(data, start, end, _REQUEST):
-            return 0
         elif is_client:
-            first = at
-            _, at, whole = number(data, at)
-            if at < 0 or not whole or c == _MINUS:
+            at = _name(data, at, client)
+            if is_model and at > 0 and _model(data, value, names) < 0:
                 return 0
-            client[0], client[1] = first, at
+        elif is_model:
+            at = _model(data, at, names)
+        elif c != QUOTE and spells(data, start, end, _REQUEST):
+            return 0
         else:
-            at = _value_end(data, at, keys, used, opened)
+            at = value_end(data, at, keys, used, opened)
+        if at > 0 and is_id and c == QUOTE:
+            _front_door(data, value, request)
         if at < 0:
             return 0
-        at = _solid(data, at)
-        if byte(data, at) == _OBJECT_END:
+        at = solid(data, at)
+        if byte(data, at) == OBJECT_END:
             break
-        if byte(data, at) != _COMMA:
+        if byte(data, at) != COMMA:
             return 0
-        at = _solid(data, at + 1)
-    if _solid(data, at + 1) != stop or n == 0 or (scored != n and scored != 0):
+        at = solid(data, at + 1)
+    if solid(data, at + 1) != stop or n == 0 or (scored != n and scored != 0):
         return 0
     if labelled != n and (labelled != 0 or scored == 0):
         return 0
-    for i in range(row, row + n):
-        if scored == 0:
-            outputs[i] = np.nan
-        elif labelled == 0:
-            best = 0
-            for c in range(1, outputs.shape[1]):
-                if outputs[i, c] > outputs[i, best]:
-                    best = c
-            labels[i] = best
+    if labelled == 0:
+        _arg_max(outputs, labels, row, n)
+    if scored == 0:
+        outputs[row : row + n] = np.nan
     return n if scored else -n
 
 
+# --- Open Inference Protocol ----------------------------------------------------------------------------------------
+
+
+@inner
+def _datatype(data: Any, at: int, end: int) -> Any:
+    """Kind of a datatype by its name, and bytes of a value; kind 0 for one that is left to the library path."""
+    kind = 0
+    if spells(data, at, at + 2, _FP):
+        kind, at = _FLOAT, at + 2
+    elif spells(data, at, at + 3, _INT):
+        kind, at = _SIGNED, at + 3
+    elif spells(data, at, at + 4, _UINT):
+        kind, at = _UNSIGNED, at + 4
+    if spells(data, at, end, _64):
+        return kind, 8
+    if spells(data, at, end, _32):
+        return kind, 4
+    if spells(data, at, end, _16):
+        return kind, 2
+    if spells(data, at, end, _8) and kind != _FLOAT:
+        return kind, 1
+    return 0, 0
+
+
+@inner
+def _shape(data: Any, at: int) -> Any:
+    """Read a shape: the place behind it, its rows, the values of a row, and its sides."""
+    if byte(data, at) != LIST:
+        return NOT_READ, 0, 0, 0
+    n, width, sides = 0, 1, 0
+    while True:
+        at = solid(data, at + 1)
+        side, at = whole_number(data, at)
+        if at < 0 or side < 1 or side > _MOST_VALUES or sides == MAX_SIDES:
+            return NOT_READ, 0, 0, 0
+        if sides == 0:
+            n = side
+        else:
+            width *= side
+        if width > _MOST_VALUES:
+            return NOT_READ, 0, 0, 0
+        sides += 1
+        at = solid(data, at)
+        if byte(data, at) == LIST_END:
+            return at + 1, n, width, sides
+        if byte(data, at) != COMMA:
+            return NOT_READ, 0, 0, 0
+
+
+@inner
+def _list(data: Any, at: int, n: int, width: int, nested: bool, kind: int, size: int, out: Any, first: int) -> int:
+    """Read a tensor's n * width values into out[first:], a flat list or, where it may be nested, a list of rows."""
+    if byte(data, at) != LIST:
+        return NOT_READ
+    at = solid(data, at + 1)
+    rows = byte(data, at) == LIST
+    if rows and not nested:
+        return NOT_READ
+    low, high = 1.0, 0.0
+    if kind != _FLOAT:
+        high = _GREATEST_WHOLE if size == 8 else float((1 << (8 * size - (kind == _SIGNED))) - 1)
+        low = 0.0 if kind == _UNSIGNED else (-_GREATEST_WHOLE if size == 8 else -high - 1.0)
+    if not rows:
+        at = _row(data, at, n * width, low, high, out, first)
+        return at + 1 if at > 0 and byte(data, at) == LIST_END else NOT_READ
+    for row in range(n):
+        if byte(data, at) != LIST:
+            return NOT_READ
+        at = _row(data, at + 1, width, low, high, out, first + row * width)
+        if at < 0 or byte(data, at) != LIST_END:
+            return NOT_READ
+        at = solid(data, at + 1)
+        if byte(data, at) != (COMMA if row < n - 1 else LIST_END):
+            return NOT_READ
+        at = solid(data, at + 1) if row < n - 1 else at + 1
+    return at
+
+
+@inner
+def _raw(data: Any, at: int, count: int, kind: int, size: int, out: Any, first: int) -> bool:
+    """Read little-endian values into out[first:]; False when one is not finite, or the datatype is not read."""
+    odd = False
+    if kind == _FLOAT and size == 8:
+        for i in range(count):
+            bits = word(data, at + 8 * i)
+            odd |= bits & _EXPONENT == _EXPONENT
+            out[first + i] = as_float(bits)
+        return not odd
+    if kind == _FLOAT and size == 4:
+        for i in range(count):
+            bits = word(data, at + 4 * i)
+            odd |= bits & _EXPONENT32 == _EXPONENT32
+            out[first + i] = as_float32(bits)
+        return not odd
+    if kind == _FLOAT:
+        return False
+    spare = 64 - 8 * size
+    for i in range(count):
+        top = word(data, at + size * i) << np.uint64(spare)
+        out[first + i] = float(np.int64(top) >> spare) if kind == _SIGNED else float(top >> np.uint64(spare))
+    return True
+
+
+@inner
+def _member(data: Any, at: int, wanted: Any, used: int, keys: Any, opened: Any, value: Any) -> int:
+    """Read an object, or null, and find one of its members: value[0] is where its value begins, 0 if it is not there.
+
+    wanted: where the member's name stands.
+    """
+    value[0] = 0
+    if byte(data, at) == NULL:
+        return literal_end(data, at)
+    if byte(data, at) != OBJECT:
+        return NOT_READ
+    first = used
+    at = solid(data, at + 1)
+    if byte(data, at) == OBJECT_END:
+        return at + 1
+    while True:
+        at = read_key(data, at, keys, first, used)
+        if at < 0:
+            return NOT_READ
+        if wanted[1] > wanted[0] and same(data, keys[used, 0], keys[used, 1], wanted[0], wanted[1]):
+            value[0] = at
+        used += 1
+        at = value_end(data, at, keys, used, opened)
+        if at < 0:
+            return NOT_READ
+        at = solid(data, at)
+        if byte(data, at) == OBJECT_END:
+            return at + 1
+        if byte(data, at) != COMMA:
+            return NOT_READ
+        at = solid(data, at + 1)
+
+
+@inner
+def _tensor(data: Any, at: int, row: int, is_input: bool, names: Any, used: int, columns: Any, scratch: Any) -> int:
+    """Read a tensor into the column that its shape and datatype, which must stand before its data, make it belong to.
+
+    Returns the place behind it, or FULL.
+    """
+    room, d, k, inputs, outputs, stated = columns
+    keys, opened, found, value = scratch
+    first = used
+    n, width, sides, kind, size, raw, role = _0, _0, _0, _0, _0, _0 - 1, _0 - 1
+    if byte(data, at) != OBJECT:
+        return NOT_READ
+    at = solid(data, at + 1)
+    while True:
+        at = read_key(data, at, keys, first, used)
+        if at < 0:
+            return NOT_READ
+        start, end = keys[used, 0], keys[used, 1]
+        used += 1
+        is_data = spells(data, start, end, _DATA)
+        if is_data or (n and kind and spells(data, start, end, _PARAMETERS)):
+            if n == 0 or kind == 0:
+                return NOT_READ
+            if role < 0:
+                if is_input:
+                    role = _INPUT if width == d else NOT_READ
+                elif width == k:
+                    role = _SCORES
+                elif width == 1 and kind != _FLOAT:
+                    role = _CLASS
+                if role < 0 or found[role, _ROWS]:
+                    return NOT_READ
+                if row + n > room:
+                    return FULL
+        if is_data:
+            if raw >= 0 or found[role, _ROWS]:
+                return NOT_READ
+            out = inputs if role == _INPUT else (outputs if role == _SCORES else stated)
+            at = _list(data, at, n, width, sides == 2, kind, size, out, row * width)
+            found[role, _ROWS] = n
+        elif spells(data, start, end, _SHAPE):
+            at, n, width, sides = _shape(data, at)
+        elif spells(data, start, end, _DATATYPE):
+            if byte(data, at) != QUOTE:
+                return NOT_READ
+            stop = text_end(data, at + 1)
+            if stop < 0:
+                return NOT_READ
+            kind, size = _datatype(data, at + 1, stop)
+            if kind == 0:
+                return NOT_READ
+            at = stop + 1
+        elif spells(data, start, end, _PARAMETERS):
+            at = _member(data, at, names.binary_size, used, keys, opened, value)
+            if at > 0 and value[0] > 0:
+                raw, stop = whole_number(data, value[0])
+                if role < 0 or found[role, _ROWS] or stop < 0 or raw != n * width * size:
+                    return NOT_READ
+                found[role, _ROWS], found[role, _RAW], found[role, _KIND], found[role, _SIZE] = n, raw, kind, size
+                if role != _INPUT:
+                    found[_ORDER, 1 + found[_ORDER, 0]] = role
+                    found[_ORDER, 0] += 1
+        else:
+            at = value_end(data, at, keys, used, opened)
+        if at < 0:
+            return NOT_READ
+        at = solid(data, at)
+        if byte(data, at) == OBJECT_END:
+            return at + 1 if role >= 0 and found[role, _ROWS] else NOT_READ
+        if byte(data, at) != COMMA:
+            return NOT_READ
+        at = solid(data, at + 1)
+
+
+@inner
+def _message(
+    data: Any,
+    at: int,
+    row: int,
+    is_request: bool,
+    names: Any,
+    used: int,
+    columns: Any,
+    scratch: Any,
+    client: Any,
+    request: Any,
+) -> int:
+    """Read a request or a response. The place behind it, or FULL."""
+    keys, opened, _, value = scratch
+    first = used
+    if byte(data, at) != OBJECT:
+        return NOT_READ
+    at = solid(data, at + 1)
+    while True:
+        at = read_key(data, at, keys, first, used)
+        if at < 0:
+            return NOT_READ
+        start, end = keys[used, 0], keys[used, 1]
+        used += 1
+        begin = at
+        if spells(data, start, end, _INPUTS if is_request else _OUTPUTS):
+            if byte(data, at) != LIST:
+                return NOT_READ
+            while True:
+                at = _tensor(data, solid(data, at + 1), row, is_request, names, used, columns, scratch)
+                if at < 0:
+                    return at
+                at = solid(data, at)
+                if byte(data, at) != COMMA:
+                    break
+            if byte(data, at) != LIST_END:
+                return NOT_READ
+            at += 1
+        elif is_request and spells(data, start, end, _PARAMETERS):
+            at = _member(data, at, names.parameter, used, keys, opened, value)
+            if at > 0 and value[0] > 0 and _name(data, value[0], client) < 0:
+                return NOT_READ
+        elif not is_request and spells(data, start, end, _MODEL_NAME):
+            at = _model(data, at, names)
+        else:
+            at = value_end(data, at, keys, used, opened)
+            if at > 0 and is_request and byte(data, begin) == QUOTE and spells(data, start, end, _ID):
+                _front_door(data, begin, request)
+        if at < 0:
+            return NOT_READ
+        at = solid(data, at)
+        if byte(data, at) == OBJECT_END:
+            return at + 1
+        if byte(data, at) != COMMA:
+            return NOT_READ
+        at = solid(data, at + 1)
+
+
+@inner
+def _exchange(
+    data: Any,
+    at: int,
+    json_stop: int,
+    stop: int,
+    row: int,
+    names: Any,
+    columns: Any,
+    outputs: Any,
+    labels: Any,
+    client: Any,
+    request: Any,
+    scratch: Any,
+) -> int:
+    """Read request and response at:json_stop, with raw tensors up to stop, into the rows from `row` on.
+
+    Returns as `_event`.
+    """
+    _, d, k, flat_inputs, flat_outputs, stated = columns
+    keys, opened, found, _ = scratch
+    found[:] = 0
+    used = _0
+    at = solid(data, at)
+    if byte(data, at) != OBJECT:
+        return 0
+    at = solid(data, at + 1)
+    while True:
+        at = read_key(data, at, keys, _0, used)
+        if at < 0:
+            return 0
+        start, end = keys[used, 0], keys[used, 1]
+        used += 1
+        is_client = same(data, start, end, names.field[0], names.field[1])
+        is_request = spells(data, start, end, _REQUEST)
+        if is_request or spells(data, start, end, _RESPONSE):
+            at = _message(data, at, row, is_request, names, used, columns, scratch, client, request)
+            if at == FULL:
+                return FULL
+            if is_client:
+                return 0
+        elif spells(data, start, end, _INPUTS):
+            return 0
+        elif spells(data, start, end, _MODEL_NAME):
+            if is_client and _name(data, at, client) < 0:
+                return 0
+            at = _model(data, at, names)
+        elif is_client:
+            at = _name(data, at, client)
+        else:
+            at = value_end(data, at, keys, used, opened)
+        if at < 0:
+            return 0
+        at = solid(data, at)
+        if byte(data, at) == OBJECT_END:
+            break
+        if byte(data, at) != COMMA:
+            return 0
+        at = solid(data, at + 1)
+    at += 1
+    if at > json_stop or (solid(data, at) < json_stop):
+        return 0
+    n, scored, labelled = found[_INPUT, _ROWS], found[_SCORES, _ROWS], found[_CLASS, _ROWS]
+    if n == 0 or (scored != n and scored != 0) or (labelled != n and (labelled != 0 or scored == 0)):
+        return 0
+    at = json_stop
+    for i in range(1 + found[_ORDER, 0]):
+        role = _INPUT if i == 0 else found[_ORDER, i]
+        width = d if role == _INPUT else (k if role == _SCORES else 1)
+        out = flat_inputs if role == _INPUT else (flat_outputs if role == _SCORES else stated)
+        size = found[role, _RAW]
+        if size == 0:
+            continue
+        if size > stop - at or not _raw(data, at, n * width, found[role, _KIND], found[role, _SIZE], out, row * width):
+            return 0
+        at += size
+    if at != stop:
+        return 0
+    if labelled == 0:
+        _arg_max(outputs, labels, row, n)
+    for i in range(row, row + labelled):
+        if not 0.0 <= stated[i] < k:
+            return 0
+        labels[i] = int(stated[i])
+    if scored == 0:
+        outputs[row : row + n] = np.nan
+    return n if scored else -n
+
+
+# --- fetches --------------------------------------------------------------------------------------------------------
+
+
 @njit(cache=True, nogil=True)
-def events(
+def records(
     data: Any,
     starts: Any,
+    json_stops: Any,
     stops: Any,
+    native: Any,
+    oip: Any,
     begin: int,
     row: int,
-    model: Any,
-    field: Any,
     names: Any,
     inputs: Any,
     outputs: Any,
@@ -387,20 +700,19 @@ def events(
     clients: Any,
     requests: Any,
 ) -> Any:
-    """Read native events one after another, each into the next rows, until there is no more room.
+    """Read records one after another, each into the next rows, until there is no more room.
 
     Parameters
     ----------
     data : uint8 (m,)
         The records' bytes, each with a NUL behind it; the deployment's names; PADDING bytes.
-    starts, stops : int64 (r,)
-        Of each record.
+    starts, json_stops, stops : int64 (r,)
+        Of each record; json_stops is -1 where the whole record is JSON by its headers.
+    native, oip : True or None
+        What the records may be. For None, no code is compiled.
     begin, row : int
         The first record to read, and the row that its rows begin at.
-    model, field : (int, int)
-        Where in `data` the declared model (empty: any) and the field of the client's name (empty: none) stand.
-    names : int64 (k + 1,)
-        Where in `data` the classes' names begin, and the end of the last.
+    names : Names
     inputs, outputs, labels : float64 (cap, d) and (cap, k), int32 (cap,)
         Filled row by row. Rows without scores get NaN, rows without a label the arg max.
     counts : int64 (r,), scored : bool (r,)
@@ -415,63 +727,43 @@ def events(
     """
     keys = np.empty((MAX_KEYS, 2), dtype=np.int64)
     opened = np.empty((MAX_DEPTH, 2), dtype=np.int64)
+    found, value = np.zeros((4, 4), dtype=np.int64), np.zeros(1, dtype=np.int64)
+    scratch = (keys, opened, found, value)
+    room = inputs.shape[0]
+    flat_inputs, flat_outputs = inputs.reshape(inputs.size), outputs.reshape(outputs.size)
+    columns = (room, inputs.shape[1], outputs.shape[1], flat_inputs, flat_outputs, np.empty(room, dtype=np.float64))
     base = data.ctypes.data
     for i in range(begin, starts.shape[0]):
-        clients[i] = 0
-        requests[i] = 0
-        n = _event(
-            base,
-            starts[i],
-            stops[i],
-            row,
-            model,
-            field,
-            names,
-            inputs,
-            outputs,
-            labels,
-            clients[i],
-            requests[i],
-            keys,
-            opened,
-        )
+        start, stop, client, request = starts[i], stops[i], clients[i], requests[i]
+        n = _0
+        if native is not None and json_stops[i] < 0:
+            client[:], request[:] = 0, 0
+            n = _event(base, start, stop, row, names, inputs, outputs, labels, client, request, keys, opened)
+        if oip is not None and n == 0:
+            client[:], request[:] = 0, 0
+            end = stop if json_stops[i] < 0 else json_stops[i]
+            n = _exchange(base, start, end, stop, row, names, columns, outputs, labels, client, request, scratch)
         if n == FULL:
             return i, row
         counts[i] = abs(n)
         scored[i] = n > 0
         row += counts[i]
         if n == 0:
-            clients[i] = 0
-            requests[i] = 0
+            client[:], request[:] = 0, 0
     return starts.shape[0], row
 
 
-@njit(cache=True, nogil=True)
-def nesting(data: Any) -> int:
-    """Greatest depth of brackets outside strings in a JSON text, data (m,) uint8."""
-    depth, deepest, at, text = 0, 0, 0, False
-    while at < data.shape[0]:
-        c = data[at]
-        if text:
-            if c == _BACKSLASH:
-                at += 1
-            elif c == _QUOTE:
-                text = False
-        elif c == _QUOTE:
-            text = True
-        elif c in (_LIST, _OBJECT):
-            depth += 1
-            deepest = max(deepest, depth)
-        elif c in (_LIST_END, _OBJECT_END):
-            depth -= 1
-        at += 1
-    return deepest
-
-
-def warm_up() -> None:
-    """Compile, or load from the cache."""
+def warm_up(forms: int = NATIVE | OIP) -> None:
+    """Compile what reads these forms, or load it from the cache."""
     nesting(np.zeros(1, dtype=np.uint8))
     one, pair = np.zeros(1, dtype=np.int64), np.zeros((1, 2), dtype=np.int64)
     data, matrix, flag = np.zeros(PADDING, dtype=np.uint8), np.empty((1, 1)), np.zeros(1, dtype=np.bool_)
     rows = matrix, matrix.copy(), np.empty(1, dtype=np.int32), one.copy(), flag, pair, pair.copy()
-    events(data, one, one, 0, 0, (0, 0), (0, 0), np.zeros(2, dtype=np.int64), *rows)
+    names = Names((0, 0), (0, 0), (0, 0), (0, 0), np.zeros(2, dtype=np.int64))
+    if forms:
+        records(data, one, one, one, *tried(forms), 0, 0, names, *rows)
+
+
+def tried(forms: int) -> tuple[bool | None, bool | None]:
+    """The arguments `native` and `oip` of `records`."""
+    return bool(forms & NATIVE) or None, bool(forms & OIP) or None

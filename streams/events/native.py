@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from streams.events.assembly import assemble
 from streams.events.batch import DecodeOptions, InferenceBatch, Reason, Record
 from streams.events.document import parse, text_field
+from streams.events.kernels import NATIVE
 from streams.events.numbers import base64_tensor, matrix
 from streams.events.refusal import Refusal, kind_of
 from streams.events.rows import Faults, Layout, Rows, add_faults, settle
@@ -22,7 +23,7 @@ class NativeCodec:
     name = "native"
 
     def decode(self, records: Sequence[Record], options: DecodeOptions) -> InferenceBatch:
-        return assemble(records, options, read, native=True)
+        return assemble(records, options, read, NATIVE)
 
 
 def read(record: Record, value: bytes, layout: Layout) -> Rows:
@@ -45,8 +46,8 @@ def read_fields(record: Record, fields: dict[str, Any], layout: Layout) -> Rows:
     layout.check_model(text_field(fields, "model"))
     faults: Faults = {}
     inputs = _inputs(fields.get("inputs"), layout.width, faults)
-    outputs, scored = _outputs(fields.get("outputs"), len(inputs), len(layout.classes), faults)
-    labels, stated = _labels(fields.get("label"), len(inputs), layout.classes, faults)
+    outputs, scored = _outputs(fields.get("outputs"), len(inputs), layout.k, faults)
+    labels, stated = _labels(fields.get("label"), len(inputs), layout, faults)
     request_id = fields.get("id")
     client = layout.place.find(record, fields, None)
     rows = settle(layout, inputs, outputs, scored, labels, stated, faults)
@@ -103,7 +104,7 @@ def _lists(value: Any, what: str) -> list[Any]:
 
 
 def _labels(
-    value: Any, n: int, classes: dict[str, int], faults: Faults
+    value: Any, n: int, layout: Layout, faults: Faults
 ) -> tuple[NDArray[np.int64] | None, NDArray[np.bool_] | None]:
     """Labels (n,) and which rows have them, if not all."""
     if value is None:
@@ -114,20 +115,20 @@ def _labels(
         value = [value]
     if len(value) != n:
         raise Refusal(Reason.WRONG_SHAPE, f"there are {len(value)} labels for {n} rows")
-    return class_numbers(value, classes, faults)
+    return class_numbers(value, layout, faults)
 
 
 def class_numbers(
-    values: Sequence[Any], classes: dict[str, int], faults: Faults
+    values: Sequence[Any], layout: Layout, faults: Faults
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_] | None]:
     """Class names or numbers as numbers (n,), -1 for classes that there are not; and which are no null, if not all."""
     out = np.full(len(values), -1, dtype=np.int64)
     stated = np.ones(len(values), dtype=np.bool_)
     for row, value in enumerate(values):
         if type(value) is int:
-            out[row] = value if 0 <= value < len(classes) else -1
+            out[row] = value if 0 <= value < layout.k else -1
         elif type(value) is str:
-            out[row] = classes.get(value, -1)
+            out[row] = layout.classes.get(value, -1)
         elif value is None:
             stated[row] = False
         else:

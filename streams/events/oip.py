@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streams.events.assembly import LENGTH_HEADER, assemble
+from streams.events.assembly import LENGTH_HEADER, assemble, json_length
 from streams.events.batch import DecodeOptions, InferenceBatch, Reason, Record
 from streams.events.document import parse, text_field
 from streams.events.identity import find_header
+from streams.events.kernels import OIP
 from streams.events.native import class_numbers
 from streams.events.numbers import flatten, matrix, raw_values, shape_of
 from streams.events.refusal import Refusal, kind_of, quoted
 from streams.events.rows import Faults, Layout, Rows, add_faults, settle
+from streams.events.scan import BINARY_SIZE
 
 #: Bytes of the length in front of each element of a raw BYTES tensor.
 BYTES_PREFIX = 4
@@ -50,7 +52,7 @@ class OipCodec:
     name = "oip"
 
     def decode(self, records: Sequence[Record], options: DecodeOptions) -> InferenceBatch:
-        return assemble(records, options, read)
+        return assemble(records, options, read, OIP)
 
 
 def read(record: Record, value: bytes, layout: Layout) -> Rows:
@@ -63,9 +65,9 @@ def read(record: Record, value: bytes, layout: Layout) -> Rows:
     stated = find_header(record.headers, LENGTH_HEADER)
     if stated is None:
         return read_fields(record, parse(value), memoryview(b""), layout)
-    if not stated.isdigit() or len(stated) > len(str(len(value))) or int(stated) > len(value):
+    length = json_length(stated, value)
+    if length < 0:
         raise Refusal(Reason.NOT_DECODABLE, f"{LENGTH_HEADER} is no length within the record's {len(value)} bytes")
-    length = int(stated)
     return read_fields(record, parse(value[:length]), memoryview(value)[length:], layout)
 
 
@@ -85,7 +87,7 @@ def read_fields(record: Record, fields: dict[str, Any], raw: memoryview, layout:
     tail.close()
     faults: Faults = {}
     inputs = _inputs(asked, layout.width, faults)
-    outputs, labels, stated = _answer(answered, len(inputs), layout.classes, faults)
+    outputs, labels, stated = _answer(answered, len(inputs), layout, faults)
     parameters = request.get("parameters")
     if parameters is not None and type(parameters) is not dict:
         raise Refusal(Reason.WRONG_TYPE, f"the request's parameters are {kind_of(parameters)}, not an object")
@@ -218,7 +220,7 @@ def _raw_size(fields: Mapping[str, Any], what: str) -> int | None:
         return None
     if type(parameters) is not dict:
         raise Refusal(Reason.WRONG_TYPE, f"the parameters of {what} are {kind_of(parameters)}, not an object")
-    size = parameters.get("binary_data_size")
+    size = parameters.get(BINARY_SIZE)
     if size is None:
         return None
     if type(size) is not int or size < 0:
@@ -262,7 +264,7 @@ def _inputs(tensors: Sequence[_Tensor], width: int, faults: Faults) -> NDArray[A
 
 
 def _answer(
-    tensors: Sequence[_Tensor], n: int, classes: dict[str, int], faults: Faults
+    tensors: Sequence[_Tensor], n: int, layout: Layout, faults: Faults
 ) -> tuple[NDArray[Any] | None, NDArray[np.int64] | None, NDArray[np.bool_] | None]:
     """Outputs (n, k), labels (n,) and which rows have one, if not all.
 
@@ -272,10 +274,10 @@ def _answer(
     for tensor in tensors:
         if tensor.n != n:
             raise Refusal(Reason.WRONG_SHAPE, f"{tensor.what} has {tensor.n} rows, the inputs {n}")
-    scores = next((t for t in tensors if t.datatype != _TEXT and t.width == len(classes)), None)
+    scores = next((t for t in tensors if t.datatype != _TEXT and t.width == layout.k), None)
     answers = next((t for t in tensors if t.width == 1 and not t.datatype.startswith("FP")), None)
     if scores is None and answers is None:
-        detail = f"no output holds {len(classes)} scores a row, or one class a row"
+        detail = f"no output holds {layout.k} scores a row, or one class a row"
         raise Refusal(Reason.WRONG_SHAPE, detail)
     outputs = None if scores is None else scores.numbers(faults)
     if answers is None:
@@ -284,7 +286,7 @@ def _answer(
         for row, value in enumerate(answers.values):
             if type(value) is not str:
                 add_faults(faults, [row], Reason.WRONG_TYPE, f"{answers.what} holds {kind_of(value)}, not a class name")
-        return outputs, *class_numbers(list(answers.values), classes, faults)
+        return outputs, *class_numbers(list(answers.values), layout, faults)
     numbers = answers.numbers(faults)[:, 0]
-    legal = (numbers >= 0) & (numbers < len(classes))
+    legal = (numbers >= 0) & (numbers < layout.k)
     return outputs, np.where(legal, numbers, -1).astype(np.int64), None

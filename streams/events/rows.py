@@ -14,6 +14,8 @@ from streams.events.batch import DecodeOptions, Reason
 from streams.events.identity import ClientPlace
 from streams.events.refusal import Refusal, quoted
 
+_NO_ANSWER = "the model's answer is missing: neither label nor outputs"
+
 Faults = dict[int, tuple[Reason, str]]
 """Place of a refused row -> why."""
 
@@ -30,14 +32,24 @@ class Layout:
         return self.options.schema.width
 
     @cached_property
+    def k(self) -> int:
+        """Number of classes."""
+        return len(self.options.schema.classes)
+
+    @cached_property
     def classes(self) -> dict[str, int]:
-        """Number of each class by its name."""
-        return {name: number for number, name in enumerate(self.options.schema.classes)}
+        """Number of each class by its name, the first of those that share one."""
+        return {name: self.k - place for place, name in enumerate(reversed(self.options.schema.classes), 1)}
 
     @cached_property
     def place(self) -> ClientPlace:
         """Where the client's name stands."""
         return ClientPlace.parse(self.options.client_path)
+
+    @cached_property
+    def schemas(self) -> dict[bytes, dict[str, int]]:
+        """Places of columns by name, for each schema of this fetch that was found good, by its bytes."""
+        return {}
 
     def check_model(self, name: str | None) -> None:
         """`Refusal` when a record names another model; an empty declared name lets every model pass."""
@@ -131,31 +143,30 @@ def settle(
     Refusal
         When the record's only row is refused.
     """
-    n, k = len(inputs), len(layout.classes)
+    n = len(inputs)
     _check_finite(faults, inputs, "inputs")
-    has_outputs = np.zeros(n, dtype=np.bool_) if outputs is None else scored
-    has_label = np.zeros(n, dtype=np.bool_) if labels is None else stated
     if outputs is not None:
-        _check_finite(faults, outputs if scored is None else np.where(scored[:, None], outputs, 0.0), "outputs")
-        if scored is not None and not scored.all():
-            outputs = np.where(scored[:, None], outputs, np.nan)
+        if scored is not None:
+            outputs = np.where(scored[:, None], outputs, 0.0)
+        _check_finite(faults, outputs, "outputs")
+        final = np.argmax(outputs, axis=1)
+        if scored is not None:
+            outputs[~scored] = np.nan
     if labels is not None:
-        bad = (labels < 0) | (labels >= k)
+        bad = (labels < 0) | (labels >= layout.k)
         if stated is not None:
             bad &= stated
-        detail = f"the label is none of the {k} classes"
-        add_faults(faults, np.flatnonzero(bad), Reason.LABEL_OUT_OF_RANGE, detail)
-    if has_outputs is not None and has_label is not None:
-        lacking = np.flatnonzero(~(has_outputs | has_label))
-        add_faults(faults, lacking, Reason.MISSING_FIELD, "the model's answer is missing: neither label nor outputs")
-    if has_label is None and labels is not None:
-        final = labels
-    elif outputs is None:
-        final = np.zeros(n, dtype=np.int64) if labels is None else labels
-    else:
-        final = np.argmax(outputs, axis=1)
-        if labels is not None and stated is not None:
-            final = np.where(stated, labels, final)
+        add_faults(
+            faults, np.flatnonzero(bad), Reason.LABEL_OUT_OF_RANGE, f"the label is none of the {layout.k} classes"
+        )
+        final = labels if stated is None or outputs is None else np.where(stated, labels, final)
+    if outputs is None or scored is not None:
+        lacking = np.ones(n, dtype=np.bool_) if scored is None else ~scored
+        if labels is not None:
+            lacking &= False if stated is None else ~stated
+        add_faults(faults, np.flatnonzero(lacking), Reason.MISSING_FIELD, _NO_ANSWER)
+        if outputs is None and labels is None:
+            final = np.zeros(n, dtype=np.int64)
     rows = Rows(inputs, final.astype(np.int32), outputs)
     if faults:
         _set_aside(rows, faults, n)

@@ -1,7 +1,8 @@
-"""Native events of a whole fetch in one compiled call; what it leaves is read record by record."""
+"""The usual records of a whole fetch in one compiled call; what it leaves is read record by record."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 from streams.events import kernels
 from streams.events.decimals import PADDING
 from streams.events.rows import Layout
+
+#: Parameter of a tensor that says how many raw bytes it has behind the JSON.
+BINARY_SIZE = "binary_data_size"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,52 +50,57 @@ class Scan:
         return self.data[span[0] : span[1]].tobytes() or None
 
 
-def scan(values: Sequence[bytes], layout: Layout) -> Scan:
-    """Read the records that are native events of the usual form.
+def scan(values: Sequence[bytes], json_lengths: NDArray[np.int64] | None, forms: int, layout: Layout) -> Scan:
+    """Read the records that are of the usual form.
 
     Parameters
     ----------
     values : sequence of bytes
         Their values.
+    json_lengths : int64 (r,) or None
+        What a record's header says of its JSON's bytes, -1 for a record without that header.
+    forms : int
+        What they may be: `kernels.NATIVE`, `kernels.OIP` or both.
+    layout : Layout
     """
     place = layout.place
-    names = [layout.options.model, place.name if place.kind == "field" else "", *layout.options.schema.classes]
-    texts = [name.encode("utf-8", "surrogatepass") for name in names]
-    parts = [*values, b"".join(texts), bytes(PADDING)]
+    texts = [
+        layout.options.model,
+        place.name if place.kind == "field" else "",
+        place.name if place.kind == "parameter" else "",
+        BINARY_SIZE,
+        *layout.options.schema.classes,
+    ]
+    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+    parts = [*values, b"".join(encoded), bytes(PADDING)]
     data = np.frombuffer(bytearray(b"\0").join(parts), dtype=np.uint8)
     lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
     stops = np.cumsum(lengths + 1) - 1
     starts = stops - lengths
     r = len(values)
-    bounds = starts[r] + np.cumsum([0, *map(len, texts)])
+    bounds = (starts[r] + np.cumsum([0, *map(len, encoded)])).tolist()
+    spans = list(itertools.pairwise(bounds))
+    model, field, parameter, binary_size = spans[:4]
+    names = kernels.Names(model, field, parameter, binary_size, np.array(bounds[4:], dtype=np.int64))
+    starts, stops = starts[:r], stops[:r]
+    if json_lengths is None:
+        json_lengths = np.full(r, -1, dtype=np.int64)
+    json_stops = np.where(json_lengths < 0, -1, starts + json_lengths)
     counts, scored = np.zeros(r, dtype=np.int64), np.zeros(r, dtype=np.bool_)
-    spans = np.zeros((r, 2), dtype=np.int64), np.zeros((r, 2), dtype=np.int64)
+    found = np.zeros((r, 2), dtype=np.int64), np.zeros((r, 2), dtype=np.int64)
     room = r + 1
-    inputs, outputs = np.empty((room, layout.width)), np.empty((room, len(layout.classes)))
+    inputs, outputs = np.empty((room, layout.width)), np.empty((room, layout.k))
     labels = np.empty(room, dtype=np.int32)
     record = row = 0
     while True:
-        record, row = kernels.events(
-            data,
-            starts[:r],
-            stops[:r],
-            record,
-            row,
-            (int(bounds[0]), int(bounds[1])),
-            (int(bounds[1]), int(bounds[2])),
-            bounds[2:],
-            inputs,
-            outputs,
-            labels,
-            counts,
-            scored,
-            *spans,
-        )
+        columns = inputs, outputs, labels, counts, scored, *found
+        places = data, starts, json_stops, stops
+        record, row = kernels.records(*places, *kernels.tried(forms), record, row, names, *columns)
         if record == r:
             break
         room *= 2
         inputs, outputs, labels = (_grown(column, row, room) for column in (inputs, outputs, labels))
-    return Scan(data, counts, inputs[:row], outputs[:row], labels[:row], bool(scored.any()), *spans)
+    return Scan(data, counts, inputs[:row], outputs[:row], labels[:row], bool(scored.any()), *found)
 
 
 def _grown(column: NDArray[Any], used: int, room: int) -> NDArray[Any]:

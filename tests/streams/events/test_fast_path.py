@@ -14,19 +14,26 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from numba import njit
 
-from streams.events import decimals, decoder, native
+from streams.events import auto, decimals, decoder, native, oip
 from streams.events.assembly import assemble
+from streams.events.kernels import NATIVE, OIP
 from streams.events.rows import Layout
 from streams.events.scan import scan
-from tests.streams.events.encoders import Sent, assert_same, options_for
+from tests.streams.events.encoders import LENGTH, Sent, assert_same, options_for
 
 relaxed = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=300)
 
 
+@njit
+def number(data: Any) -> Any:
+    return decimals.number(data.ctypes.data, 0)
+
+
 def compiled(text: str) -> tuple[float, int, bool]:
     data = np.frombuffer(bytearray(text.encode() + bytes(decimals.PADDING)), dtype=np.uint8)
-    found: tuple[float, int, bool] = decimals.number(data.ctypes.data, 0)
+    found: tuple[float, int, bool] = number(data)
     return found
 
 
@@ -139,7 +146,7 @@ def both(values: Sequence[bytes], **more: Any) -> None:
 
 @pytest.mark.parametrize("text", USUAL)
 def test_usual_events_take_the_fast_way(text: str) -> None:
-    found = scan([text.encode()], Layout(options_for(WIDTH, CLASSES, "field:client")))
+    found = scan([text.encode()], None, NATIVE, Layout(options_for(WIDTH, CLASSES, "field:client")))
     assert found.counts[0] > 0
     both([text.encode()])
 
@@ -167,6 +174,114 @@ def test_fields_may_stand_in_any_order_and_be_the_client() -> None:
         assert_same(decoder("native").decode(records, options), assemble(records, options, native.read))
 
 
+_X = '"shape":[2,3],"datatype":"FP32","data":[1,2.5,3,4,5,-6e-2]'
+_P = '"shape":[2,2],"datatype":"FP64","data":[0.25,0.75,0.5,0.5]'
+
+
+def exchange(inputs: str, outputs: str, request: str = "", top: str = "") -> str:
+    """A record of one input tensor and some output tensors, with more fields in front."""
+    return f'{{{top}"request":{{{request}"inputs":[{{{inputs}}}]}},"response":{{"outputs":[{outputs}]}}}}'
+
+
+EXCHANGES = [
+    exchange(_X, f"{{{_P}}}"),
+    exchange(_X, f"{{{_P}}}", '"id":"vp1.x",', '"model_name":"digits","time":1.5,'),
+    exchange(_X, f"{{{_P}}}").replace(",", " ,\n").replace(":", " : ").replace("{", "{ ").replace("]", " ]\t") + " ",
+    exchange(f'"name":"x",{_X},"parameters":{{"content_type":"np"}}', f'{{"name":"p","parameters":{{}},{_P}}}'),
+    exchange(_X, f"{{{_P}}}", '"parameters":{"x":[1],"client":"ann"},'),
+    exchange(_X, '{"shape":[2,1],"datatype":"INT32","data":[[1],[0]]}', '"parameters":{"client":77},'),
+    exchange(_X, '{"shape":[2],"datatype":"INT64","data":[1,0]}', '"parameters":null,"id":null,', '"client":"bob",'),
+    exchange('"shape":[2,3],"datatype":"UINT8","data":[[0,255,3],[4,5,6]]', f"{{{_P}}}"),
+    exchange(
+        '"shape":[1,3,1],"datatype":"INT8","data":[-128,127,0]', '{"shape":[1,2],"datatype":"UINT64","data":[3,1]}'
+    ),
+    exchange(_X, f'{{"shape":[2],"datatype":"INT64","data":[1,0]}},{{{_P}}}'),
+    '{"response":{"model_name":null,"model_version":"1","id":"7","outputs":[{%P%}]},"request":{"inputs":[{%X%}]}}'.replace(
+        "%P%", _P
+    ).replace("%X%", _X),
+]
+RAW_DATATYPES = [
+    *(("FP32", "<f4"), ("FP64", "<f8"), ("UINT8", "u1")),
+    *(("INT16", "<i2"), ("INT64", "<i8"), ("UINT64", "<u8")),
+]
+
+
+def raw_exchange(rng: np.random.Generator, n: int) -> tuple[bytes, bytes]:
+    """JSON and raw tensors of a valid record; some tensors stand in the JSON."""
+    tails = []
+
+    def tensor(values: Any, datatype: str, dtype: str) -> dict[str, Any]:
+        array = np.asarray(values).astype(dtype)
+        head: dict[str, Any] = {"name": "t", "shape": list(array.shape), "datatype": datatype}
+        if rng.random() < 0.2:
+            return head | {"data": array.tolist()}
+        tails.append(array.tobytes())
+        return head | {"parameters": {"binary_data_size": array.nbytes, "more": None}}
+
+    inputs = [tensor(rng.integers(0, 100, (n, WIDTH)), *RAW_DATATYPES[rng.integers(len(RAW_DATATYPES))])]
+    outputs = [tensor(rng.random((n, CLASSES)), "FP32", "<f4"), tensor(rng.integers(0, 2, n), "INT32", "<i4")]
+    if rng.random() < 0.5:
+        outputs.pop(rng.integers(len(outputs)))
+        tails = tails[:1] if "data" not in inputs[0] else []
+        outputs = [tensor(rng.random((n, CLASSES)), *RAW_DATATYPES[rng.integers(2)])]
+    document = {"request": {"inputs": inputs}, "response": {"outputs": outputs}}
+    return json.dumps(document).encode(), b"".join(tails)
+
+
+@pytest.mark.parametrize("text", EXCHANGES)
+@pytest.mark.parametrize("path", ["key", "field:client", "parameter:client", "field:time", "field:request"])
+def test_usual_exchanges_take_the_fast_way(text: str, path: str) -> None:
+    layout = Layout(options_for(WIDTH, CLASSES, path))
+    found = scan([text.encode()], None, OIP, layout)
+    assert found.counts[0] > 0 or path in ("field:time", "field:request")
+    all_ways([Sent(0, text.encode())], path)
+
+
+def test_exchanges_with_raw_tensors_take_the_fast_way() -> None:
+    rng = np.random.default_rng(4)
+    records = []
+    for offset in range(400):
+        document, raw = raw_exchange(rng, int(rng.integers(1, 5)))
+        records.append(Sent(offset, document + raw, headers=[(LENGTH, b"%d" % len(document))]))
+        found = scan([document + raw], np.array([len(document)]), OIP, Layout(options_for(WIDTH, CLASSES)))
+        assert found.counts[0] > 0, document
+    all_ways(records, "key")
+
+
+def all_ways(records: Sequence[Sent], path: str) -> None:
+    """Compiled or not, in the codec of the format and in the one for all, everything is the same."""
+    options = options_for(WIDTH, CLASSES, path)
+    assert_same(decoder("oip").decode(records, options), assemble(records, options, oip.read))
+    assert_same(decoder("auto").decode(records, options), assemble(records, options, auto.read))
+    assert_same(decoder("native").decode(records, options), assemble(records, options, native.read))
+
+
+@pytest.mark.parametrize("path", ["key", "field:client", "parameter:client"])
+def test_edited_records_fare_the_same_on_every_way(path: str) -> None:
+    rng = random.Random(path)
+    all_ways([Sent(i, mutated(rng, EXCHANGES if i % 3 else USUAL)) for i in range(4000)], path)
+
+
+def test_edited_raw_records_fare_the_same_on_every_way() -> None:
+    rng, edits = np.random.default_rng(8), random.Random(8)
+    records = []
+    for offset in range(4000):
+        document, raw = raw_exchange(rng, 2)
+        length = len(document) + edits.choice([0, 0, 0, 0, 0, 1, -1, len(raw)])
+        if edits.random() < 0.3:
+            document = mutated(edits, [document.decode()])
+        elif edits.random() < 0.5:
+            damaged = bytearray(raw or b"?")
+            damaged[edits.randrange(len(damaged))] = edits.choice([0, 0x7F, 0x80, 0xFF, 0x20])
+            raw = bytes(damaged)
+        if edits.random() < 0.1:
+            raw = edits.choice([b"", raw[:-1], raw + b"\0", b" " + raw])
+        if edits.random() < 0.05:
+            document, raw, length = USUAL[0].encode(), b"", len(USUAL[0])
+        records.append(Sent(offset, document + raw, headers=[(LENGTH, b"%d" % max(length, 0))]))
+    all_ways(records, "key")
+
+
 _PIECES = ["[", "]", "{", "}", ",", ":", '"', "\\", "0", "-", "1e999", "NaN", "null", "true", " ", "\n", "\0", "\x7f"]
 _PIECES += [
     '"id":1,',
@@ -181,12 +296,13 @@ _PIECES += [
     "-0.0",
     "2.50",
 ]
+_PIECES += ['"shape":[1,6],', '"datatype":"INT8",', '"data":[1],', '"inputs":[],', '"parameters":null,', "256", "2.0"]
 _RAW = [b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe2\x82", b"\xef\xbb\xbf", b"\x80"]
 
 
-def mutated(rng: random.Random) -> bytes:
+def mutated(rng: random.Random, texts: Sequence[str] = USUAL) -> bytes:
     """A usual event with some random edits."""
-    value = bytearray(rng.choice(USUAL).encode())
+    value = bytearray(rng.choice(texts).encode())
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         at, end = sorted((rng.randrange(len(value) + 1), rng.randrange(len(value) + 1)))
         what = rng.randrange(6)
@@ -220,7 +336,7 @@ def test_the_room_for_rows_grows() -> None:
         event = {"inputs": rng.normal(size=(n, WIDTH)).tolist(), "outputs": rng.random((n, CLASSES)).tolist()}
         values.append(json.dumps(event).encode())
     values.append(b'{"label":[' + b",".join([b"1"] * 9000) + b'],"inputs":[' + b",".join([b"[1,2,3]"] * 9000) + b"]}")
-    found = scan(values, Layout(options_for(WIDTH, CLASSES)))
+    found = scan(values, None, NATIVE, Layout(options_for(WIDTH, CLASSES)))
     assert found.counts.tolist() == [1, 1000, 1, 3000, 2, 9000]
     both(values)
 
@@ -231,6 +347,6 @@ def test_keys_and_nesting_beyond_the_reader_are_left() -> None:
     for _ in range(40):
         deep = [deep]
     values = [json.dumps(many).encode(), json.dumps({"x": deep, "inputs": [1, 2, 3], "label": 0}).encode()]
-    assert scan(values, Layout(options_for(WIDTH, CLASSES))).counts.tolist() == [0, 0]
+    assert scan(values, None, NATIVE, Layout(options_for(WIDTH, CLASSES))).counts.tolist() == [0, 0]
     both(values)
     assert len(decoder("native").decode([Sent(0, value) for value in values], options_for(WIDTH, CLASSES))) == 2
