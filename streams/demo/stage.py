@@ -65,7 +65,6 @@ PROBES: Mapping[str, float | int] = {
     "burst_every_seconds": 6.0,
     "campaign_every_seconds": 5.0,
     "control_every_seconds": 20.0,
-    "eps": 0.3,  # the customary bound for digits in [0, 1] (Madry et al. 2018)
     "campaign_queries": 150,
     "concurrent_campaigns": 2,
     "control_inputs": 40,
@@ -219,14 +218,15 @@ class Stage:
         ]
         self._spawn("server", "streams.demo.server", *served, "--kafka", bootstrap, "--topic", self.names.topic)
         self._vedette("correlator")
+        self._vedette("console")
+        asked = ["--url", self.endpoint, "--name", self.names.model, "--seed", seed, "--after", str(self.go)]
+        self._spawn("attackers", "streams.demo.attackers", *asked, "--journal", str(self.journal))
+        self._spawn("traffic", "streams.demo.traffic", *asked, "--rate", rate)
         self._await(self.files.summary.exists, FIT_SECONDS, "the bundle", "prepare")
         for number in range(WORKERS):
             self._vedette("worker", f"worker-{number}")
         self._await(lambda: _answers(f"{self.endpoint}/v2/health/ready"), START_SECONDS, "the model's server", "server")
-        asked = ["--url", self.endpoint, "--name", self.names.model, "--seed", seed, "--after", str(self.go)]
-        self._spawn("attackers", "streams.demo.attackers", *asked, "--journal", str(self.journal))
-        self._spawn("traffic", "streams.demo.traffic", *asked, "--rate", rate)
-        self._vedette("console")
+        self._vedette("prober")
         return settings, redis
 
     def _servers(self) -> tuple[str, str]:
@@ -256,7 +256,6 @@ class Stage:
 
         self._await(ready, START_SECONDS, "the worker", "worker-0")
         self.go.touch()
-        self._vedette("prober")
         summary = msgspec.json.decode(self.files.summary.read_bytes(), type=FitSummary)
         week = (
             f"a “week” is {WEEK_SECONDS:.0f} s here: at most {BUDGET} false page in it; thresholds from "
