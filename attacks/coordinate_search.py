@@ -15,6 +15,10 @@ from attacks.threat import ThreatModel
 
 #: Steps as shares of the feature's range are drawn between these two, evenly in their logarithm.
 SHORT, LONG = 0.03, 1.0
+#: Added distance below which a gain counts as free.
+LEAST_WAY = 1e-3
+#: Lets an adversarial candidate win over every other.
+MOST = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ class CoordinateSearch:
     Constrained Feature Space", IJCAI 2022, section 3.
     """
 
-    candidates: int = 8
+    candidates: int = 16
     name: ClassVar[str] = "coordinate_search"
     access: ClassVar[Access] = "scores"
     norms: ClassVar[frozenset[str]] = frozenset({"l0", "l1", "l2", "linf"})
@@ -71,9 +75,14 @@ class CoordinateSearch:
             now = threat.distances(x[which], current[which])
             back = lead[which[owner]] > 0
             good = np.where(back, (margin > 0) & (distance < now[owner]), margin > lead[which[owner]])
-            # The best of each row comes last: the nearest while going back, the largest margin before.
+            # The best of each row comes last: the nearest while going back; before, the largest margin, or without a
+            # bound the largest gain for the added distance.
+            value = margin
+            if threat.eps is None:
+                way = np.maximum(distance - now[owner], LEAST_WAY)
+                value = np.where(margin > 0, MOST, 0.0) + (margin - lead[which[owner]]) / way
             order = np.flatnonzero(good)
-            order = order[np.argsort(np.where(back, -distance, margin)[order], kind="stable")]
+            order = order[np.argsort(np.where(back, -distance, value)[order], kind="stable")]
             current[which[owner[order]]], lead[which[owner[order]]] = tried[order], margin[order]
             idle[which] += 1
             idle[which[owner[order]]] = 0
