@@ -4,8 +4,8 @@
 
 Both sides ask the same numpy model through a counter. A row's result is the nearest adversarial row that was asked
 among its first `budget` queries, for both. Our attacks advance all rows together, as they are meant to be used; the
-toolbox loops over rows by itself, but for Square, which is timed in one batch. Times are processor time of one thread, the
-model's share included; `alone` is one of our calls with a single row.
+toolbox loops over rows by itself, but for Square, which is timed in one batch. Times are processor time of one thread,
+the model's share included; `alone` is one of our calls with a single row.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ def contests() -> list[Contest]:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """What one side reached: distances (n,) with infinity for failures, queries (n,), milliseconds of processor time a row."""
+    """What one side reached: distances (n,) with infinity for failures, queries (n,), processor milliseconds a row."""
 
     distances: NDArray[np.float64]
     queries: NDArray[np.int64]
