@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attacks import registry
+from attacks.contract import Model
 from attacks.surrogate import fit_surrogate
 from attacks.threat import Domain, ThreatModel
 from detectors import bundle
@@ -64,7 +66,7 @@ class TransferPgd:
     def craft(
         self, surrogate: object, inputs: NDArray[np.float64], labels: NDArray[np.int64], rng: np.random.Generator
     ) -> NDArray[np.float64]:
-        return self._attack.craft(surrogate, inputs, labels, self._threat, rng).inputs
+        return self._attack.craft(cast("Model", surrogate), inputs, labels, self._threat, rng).inputs
 
 
 class HopSkipJump:
