@@ -126,7 +126,7 @@ def test_unknown_model_and_unnamed_one_of_several(
         (["audit"], 10),
         (["incidents", "list"], 11),
         (["correlator"], 11),
-        (["score", "rows.csv"], 2),
+        (["score", "rows.csv"], 12),
     ],
 )
 def test_what_is_away_has_its_own_exit_code(
