@@ -11,17 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors import registry
-from detectors.calibration import clusters, history, pools, repeaters
+from detectors.calibration import clusters, history, pools, repeaters, residual
 from detectors.calibration.conformal import ScoreCalibration
 from detectors.calibration.decision import Decision, decide, proposed
-from detectors.calibration.fusion import Fusion, equal_weights, logistic_weights
+from detectors.calibration.fusion import Fusion, hedged, logistic_weights
 from detectors.calibration.history import History
+from detectors.calibration.rehearsal import rehearse
 from detectors.calibration.report import FitReport
 from detectors.contract import ANONYMOUS, Batch, Detector, Progress, Reference
 from detectors.errors import FitError
 from detectors.queries.codes import Coder
 from detectors.queries.intent import IntentTest
-from detectors.queries.walk import BINS, Columns, Tables
+from detectors.queries.walk import BINS, PLAIN, Columns, Tables
 from detectors.schema import FeatureSchema
 from detectors.scorer import Ensemble
 from detectors.signals import client_name
@@ -111,9 +112,9 @@ def fit(
     pool = pools.split(traffic.clients, rng)
     intent = IntentTest.fit(kept, schema, frame, rng, traffic.take(~pool.thresholds))
 
-    single, columns = _single(frame, detectors, coder, traffic, pool, crafted, progress)
+    single, columns = _single(frame, detectors, coder, intent, schema, traffic, pool, crafted, rng, progress)
     progress("measuring distances between queries", 0.55)
-    tables, index_rows, repeating = _tables(single, columns, pool, rng)
+    tables, index_rows, repeating, between = _tables(single, columns, pool, rng)
     progress("calibrating on client-weeks", 0.7)
     past = History.replay(columns, traffic.times, pool.thresholds, tables, index_rows, week_us, partitions, repeating)
     decision = decide(
@@ -136,7 +137,7 @@ def fit(
     )
     counts = {name: int(np.count_nonzero(getattr(pool, name))) for name in ("shape", "ranks", "fusion", "thresholds")}
     counts = {"reference": len(kept), **counts, **clusters.sizes(tables), "index": index_rows}
-    report = _report(ensemble, decision, past, counts, crafted is not None, budget, benign is not None)
+    report = _report(ensemble, decision, past, counts, between, crafted is not None, budget, benign is not None)
     progress("done", 1.0)
     return ensemble, replace(report, data_digest=_data_digest(reference, benign, crafted))
 
@@ -209,9 +210,12 @@ def _single(
     frame: ReferenceFrame,
     detectors: tuple[Detector, ...],
     coder: Coder,
+    intent: IntentTest,
+    schema: FeatureSchema,
     traffic: Batch,
     pool: pools.Pools,
     crafted: Reference | None,
+    rng: np.random.Generator,
     progress: Progress,
 ) -> tuple[Single, Columns]:
     """Calibrate scores and their fusion; also what the walk reads of every benign row."""
@@ -230,11 +234,18 @@ def _single(
         scores[pool.shape], labels[pool.shape], scores[pool.ranks], labels[pool.ranks], frame.classes
     )
     ranks = calibration.ranks(scores, labels)
-    weights = equal_weights(len(detectors))
+    benign = calibration.surprise[ranks[pool.ranks]]
+
+    def surprise(rows: Reference) -> NDArray[np.float64]:
+        view = BatchView(frame, _as_batch(rows))
+        return np.asarray(calibration.surprise[calibration.ranks(raw_scores(detectors, view), view.batch.labels)])
+
     if crafted is not None:
-        view = BatchView(frame, _as_batch(crafted))
-        odd = calibration.ranks(raw_scores(detectors, view), view.batch.labels)
-        weights = logistic_weights(calibration.surprise[ranks[pool.ranks]], calibration.surprise[odd])
+        weights = logistic_weights(benign, surprise(crafted))
+    else:
+        progress("rehearsing attacks to weigh detectors", 0.5)
+        rehearsed = rehearse(traffic.inputs[pool.shape], labels[pool.shape], intent, schema, rng)
+        weights = hedged(logistic_weights(benign, np.concatenate([surprise(kind) for kind in rehearsed])))
     fusion = Fusion.fit(weights, calibration, ranks[pool.fusion])
     _, rank = fusion.fuse(ranks, calibration.surprise)
     edges = np.quantile(columns.rows["density"][pool.ranks], np.arange(1, BINS) / BINS)
@@ -244,8 +255,8 @@ def _single(
 
 def _tables(
     single: Single, columns: Columns, pool: pools.Pools, rng: np.random.Generator
-) -> tuple[Tables, int, NDArray[np.bool_]]:
-    """The walk's tables; rows of the index; rows of clients that stay close to their own past."""
+) -> tuple[Tables, int, NDArray[np.bool_], float]:
+    """The walk's tables; rows of the index; rows of clients that stay close to their own past; spread of clients."""
     count = min(np.count_nonzero(pool.ranks), np.count_nonzero(pool.fusion)) // 2
     index_rows = int(np.clip(count, LEAST_INDEX_ROWS, INDEX_ROWS))
     repeating = np.zeros(len(columns.rows), dtype=np.bool_)
@@ -266,12 +277,16 @@ def _tables(
         tables, trace, rows.rows["bin"], first & ~close, second & ~close, _full(trace, index_rows)
     )
     trace = history.measure(rows, tables, index_rows)
+    fresh = (trace["kind"] == PLAIN) & (rows.rows["client"] != ANONYMOUS)
+    scores, senders = tables.normal[rows.rows["rank"][fresh]], rows.rows["client"][fresh]
+    tables = tables._replace(tau=np.array([residual.choose_tau(scores, senders, rng)]))
+    trace = history.measure(rows, tables, index_rows)
     tables = clusters.residual_tables(tables, trace["residual"], MAX_RESIDUALS)
 
     rows = history.take(columns, pool.thresholds)
     trace = history.measure(rows, tables, index_rows)
     repeating[pool.thresholds] = repeaters.near(rows.rows["client"], trace["near"])
-    return tables, index_rows, repeating
+    return tables, index_rows, repeating, residual.between_share(scores, senders)
 
 
 def _full(trace: NDArray[Any], index_rows: int) -> NDArray[np.bool_]:
@@ -296,6 +311,7 @@ def _report(
     decision: Decision,
     past: History,
     counts: dict[str, int],
+    between: float,
     logistic: bool,
     budget: int,
     real: bool,
@@ -332,8 +348,10 @@ def _report(
         proposed_repeaters=proposed(past, decision) if pages else (),
         would_page=int(np.count_nonzero(decision.beyond)),
         detectors=ensemble.detectors,
-        fusion="logistic" if logistic else "equal",
+        fusion="logistic" if logistic else "rehearsed",
         weights=tuple(float(weight) for weight in ensemble.single.fusion.weights),
+        between_clients=between,
+        tau=float(ensemble.tables.tau[0]),
         rows=counts,
         notes=tuple(_notes(decision, past, real)),
         data_digest="",

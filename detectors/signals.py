@@ -77,12 +77,18 @@ class Teller:
         return self._cluster(row, place, index, Level.PAGE if paged or pages else Level.TICKET, verdict)
 
     def _loud_enough(self, row: int, index: bool) -> bool:
-        """Whether the row's cluster is beyond its paging threshold, where it has one."""
+        """Whether the row's cluster is beyond its paging threshold, where it has one.
+
+        A cluster of the index has one of its own only where enough partition-weeks were seen. Else it may page at a row
+        whose client is beyond the client's: such pages count, and were counted, among those of client-weeks.
+        """
         policy = self.ensemble.policy
-        statistic, threshold, _ = self._evidence(row, index)
-        if index:
-            return policy.index_pages and statistic > threshold * policy.index_factor
-        return statistic > threshold * policy.page_factor
+        statistic, threshold, _ = self._evidence(row, index=False)
+        client = statistic > threshold * policy.page_factor
+        if not index:
+            return client
+        statistic, threshold, _ = self._evidence(row, index=True)
+        return client or (policy.index_pages and statistic > threshold * policy.index_factor)
 
     def _evidence(self, row: int, index: bool) -> tuple[float, float, float]:
         """The larger statistic of a row's cluster, its ticket threshold, and the p-value of the row in it."""

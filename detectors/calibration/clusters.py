@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from detectors.calibration.conformal import lower_pvalues, thinned
 from detectors.calibration.evalues import evalue_table, normal_scores
+from detectors.calibration.residual import TAUS
 from detectors.queries.walk import (
     BINS,
     DUPLICATE,
@@ -44,6 +45,7 @@ def blank_tables(grain: float, fused_values: int) -> Tables:
         index_both=none.copy(),
         index_gain=np.zeros(3),
         normal=normal_scores(fused_values),
+        tau=np.array([TAUS[0]]),
         residual=none.copy(),
         evalue=np.zeros(2),
         thresholds=np.full(4, np.inf),

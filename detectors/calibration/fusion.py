@@ -16,6 +16,8 @@ from detectors.stored import stored
 
 #: Strength of the ridge of the logistic fusion, in rows.
 RIDGE_ROWS = 1.0
+#: Share of the weight that rehearsed rows don't decide.
+HEDGE_SHARE = 0.25
 #: A logistic fusion whose weights are all below this has learned nothing; equal weights are kept.
 LEAST_WEIGHT = 1e-6
 
@@ -24,9 +26,10 @@ LEAST_WEIGHT = 1e-6
 class Fusion:
     """Weighted sum of -ln p over detectors, re-calibrated on fresh benign rows.
 
-    Whatever the weights and however the detectors depend on each other, the re-calibrated p-value is conformal. With
-    crafted rows the weights are those of a logistic regression of crafted against benign, kept from being negative;
-    without, all are equal (Fisher, "Statistical Methods for Research Workers", 1932, section 21.1).
+    Whatever the weights and however the detectors depend on each other, the re-calibrated p-value is conformal. The
+    weights are those of a logistic regression of crafted against benign, kept from being negative; without crafted
+    rows, of such as are made at the fit (`rehearsal`), and hedged. Equal weights are Fisher's method ("Statistical
+    Methods for Research Workers", 1932, section 21.1).
 
     Attributes
     ----------
@@ -71,6 +74,11 @@ class Fusion:
 def equal_weights(detectors: int) -> NDArray[np.float64]:
     """Every detector counts the same."""
     return np.full(detectors, 1.0 / detectors)
+
+
+def hedged(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The weights with a share for every detector, as real attacks are not those that were rehearsed."""
+    return (1.0 - HEDGE_SHARE) * weights + HEDGE_SHARE * equal_weights(len(weights))
 
 
 def logistic_weights(benign: NDArray[np.float64], crafted: NDArray[np.float64]) -> NDArray[np.float64]:

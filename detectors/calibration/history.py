@@ -150,7 +150,9 @@ class History:
                             strength = float(pool.heads["strength"][place])
                             if kind == walking.INDEX_CHECK:
                                 shared[row] = strength
-                            elif unit[row] >= 0:
+                                a, b = trace["evidence_a"][row], trace["evidence_b"][row]
+                                strength = float(max(a / tables.thresholds[0], b / tables.thresholds[1]))
+                            if unit[row] >= 0:
                                 clients[unit[row]] = max(clients[unit[row]], strength)
                 if row % 64 == 0:
                     progress("trying the intent test on benign clusters", (done + row / len(unit)) / len(self.parts))

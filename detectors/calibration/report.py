@@ -45,9 +45,13 @@ class FitReport:
         Client-weeks of the calibration beyond the paging thresholds.
     detectors : tuple of str
     fusion : str
-        ``equal`` or ``logistic``.
+        ``logistic`` (weighed by given crafted rows) or ``rehearsed`` (by rows crafted at the fit).
     weights : tuple of float
         Of the detectors in the fusion.
+    between_clients : float
+        Share of the variance of normal scores that lies between clients.
+    tau : float
+        Weight of the prior of the client residual, in rows.
     rows : dict of str to int
         Sizes of pools and tables.
     notes : tuple of str
@@ -78,6 +82,8 @@ class FitReport:
     detectors: tuple[str, ...]
     fusion: str
     weights: tuple[float, ...]
+    between_clients: float
+    tau: float
     rows: dict[str, int]
     notes: tuple[str, ...]
     data_digest: str
@@ -113,6 +119,15 @@ class FitReport:
             )
         else:
             lines.append(f"budget: {self.budget} false pages a week; nothing pages yet, everything opens tickets")
+        lines.append(
+            "detectors: "
+            + ", ".join(f"{name} {weight:.2f}" for name, weight in zip(self.detectors, self.weights, strict=True))
+            + f" ({self.fusion})"
+        )
+        lines.append(
+            f"clients: {self.between_clients:.0%} of the variance of scores lies between them; a client's own past "
+            f"weighs against a prior of {self.tau:g} rows"
+        )
         lines.append(f"tickets: about {self.expected_tickets:.2g} benign clients a week")
         for rule, queries in self.fastest.items():
             lines.append(f"fastest possible {rule}: " + ("never" if queries is None else f"{queries} queries"))

@@ -51,9 +51,10 @@ GAIN_CAP = 4.0
 INDEX_DECAY = 0.02
 #: Members are kept from this share of the ticket threshold on.
 KEEP_FROM = 0.34
-#: Clip of the client residual, in standard deviations, and its prior weight in rows.
+#: Clip of the client residual, in standard deviations.
 RESIDUAL_CLIP = 2.0
-RESIDUAL_TAU = 5.0
+#: Fewest rows that the prior of the client residual weighs.
+LEAST_TAU = 1.0
 #: The sequential statistic stays below this, so that it can't overflow.
 SEQUENCE_CEILING = 1e280
 #: Size of a cluster at the first intent test.
@@ -153,6 +154,7 @@ class Tables(NamedTuple):
     index_both: NDArray[np.float64]  # (m',) product
     index_gain: NDArray[np.float64]  # (m' + 2,)
     normal: NDArray[np.float64]  # (c + 1,) standard normal score by fused rank
+    tau: NDArray[np.float64]  # (1,) weight of the prior of the client residual, in rows
     residual: NDArray[np.float64]  # (c',) ascending residual scores of fresh rows
     evalue: NDArray[np.float64]  # (c' + 1,) e-value by rank
     thresholds: NDArray[np.float64]  # ticket A, ticket B, ticket index, sequential test
@@ -182,6 +184,7 @@ class Tables(NamedTuple):
             index_both=index_both,
             index_gain=table("index_gain", len(index_both) + 2),
             normal=table("normal", fused_values + 1),
+            tau=within("tau", table("tau", 1), LEAST_TAU, np.inf),
             residual=residual,
             evalue=table("evalue", len(residual) + 1),
             thresholds=within("thresholds", thresholds, np.finfo(np.float64).tiny, np.inf),
@@ -202,13 +205,13 @@ class Packed(NamedTuple):
     """All tables in one array: one by one, row by row."""
 
     values: NDArray[np.float64]
-    first: NDArray[np.int64]  # (16,) where each table starts
-    size: NDArray[np.int64]  # (16,) length of its rows
+    first: NDArray[np.int64]  # (17,) where each table starts
+    size: NDArray[np.int64]  # (17,) length of its rows
 
 
 (
     _GRAIN, _NEAR_L2, _NEAR_L0, _COMBINED, _GAIN_A, _OPPOSITE, _BOTH, _GAIN_B, _INDEX_NEAR, _INDEX_OPPOSITE,
-    _INDEX_BOTH, _INDEX_GAIN, _NORMAL, _RESIDUAL, _EVALUE, _THRESHOLDS,
+    _INDEX_BOTH, _INDEX_GAIN, _NORMAL, _TAU, _RESIDUAL, _EVALUE, _THRESHOLDS,
 ) = range(len(Tables._fields))  # fmt: skip
 
 #: A kernel that only kernels call.
@@ -527,7 +530,7 @@ def _walk_client(
     s.distinct = count + 1
     if out.kind == PLAIN:
         z = values[first[_NORMAL] + np.int64(row.rank)]
-        left = z - np.float64(s.residual_sum) / (np.float64(s.residual_count) + RESIDUAL_TAU)
+        left = z - np.float64(s.residual_sum) / (np.float64(s.residual_count) + values[first[_TAU]])
         out.residual = left
         n = size[_RESIDUAL]
         above = n - _count_below(values, first[_RESIDUAL], n, left)

@@ -14,6 +14,8 @@ from detectors.calibration.report import FitReport, ordinal
 
 #: The weekly count of false pages lies between these quantiles in 90 % of weeks.
 QUANTILES = (0.05, 0.95)
+#: Where the weights of detectors come from.
+WEIGHED_BY = {"logistic": "weights from crafted rows", "rehearsed": "weights from attacks rehearsed at the fit"}
 #: Clients that are named at most.
 SHOWN_CLIENTS = 20
 
@@ -139,10 +141,8 @@ def _lines(found: Findings) -> list[tuple[str, str]]:
 
 
 def _weighed(report: FitReport) -> str:
-    if report.fusion == "equal":
-        return ", ".join(report.detectors) + " (equal weights)"
     weighed = zip(report.detectors, report.weights, strict=True)
-    return ", ".join(f"{name} {weight:.2f}" for name, weight in weighed) + " (weights from crafted rows)"
+    return ", ".join(f"{name} {weight:.2f}" for name, weight in weighed) + f" ({WEIGHED_BY[report.fusion]})"
 
 
 def _named(clients: Sequence[str]) -> str:
