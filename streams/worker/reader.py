@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import mode
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
@@ -34,12 +34,16 @@ from streams.worker.peers import Peer
 
 log = logging.getLogger("vedette.worker")
 
+Answer = TypeVar("Answer")
+
 #: How long `getmany` waits where every partition has room, and where one has none.
 IDLE_MILLISECONDS, BUSY_MILLISECONDS = 200, 10
 #: Bytes of one partition that one fetch brings.
 FETCH_BYTES = 4 * 1024 * 1024
 #: Seconds between two commits; the commit only serves lag displays.
 COMMIT_SECONDS = 1.0
+#: A commit that takes longer is left out; the next one says the same and more.
+COMMIT_LIMIT_SECONDS = 2.0
 #: Seconds between two looks at the topic's id.
 IDENTITY_SECONDS = 60.0
 #: The topic's id is not asked for again so soon: partitions are taken together.
@@ -157,7 +161,7 @@ class EventReader(mode.Service):
         if offset < 0:
             return True
         try:
-            await asyncio.wait_for(consumer.commit({place: offset}), ANSWER_SECONDS)
+            await bounded(consumer.commit({place: offset}), ANSWER_SECONDS)
         except (KafkaError, TimeoutError, ValueError) as error:
             log.info("%s/%d may not be ours any more: %s", self.topic, partition, error)
             return False
@@ -169,7 +173,7 @@ class EventReader(mode.Service):
                 if self._consumer is None:
                     raise BrokerError("the consumer is being made anew")  # noqa: TRY301  (it is waited for below)
                 with self.broker.call():
-                    answer = await asyncio.wait_for(question(self._consumer), ANSWER_SECONDS)
+                    answer = await bounded(question(self._consumer), ANSWER_SECONDS)
             except (KafkaError, BrokerError, TimeoutError, OSError) as error:
                 self.broker.failed(error)
                 await self.broker.pause()
@@ -232,7 +236,7 @@ class EventReader(mode.Service):
         if consumer is None:
             return
         try:
-            await asyncio.wait_for(consumer.stop(), ANSWER_SECONDS)
+            await bounded(consumer.stop(), ANSWER_SECONDS)
         except (KafkaError, TimeoutError, OSError) as error:
             log.warning("the consumer did not close well: %s", error or type(error).__name__)
 
@@ -380,7 +384,7 @@ class EventReader(mode.Service):
         if not offsets:
             return
         try:
-            await asyncio.wait_for(consumer.commit(offsets), 2.0)
+            await bounded(consumer.commit(offsets), COMMIT_LIMIT_SECONDS)
         except (KafkaError, TimeoutError, ValueError) as error:
             log.debug("commit left out: %s", error)
         else:
@@ -400,7 +404,7 @@ class EventReader(mode.Service):
             return
         try:
             with self.broker.call():
-                ends = await asyncio.wait_for(consumer.end_offsets(places), ANSWER_SECONDS)
+                ends = await bounded(consumer.end_offsets(places), ANSWER_SECONDS)
         except (KafkaError, TimeoutError, OSError) as error:
             self.broker.failed(error)
             return
@@ -424,6 +428,26 @@ class EventReader(mode.Service):
             return
         if known and found and known != found:
             self._fail(TopicRecreated(f"the topic {self.topic} was created anew: its id was {known} and is {found}"))
+
+
+async def bounded(call: Coroutine[Any, Any, Answer], seconds: float) -> Answer:
+    """Wait for a call at most so long, even if it does not let itself be cancelled.
+
+    Raises
+    ------
+    TimeoutError
+    """
+    task = asyncio.ensure_future(call)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=seconds)
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+    if not done:
+        task.cancel()
+        task.add_done_callback(lambda late: late.cancelled() or late.exception())
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return task.result()
 
 
 class _Listener(ConsumerRebalanceListener):

@@ -19,6 +19,7 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from redis import Redis
 
+from detectors.kernels import siphash
 from streams import children, config
 from streams.audit import AuditReport, audit
 from streams.config import Settings
@@ -196,7 +197,7 @@ class Deployment:
         self.wait_until(lambda: self.recorded() >= records, seconds, f"{records} records")
 
     def get(self, path: str) -> tuple[int, str]:
-        web = self.wait_until(lambda: (s := self.statuses()) and s[0].web, 20, "a status")
+        web = self.wait_until(lambda: (s := self.statuses()) and s[0].web, 90, "a status")
         try:
             with urllib.request.urlopen(f"http://{web}{path}", timeout=5) as answer:
                 return answer.status, answer.read().decode()
@@ -237,7 +238,7 @@ class Deployment:
         manifest = msgspec.msgpack.decode(stored[stored[b"newer"]])
         return manifest["offset"], manifest["arrays"]
 
-    def wait_snapshot(self, seconds: float = 20.0) -> None:
+    def wait_snapshot(self, seconds: float = 60.0) -> None:
         """Until the newest snapshot of each partition stands at its watermark."""
 
         def done() -> bool:
@@ -262,6 +263,7 @@ def event(number: int, inputs: Any = None, **fields: Any) -> bytes:
 @pytest.fixture(scope="session", autouse=True)
 def compiled() -> None:
     """What workers compile is compiled once, into the cache that they read."""
+    siphash.warm_up()
     kernels.warm_up()
 
 

@@ -49,6 +49,7 @@ def site(servers: Servers, tmp_path: Path, wait_until: Callable[..., Any]) -> It
     )
     yield made
     made.close()
+    print(made.log().read_text())
 
 
 def answers(redis: Redis) -> bool:
@@ -65,10 +66,10 @@ def test_redis_away_is_waited_for(site: Deployment, servers: Servers) -> None:
     servers.redis.pause()
     site.traffic(500, 2500)
     site.wait_until(
-        lambda: "Redis is away or refuses, holding on" in site.log().read_text(), 20, "the worker to notice"
+        lambda: "Redis is away or refuses, holding on" in site.log().read_text(), 90, "the worker to notice"
     )
     # Longer than the watchdog's patience: holding on is no stall.
-    site.wait_until(lambda: worker.poll() is None and _age(site, "Redis is away") > 5.0, 20, "a while")
+    site.wait_until(lambda: worker.poll() is None and _age(site, "Redis is away") > 5.0, 60, "a while")
     servers.redis.resume()
     site.wait_until(lambda: answers(site.redis), 20, "Redis")
     site.wait_recorded(2500)
@@ -89,7 +90,7 @@ def test_frozen_redis_is_waited_for_and_nothing_is_counted_twice(site: Deploymen
     try:
         site.traffic(200, 1200)
         site.wait_until(
-            lambda: "Redis is away or refuses, holding on" in site.log().read_text(), 40, "the worker to notice"
+            lambda: "Redis is away or refuses, holding on" in site.log().read_text(), 90, "the worker to notice"
         )
     finally:
         os.kill(servers.redis.process.pid, signal.SIGCONT)
@@ -106,11 +107,11 @@ def test_broker_away_is_waited_for(site: Deployment, servers: Servers) -> None:
     site.wait_recorded(500)
     servers.kafka.pause()
     site.wait_until(
-        lambda: "the broker is away or refuses, holding on" in site.log().read_text(), 40, "the worker to notice"
+        lambda: "the broker is away or refuses, holding on" in site.log().read_text(), 90, "the worker to notice"
     )
-    site.wait_until(lambda: worker.poll() is None and _age(site, "the broker is away") > 5.0, 20, "a while")
+    site.wait_until(lambda: worker.poll() is None and _age(site, "the broker is away") > 5.0, 60, "a while")
     servers.kafka.resume()
-    site.wait_until(lambda: "the broker answers again" in site.log().read_text(), 60, "the worker to see it")
+    site.wait_until(lambda: "the broker answers again" in site.log().read_text(), 90, "the worker to see it")
     site._producer = None
     site.traffic(500, 1500)
     site.wait_recorded(1500, 90)

@@ -23,7 +23,7 @@ Deploy = Callable[..., Deployment]
 def ended(site: Deployment, environ: dict[str, str] | None = None) -> tuple[int, str]:
     """Start a worker that must end by itself: its exit code, and the last line that it says."""
     worker = site.start(environ)
-    code = worker.wait(60)
+    code = worker.wait(150)
     said = site.log().read_text().strip().splitlines()
     assert not any(line.startswith("Traceback") for line in said), "\n".join(said)
     return code, said[-1]
@@ -192,10 +192,10 @@ def test_keys_of_a_newer_version(deploy: Deploy) -> None:
 def test_bundle_in_force_of_another_digest_is_refused_while_running(deploy: Deploy) -> None:
     site = deploy(1)
     worker = site.start()
-    site.wait_until(site.statuses, 30, "a status")
+    site.wait_until(site.statuses, 90, "a status")
     wrong = save(site.directory / "wrong.json", width=4, classes=3, name="wrong")
     site.redis.hset(ModelKeys(MODEL).bundle, mapping={"path": str(wrong), "digest": "d" * 32, "from": "0"})
-    site.wait_until(lambda: "is in force; bundle" in site.log().read_text(), 10, "the refusal")
+    site.wait_until(lambda: "is in force; bundle" in site.log().read_text(), 60, "the refusal")
     site.traffic(0, 50)
     site.wait_recorded(50)
     assert site.stop(worker) == 0
@@ -205,7 +205,7 @@ def test_stall_ends_the_process(deploy: Deploy) -> None:
     site = deploy(1, worker={"watchdog_seconds": 2.0})
     site.traffic(0, 200)
     worker = site.start({"HANG": "1"})
-    assert worker.wait(60) == 16
+    assert worker.wait(150) == 16
     assert "has not moved for" in site.log().read_text()
     site.start()
     site.wait_recorded(200)
@@ -216,7 +216,7 @@ def test_shutdown_that_hangs_is_cut_short(deploy: Deploy) -> None:
     site = deploy(1, worker={"shutdown_seconds": 1.0})
     site.traffic(0, 200)
     worker = site.start({"HANG": "1"})
-    site.wait_until(lambda: site.statuses() and site.statuses()[0].lag == 200, 30, "the hang")
+    site.wait_until(lambda: site.statuses() and site.statuses()[0].lag == 200, 90, "the hang")
     assert site.stop(worker, signal.SIGTERM) == 1
     assert "is cut short" in site.log().read_text()
 
@@ -225,6 +225,6 @@ def test_health_of_a_stuck_worker_is_bad(deploy: Deploy) -> None:
     site = deploy(1, worker={"watchdog_seconds": 6.0})
     site.traffic(0, 200)
     site.start({"HANG": "1"})
-    site.wait_until(lambda: site.get("/health")[0] == 503, 30, "a bad answer")
+    site.wait_until(lambda: site.get("/health")[0] == 503, 90, "a bad answer")
     body = json.loads(site.get("/health")[1])
     assert (body["status"], body["stuck"]) == ("stuck", [0])

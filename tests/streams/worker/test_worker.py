@@ -92,7 +92,7 @@ def test_in_pilot_pages_are_tickets_that_would_have_paged(deploy: Deploy) -> Non
     assert site.totals()["pilot_pages"] == 1
     assert "pages" not in site.totals()
     site.redis.set(ModelKeys(MODEL).mode, "paging")
-    site.wait_until(lambda: "paging mode" in site.log().read_text().split("pilot mode")[-1], 10, "the switch")
+    site.wait_until(lambda: "paging mode" in site.log().read_text().split("pilot mode")[-1], 60, "the switch")
     for number in range(30):
         site.send(event(number), "two")
     site.producer().flush()
@@ -170,11 +170,11 @@ def test_two_workers_share_and_hand_over(deploy: Deploy) -> None:
     first = site.start()
     site.wait_recorded(500)
     site.start()
-    site.wait_until(lambda: sorted(len(s.partitions) for s in site.statuses()) == [2, 2], 30, "two halves")
+    site.wait_until(lambda: sorted(len(s.partitions) for s in site.statuses()) == [2, 2], 90, "two halves")
     records += site.traffic(3000, 5000)
     assert site.stop(first) == 0
     site.wait_recorded(records)
-    site.wait_until(lambda: [len(s.partitions) for s in site.statuses()] == [4], 30, "one worker for all")
+    site.wait_until(lambda: [len(s.partitions) for s in site.statuses()] == [4], 90, "one worker for all")
     report = site.audit()
     assert report.passed, report.to_dict()
     site.wait_snapshot()
@@ -237,7 +237,7 @@ def test_metrics_health_and_status_tell_how_it_stands(deploy: Deploy) -> None:
     site.traffic(0, 500)
     worker = site.start()
     site.wait_recorded(500)
-    site.wait_until(lambda: site.statuses() and site.statuses()[0].rows == 500, 10, "the status to follow")
+    site.wait_until(lambda: site.statuses() and site.statuses()[0].rows == 500, 60, "the status to follow")
     (status,) = site.statuses()
     assert status.partitions == [0, 1]
     assert status.lag == 0
@@ -261,7 +261,7 @@ def test_a_new_bundle_decides_from_an_offset_that_a_replay_finds_again(deploy: D
     path = save(site.directory / "next.json", width=WIDTH, classes=CLASSES, name="next")
     digest = _digest(path)
     site.redis.hset(ModelKeys(MODEL).bundle, mapping={"path": str(path), "digest": digest, "from": "0"})
-    site.wait_until(lambda: (s := site.statuses()) and s[0].bundle == digest, 20, "the worker to load it")
+    site.wait_until(lambda: (s := site.statuses()) and s[0].bundle == digest, 60, "the worker to load it")
     site.traffic(500, 900)
     site.wait_recorded(900)
     stored = site.redis.hgetall(site.keys().watermark)
@@ -273,7 +273,7 @@ def test_a_new_bundle_decides_from_an_offset_that_a_replay_finds_again(deploy: D
     site.stop(worker, signal.SIGKILL)
     site.redis.delete(site.keys().snapshots)
     site.start()
-    site.wait_until(lambda: "has caught up" in site.log().read_text(), 20, "the replay")
+    site.wait_until(lambda: "has caught up" in site.log().read_text(), 90, "the replay")
     assert "its state is built from offset 500" in site.log().read_text()
     site.traffic(900, 901)
     site.wait_recorded(901)
