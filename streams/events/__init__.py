@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points
 
+from detectors.kernels import siphash
 from streams.errors import ConfigError
 from streams.events.auto import AutoCodec
 from streams.events.batch import Codec
 from streams.events.compact import CompactCodec
+from streams.events.kernels import NATIVE, OIP
+from streams.events.kernels import warm_up as warm_up_kernels
 from streams.events.native import NativeCodec
 from streams.events.oip import OipCodec
 
@@ -39,3 +42,9 @@ def decoder(format: str) -> Codec:  # noqa: A002  (the setting's name)
             found: Codec = point.load()()
             return found
     raise ConfigError(f"no format is called {format!r}; there are {', '.join(formats())}")
+
+
+def warm_up(format: str) -> None:  # noqa: A002
+    """Compile what the codec of a format needs, or load it from the cache, so that its first decode does not wait."""
+    siphash.warm_up()
+    warm_up_kernels({"native": NATIVE, "oip": OIP, "auto": NATIVE | OIP}.get(format, 0))

@@ -30,6 +30,7 @@ _REQUIRED = {
     "client": pa.uint64(),
 }
 _OPTIONAL = {"request_id": pa.string(), "label": pa.int32()}
+_CLAIM = PROBE_REQUEST_PREFIX.encode("ascii")
 _VECTORS = ("inputs", "outputs")
 # Slots of flatbuffers tables, by the order of their fields in Arrow's format/Message.fbs, and a value of an enum there.
 _MESSAGE_HEADER_TYPE, _MESSAGE_HEADER, _DICTIONARY_DATA, _BATCH_COMPRESSION = 1, 2, 1, 3
@@ -61,7 +62,6 @@ def read(record: Record, value: bytes, layout: Layout) -> Rows:
         batches = _batches(value, layout)
     except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as wrong:
         raise Refusal(Reason.NOT_DECODABLE, f"not a sound Arrow IPC stream: {_first_line(wrong)}") from None
-    batches = [batch for batch in batches if len(batch["client"])]
     if not batches:
         raise Refusal(Reason.EMPTY, "the stream holds no row")
     return _rows({name: [batch[name] for batch in batches] for name in batches[0]}, layout)
@@ -72,22 +72,24 @@ def _batches(value: bytes, layout: Layout) -> list[dict[str, Any]]:
 
     Arrow's stream reader is safe with bytes from strangers, but takes what it should not: a compressed body says by
     itself how much memory it wants, so a small record could ask for all there is; bytes behind the end would be lost.
-    So the messages are looked at first.
+    So the messages are looked at first. Writers repeat themselves, so what was found out about a message is kept.
     """
     source = pa.BufferReader(value)
     start = b""
     for message in pa.ipc.MessageReader.open_stream(source):
-        start = start or message.metadata.to_pybytes()
-        if message.type in ("record batch", "dictionary") and _is_compressed(memoryview(message.metadata)):
-            raise Refusal(Reason.NOT_DECODABLE, "the stream's bodies are compressed; let Kafka compress instead")
+        described = message.metadata.to_pybytes()
+        start = start or described
+        if described not in layout.uncompressed:
+            if message.type in ("record batch", "dictionary") and _is_compressed(memoryview(described)):
+                raise Refusal(Reason.NOT_DECODABLE, "the stream's bodies are compressed; let Kafka compress instead")
+            layout.uncompressed.add(described)
     if source.tell() != len(value):
         raise Refusal(Reason.NOT_DECODABLE, "bytes stand behind the end of the Arrow IPC stream")
     with pa.ipc.open_stream(pa.py_buffer(value)) as stream:
         places = layout.schemas.get(start)
         if places is None:
-            # Writers repeat their schema in every record, so what was found out about it is kept.
             places = layout.schemas[start] = _columns(stream.schema, layout)
-        return [_checked(batch, places) for batch in stream]
+        return [_checked(batch, places) for batch in stream if batch.num_rows]
 
 
 def _first_line(error: Exception) -> str:
@@ -210,32 +212,32 @@ def _rows(columns: dict[str, list[Any]], layout: Layout) -> Rows:
 
 def _values(chunks: list[Any]) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
     """A column's values (n,), 0 where it is null, and which are there, if not all."""
-    nulls = any(chunk.null_count for chunk in chunks)
-    parts = [(chunk.fill_null(0) if chunk.null_count else chunk).to_numpy(zero_copy_only=False) for chunk in chunks]
-    values = _joined(parts)
-    if not nulls:
-        return values, None
-    return values, _joined([chunk.is_valid().to_numpy(zero_copy_only=False) for chunk in chunks])
+    if not any(chunk.null_count for chunk in chunks):
+        return _joined([chunk.to_numpy() for chunk in chunks]), None
+    values = _joined([chunk.fill_null(0).to_numpy(zero_copy_only=False) for chunk in chunks])
+    return values, _valid(chunks)
 
 
 def _vectors(chunks: list[Any], width: int, what: str, faults: Faults) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
     """A column of fixed-size lists as (n, width), 0 where it is null, and which rows are there, if not all."""
-    parts, present, first = [], [], 0
-    for chunk in chunks:
-        flat = chunk.values.slice(chunk.offset * width, len(chunk) * width)
-        there = chunk.is_valid().to_numpy(zero_copy_only=False) if chunk.null_count else np.ones(len(chunk), np.bool_)
-        if flat.null_count:
-            holes = ~flat.is_valid().to_numpy(zero_copy_only=False).reshape(len(chunk), width).all(axis=1) & there
-            detail = f"{what} hold null where a number belongs"
-            add_faults(faults, np.flatnonzero(holes) + first, Reason.WRONG_TYPE, detail)
-            flat = flat.fill_null(0.0)
-        rows = flat.to_numpy(zero_copy_only=False).reshape(len(chunk), width)
-        if chunk.null_count:
-            rows = np.where(there[:, None], rows, 0)
-        parts.append(rows)
-        present.append(there)
-        first += len(chunk)
-    return _joined(parts), _joined(present) if any(chunk.null_count for chunk in chunks) else None
+    flat = [chunk.values.slice(chunk.offset * width, len(chunk) * width) for chunk in chunks]
+    values, filled = _values(flat)
+    rows = values.reshape(-1, width)
+    if not any(chunk.null_count for chunk in chunks):
+        there = None
+    else:
+        there = _valid(chunks)
+        rows = np.where(there[:, None], rows, 0)
+    if filled is not None:
+        holes = ~filled.reshape(-1, width).all(axis=1)
+        if there is not None:
+            holes &= there
+        add_faults(faults, np.flatnonzero(holes), Reason.WRONG_TYPE, f"{what} hold null where a number belongs")
+    return rows, there
+
+
+def _valid(chunks: list[Any]) -> NDArray[np.bool_]:
+    return _joined([chunk.is_valid().to_numpy(zero_copy_only=False) for chunk in chunks])
 
 
 def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
@@ -246,8 +248,7 @@ def _claims(
     chunks: list[Any], places: NDArray[np.int32] | None, partitions: NDArray[np.int32], offsets: NDArray[np.int64]
 ) -> tuple[tuple[str, int, int], ...]:
     """Runs of rows of one source record under one front-door id."""
-    prefix = PROBE_REQUEST_PREFIX.encode("ascii")
-    if not any(prefix in buffer.to_pybytes() for chunk in chunks if (buffer := chunk.buffers()[2]) is not None):
+    if not any(_may_claim(chunk) for chunk in chunks):
         return ()
     texts = [text for chunk in chunks for text in chunk.to_pylist()]
     if places is not None:
@@ -263,3 +264,12 @@ def _claims(
             claims.append((text, start, stop))
         start = stop
     return tuple(claims)
+
+
+def _may_claim(chunk: Any) -> bool:
+    """Whether a front-door id may be among the texts; one byte is searched for first, which is much faster."""
+    buffer = chunk.buffers()[2]
+    if buffer is None:
+        return False
+    texts = buffer.to_pybytes()
+    return _CLAIM[:1] in texts and _CLAIM in texts

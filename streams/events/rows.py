@@ -48,8 +48,13 @@ class Layout:
 
     @cached_property
     def schemas(self) -> dict[bytes, dict[str, int]]:
-        """Places of columns by name, for each schema of this fetch that was found good, by its bytes."""
+        """Places of columns by name, for each Arrow schema of this fetch that was found good, by its bytes."""
         return {}
+
+    @cached_property
+    def uncompressed(self) -> set[bytes]:
+        """Headers of Arrow messages of this fetch whose bodies are not compressed."""
+        return set()
 
     def check_model(self, name: str | None) -> None:
         """`Refusal` when a record names another model; an empty declared name lets every model pass."""

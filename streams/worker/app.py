@@ -25,8 +25,7 @@ from redis.exceptions import RedisError
 from detectors.kernels import limit_blas_threads
 from streams.config import Settings, secret
 from streams.errors import StoreError, VedetteError
-from streams.events import decoder
-from streams.events import kernels as event_kernels
+from streams.events import decoder, warm_up
 from streams.events.batch import DecodeOptions
 from streams.lease import process_name
 from streams.store.client import connect, connect_async
@@ -147,7 +146,7 @@ class Worker:
             client_key=client_key,
             max_record_bytes=settings.worker.max_record_bytes,
         )
-        event_kernels.warm_up()
+        warm_up(model.format)
         verify_keyed_by_client(settings.kafka, model.topic, codec, decode)
         options = ScoringOptions(
             topic=model.topic,

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streams.errors import ConfigError
-from streams.events import decoder, formats
+from streams.events import decoder, formats, kernels, warm_up
 from streams.events.batch import Codec, Reason
 from tests.streams.events.encoders import (
     CLIENT_PATHS,
@@ -64,6 +64,18 @@ def test_every_codec_is_registered_under_its_name() -> None:
 def test_an_unknown_format_is_named_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"'xml'.*compact.*native"):
         decoder("xml")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_nothing_is_compiled_after_the_warm_up(name: str) -> None:
+    warm_up(name)
+    before = len(kernels.records.signatures)
+    records = []
+    for offset, encode in enumerate(ENCODERS[name]):
+        value, headers = encode(Event(np.ones((2, 3)), np.ones((2, 2))))
+        records.append(Sent(offset, value, headers=headers))
+    decoder(name).decode(records, options_for(3, 2, CLIENT_PATHS[name]))
+    assert len(kernels.records.signatures) == before
 
 
 @pytest.mark.parametrize("name", FORMATS)
