@@ -184,20 +184,17 @@ def measure(codec: Codec, records: Sequence[Record], options: DecodeOptions, sec
 
 
 _WARM_UP = (
-    "import time, streams.events.kernels as k; t = time.process_time(); k.warm_up(); print(time.process_time() - t)"
+    "import sys, time, streams.events as events; began = time.process_time(); events.warm_up(sys.argv[1]); "
+    "print(time.process_time() - began)"
 )
 
 
-def compile_seconds() -> tuple[float, float]:
-    """cpu seconds of the kernels' warm-up without and with their cache, each in a fresh process."""
+def compile_seconds(form: str) -> tuple[float, float]:
+    """cpu seconds of the warm-up for a format without and with the kernels' cache, each in a fresh process."""
+    command = [sys.executable, "-c", _WARM_UP, form]
     with tempfile.TemporaryDirectory() as directory:
         environ = os.environ | {"NUMBA_CACHE_DIR": directory}
-        told = [
-            subprocess.run(
-                [sys.executable, "-c", _WARM_UP, form], env=environ, check=True, capture_output=True, text=True
-            )
-            for _ in range(2)
-        ]
+        told = [subprocess.run(command, env=environ, check=True, capture_output=True, text=True) for _ in range(2)]
     return float(told[0].stdout), float(told[1].stdout)
 
 
