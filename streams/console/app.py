@@ -128,12 +128,13 @@ class Console:
 
     # Live stream ------------------------------------------------------------------------------------------------
 
-    async def _running(self, _: web.Application) -> AsyncIterator[None]:
+    async def _running(self, app: web.Application) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(broadcast.run()) for broadcast in self.broadcasts.values()]
         yield
+        await self._end_streams(app)
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.wait(tasks, timeout=SHUTDOWN_SECONDS)
         await self.front.redis.aclose()
 
     async def _end_streams(self, _: web.Application) -> None:

@@ -54,9 +54,11 @@ class Broadcast:
         self._stopped = False
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Until `stop`; a cancellation alone could be lost in a client's read."""
         while True:
             await self._somebody.wait()
+            if self._stopped:
+                return
             started = time.monotonic()
             await self._once()
             await asyncio.sleep(max(0.05, REFRESH_SECONDS - (time.monotonic() - started)))
@@ -64,6 +66,7 @@ class Broadcast:
     def stop(self) -> None:
         """End every stream, for good."""
         self._stopped = True
+        self._somebody.set()
         for viewer in self._viewers:
             viewer.give(None)
 
@@ -90,7 +93,7 @@ class Broadcast:
                 await response.write(message)
         finally:
             self._viewers.discard(viewer)
-            if not self._viewers:
+            if not self._viewers and not self._stopped:
                 self._somebody.clear()
 
     def __len__(self) -> int:

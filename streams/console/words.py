@@ -18,6 +18,8 @@ from detectors.queries.intent import (
 from streams.incidents.titles import TECHNIQUES, client_name
 from streams.store.messages import Incident, ReasonMessage, SignalMessage
 
+#: Name of the intent test among reasons; what it measures says more than its p-value.
+INTENT = "intent"
 #: Pages of the techniques.
 ATLAS_URL = "https://atlas.mitre.org/techniques/"
 
@@ -47,9 +49,12 @@ class Measure:
     text: str
 
 
-def measures(said: Mapping[str, float]) -> list[Measure]:
+Said = Mapping[str, float]
+
+
+def measures(said: Said) -> list[Measure]:
     """The parts of the intent test in plain words, in order; measures that are not known here follow by name."""
-    found = [tell(said[name]) for name, tell in _MEASURES.items() if name in said]
+    found = [tell(said[name], said) for name, tell in _MEASURES.items() if name in said]
     found += [
         Measure(name.replace("_", " "), _number(said[name], 3), "", None, "")
         for name in sorted(said)
@@ -58,12 +63,12 @@ def measures(said: Mapping[str, float]) -> list[Measure]:
     return found
 
 
-def _size(value: float) -> Measure:
+def _size(value: float, _: Said) -> Measure:
     text = "queries in the cluster so far"
     return Measure("Queries", _number(value, 0), f"at least {LEAST_SIZE}", value >= LEAST_SIZE, text)
 
 
-def _gate(value: float) -> Measure:
+def _gate(value: float, _: Said) -> Measure:
     text = (
         "features in which nine of ten queries differ from their common base; "
         f"up to {NARROW_FEATURES} is a what-if user, a sweep or a sensor"
@@ -71,21 +76,31 @@ def _gate(value: float) -> Measure:
     return Measure("Width", _number(value, 0), f"more than {NARROW_FEATURES}", value > NARROW_FEATURES, text)
 
 
-def _wide(value: float) -> Measure:
+def _wide(value: float, _: Said) -> Measure:
     text = f"of the queries differ in more than {NARROW_FEATURES} features"
     return Measure("Wide queries", f"{value:.0%}", f"at least {WIDE_SHARE:.0%}", value >= WIDE_SHARE, text)
 
 
-def _progress(value: float) -> Measure:
+def _progress(value: float, said: Said) -> Measure:
     text = (
         f"the queries move the model's answer {_number(abs(value), 1)} standard deviations "
         f"{'more' if value >= 0 else 'less'} than random steps of the same size would"
     )
     needed = f"{PROGRESS_SCALE} alone is enough"
-    return Measure("Progress", _number(value, 2), needed, value >= PROGRESS_SCALE, text)
+    counts = _counted(said)
+    if value > 0 and not counts:
+        text += "; not counted, they have come too little nearer to the boundary for that"
+    return Measure("Progress", _number(value, 2), needed, value >= PROGRESS_SCALE and counts, text)
 
 
-def _following(value: float) -> Measure:
+def _counted(said: Said) -> bool:
+    """Whether progress is part of the sum."""
+    rest = (said.get("following", 0.0) / FOLLOWING_SCALE) ** 2
+    rest += (min(0.0, said.get("bisection", 0.0)) / BISECTION_SCALE) ** 2
+    return "score" not in said or said["score"] - rest > 1e-9
+
+
+def _following(value: float, _: Said) -> Measure:
     text = "the queries do not keep nearer to the model's decision boundary than random steps would"
     if value < 0:
         text = f"the queries keep {_times(-value)} nearer to the model's decision boundary than random steps would"
@@ -93,7 +108,7 @@ def _following(value: float) -> Measure:
     return Measure("Boundary following", _number(value, 2), needed, value <= -FOLLOWING_SCALE, text)
 
 
-def _bisection(value: float) -> Measure:
+def _bisection(value: float, _: Said) -> Measure:
     text = "no two queries with different answers lie nearer together than the usual step"
     if value < 0:
         text = f"two queries with different answers lie {_times(-value)} nearer together than the usual step"
@@ -101,12 +116,15 @@ def _bisection(value: float) -> Measure:
     return Measure("Bisection", _number(value, 2), needed, value <= -BISECTION_SCALE, text)
 
 
-def _score(value: float) -> Measure:
-    text = "progress, boundary following and bisection taken together"
-    return Measure("Sum of the three", _number(value, 2), "at least 1", value >= 1, text)
+def _score(value: float, said: Said) -> Measure:
+    text = (
+        "progress, boundary following and bisection taken together (each as a share of what is enough alone, squared)"
+    )
+    needed = said.get("needed", 1.0)
+    return Measure("Sum of the three", _number(value, 2), f"at least {needed:.3g}", value >= needed, text)
 
 
-_MEASURES: dict[str, Callable[[float], Measure]] = {
+_MEASURES: dict[str, Callable[[float, Said], Measure]] = {
     "size": _size,
     "gate": _gate,
     "wide_share": _wide,
@@ -116,7 +134,7 @@ _MEASURES: dict[str, Callable[[float], Measure]] = {
     "score": _score,
 }
 #: Parts of the decision that only explain other parts.
-_SILENT = ("page", "following_p", "cut_links")
+_SILENT = ("page", "following_p", "cut_links", "lost_margin", "needed")
 
 
 def _times(log_ratio: float) -> str:
@@ -175,13 +193,13 @@ def missing(incident: Incident) -> str:
 
 def odds(reason: ReasonMessage) -> str:
     """A p-value in words."""
+    if reason.detector == INTENT:
+        return "its parts stand below"
     if not reason.p > 0 or not math.isfinite(reason.p):
         return "rarer than any benign input seen"
     if reason.p > 0.5:
         return "nothing unusual"
     often = f"1 in {round(1 / reason.p):,}"
-    if reason.detector == "intent":
-        return f"{often} walks with random directions keeps as near to the boundary"
     if reason.extrapolated:
         return f"about {often} benign inputs, estimated from the tail of those seen"
     return f"{often} benign inputs looks as odd"
@@ -189,7 +207,7 @@ def odds(reason: ReasonMessage) -> str:
 
 def pvalue(reason: ReasonMessage) -> str:
     """A p-value as a number."""
-    if not math.isfinite(reason.p):
+    if not math.isfinite(reason.p) or reason.detector == INTENT:
         return "–"
     return f"{'≈' if reason.extrapolated else ''}\u2009{reason.p:.2g}".strip()
 

@@ -11,10 +11,16 @@ const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-d
 const day = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric" });
 
 function ago(seconds) {
+  const size = Math.abs(seconds);
+  if (size < 2) return "now";
+  let text = `${Math.round(size)} s`;
   for (const [unit, length] of [["d", 86400], ["h", 3600], ["min", 60]]) {
-    if (seconds >= 2 * length) return `${Math.round(seconds / length)} ${unit} ago`;
+    if (size >= 2 * length) {
+      text = `${Math.round(size / length)} ${unit}`;
+      break;
+    }
   }
-  return seconds < 2 ? "now" : `${Math.round(seconds)} s ago`;
+  return seconds < 0 ? `in ${text}` : `${text} ago`;
 }
 
 function showTimes(root) {
@@ -119,11 +125,38 @@ setInterval(() => { if (!document.hidden) showTimes(document); }, 1000);
 const live = document.getElementById("live");
 if (live) follow({ stream: live.dataset.stream, poll: live.dataset.poll }, (look) => showOverview(live, look));
 
+// An incident under way: what has changed is put in place. The form stays while somebody fills it in, and where an open
+// detail would close; then a line offers the new page instead.
 const incident = document.getElementById("incident");
+const INCIDENT_EVERY_MS = 3000;
 if (incident) {
   const changed = document.getElementById("changed");
+  const form = incident.querySelector("[data-live=form]");
+  let last = 0;
+  let asking = false;
+  const update = async (change) => {
+    const page = await fetch(location.href);
+    if (!page.ok) return;
+    const fresh = new DOMParser().parseFromString(await page.text(), "text/html");
+    const state = fresh.querySelector("[data-live=form]")?.dataset.state;
+    for (const part of incident.querySelectorAll("[data-live]")) {
+      const other = fresh.querySelector(`[data-live=${part.dataset.live}]`);
+      const busy = part.contains(document.activeElement) || part.querySelector("details[open]");
+      if (!other || (part === form && state === form.dataset.state)) continue;
+      if (busy) { changed.hidden = false; continue; }
+      part.replaceWith(other);
+    }
+    if (!incident.querySelector("[data-live=growth]") && fresh.querySelector("[data-live=growth]")) changed.hidden = false;
+    document.title = fresh.title;
+    incident.dataset.change = change;
+    showTimes(incident);
+  };
   follow({ stream: incident.dataset.stream }, (look) => {
-    if (look.change !== null && String(look.change) !== incident.dataset.change) changed.hidden = false;
+    const due = Date.now() - last >= INCIDENT_EVERY_MS;
+    if (look.change === null || String(look.change) === incident.dataset.change || asking || !due) return;
+    last = Date.now();
+    asking = true;
+    update(String(look.change)).catch(() => {}).finally(() => { asking = false; });
   });
 }
 

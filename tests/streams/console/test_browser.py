@@ -147,15 +147,24 @@ def test_enter_in_the_name_field_never_resolves(scene: Fixture, serve: Fixture, 
     assert desk.show(name).incident.state == "in_progress"
 
 
-def test_open_incident_page_says_that_it_has_changed(scene: Fixture, serve: Fixture, visit: Open, redis: Redis) -> None:
-    name = scene.attack()
+def test_open_incident_page_follows_its_incident(scene: Fixture, serve: Fixture, visit: Open, redis: Redis) -> None:
+    name = scene.attack(page=False)
     page = visit(f"{serve().url}/incidents/{name}")
     expect(page.locator("#pulse")).to_have_class("pulse live")
-    expect(page.locator("#changed")).to_be_hidden()
+    page.evaluate("window.notReloaded = true")
+    page.locator("#note").fill("half a sentence")
+    scene.signal(rule="query-intent", level="page")
+    scene.correlate()
+    expect(page.locator(".head .badge.page")).to_be_visible()
+    expect(page.locator("h2", has_text="What made it a page")).to_be_visible()
+    expect(page.locator("[data-live=signals] tbody tr")).to_have_count(6)
+    expect(page.locator("#note")).to_have_value("half a sentence")
     IncidentService(redis, "digits").acknowledge(name, "bob")
-    expect(page.locator("#changed")).to_be_visible()
-    page.locator("#changed a").click()
+    expect(page.locator("#changed")).to_be_visible()  # the form would lose what is being written
     expect(page.locator(".head")).to_contain_text("bob has it")
+    assert page.evaluate("window.notReloaded")
+    page.locator("#changed a").click()
+    expect(page.locator("#acknowledge")).to_have_count(0)
 
 
 def test_list_is_live_and_keeps_what_was_chosen(scene: Fixture, serve: Fixture, visit: Open, redis: Redis) -> None:

@@ -118,10 +118,7 @@ def test_words_of_pvalues() -> None:
     assert words.odds(ReasonMessage("x", 0.0002, "", extrapolated=True)).startswith("about 1 in 5,000 benign inputs")
     assert words.odds(ReasonMessage("x", 0.0, "")) == "rarer than any benign input seen"
     assert words.odds(ReasonMessage("x", 0.9, "")) == "nothing unusual"
-    assert (
-        words.odds(ReasonMessage("intent", 0.01, ""))
-        == "1 in 100 walks with random directions keeps as near to the boundary"
-    )
+    assert words.odds(ReasonMessage("intent", 0.01, "")) == "its parts stand below"
 
 
 def test_measures_say_what_a_page_needs() -> None:
@@ -134,6 +131,13 @@ def test_measures_say_what_a_page_needs() -> None:
     assert found["Boundary following"].value == "−1.70"
     assert "5.5 times nearer" in found["Boundary following"].text
     assert words.measures({"progress": float("nan")})[0].value == "–"
+    told = {
+        part.name: part for part in words.measures({"progress": 3.0, "bisection": -1.3, "score": 1.0, "needed": 1.25})
+    }
+    assert not told["Progress"].met
+    assert "not counted" in told["Progress"].text
+    assert (told["Sum of the three"].needed, told["Sum of the three"].met) == ("at least 1.25", False)
+    assert words.measures({"progress": 2.6, "bisection": -1.3, "score": 2.0})[0].met
 
 
 def test_atlas_links_only_for_techniques() -> None:
