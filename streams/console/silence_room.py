@@ -114,6 +114,8 @@ def matcher_for(incident: Incident) -> Matcher:
     """What silences an incident and what its entity does next in the same way."""
     if incident.entity == "client":
         return Matcher(technique=incident.technique, client=incident.entity_id)
+    if incident.entity == "cluster" and len(incident.clients) == 1:
+        return Matcher(technique=incident.technique, client=incident.clients[0])
     return Matcher(technique=incident.technique, entity=incident.entity)
 
 

@@ -167,7 +167,9 @@ def sentence(incident: Incident) -> str:
             f"signal{_s(incident.signals)} of {_accounts(len(incident.clients))} were put together here."
         )
     who = f"Client {client_name(incident.entity_id)}"
-    if incident.entity == "cluster":
+    if incident.entity == "cluster" and len(incident.clients) == 1:
+        who = f"Client {client_name(incident.clients[0])}"
+    elif incident.entity == "cluster":
         who = f"A group of {_accounts(len(incident.clients))}"
     took = duration(incident.last_seen - incident.first_seen)
     within = f" within {took}" if incident.last_seen > incident.first_seen else ""

@@ -22,7 +22,7 @@ from streams.config import Settings
 from streams.errors import Fenced
 from streams.incidents.care import MICROSECONDS_PER_HOUR, Quiet, tend
 from streams.incidents.grouping import Draft
-from streams.incidents.ledger import Ledger, Outdated, Step, as_text, fold
+from streams.incidents.ledger import ATTEMPTS, Ledger, Outdated, Step, as_text, fold
 from streams.incidents.silences import ENDED_MICROSECONDS
 from streams.lease import LEASE_SECONDS, Lease
 from streams.store.keys import ModelKeys, PartitionKeys
@@ -208,7 +208,7 @@ class Correlator:
         place = f"{self.topic}:{partition}"
         base = self.progress[partition]
         decoded = list(self._decode(place, entries))
-        while True:
+        for _ in range(ATTEMPTS):
             book = self.ledger.book(place, [signal for signal, _ in decoded])
             folded = fold(self.keys.model, book, decoded, self._clock())
             step = Step(place, base, entries[-1][0].decode(), folded.opening if folded.opening.count else None)
@@ -221,6 +221,7 @@ class Correlator:
                     raise Fenced(f"progress of {place} is {outdated.stored!r}, not {base!r}") from None
             self.progress[partition] = step.upto
             return
+        raise Fenced(f"incidents that signals of {place} belong to changed {ATTEMPTS} times under us")
 
     def _decode(
         self, place: str, entries: Iterable[tuple[bytes, dict[bytes, bytes]]]

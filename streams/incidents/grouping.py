@@ -11,7 +11,8 @@ with. So an attacker who spreads over accounts and starts cluster after cluster 
 Clients whose signals come from the same corner of the input space (the same nearest reference row) at about the same
 time, with the same technique and at the same level, act as one campaign: from the second client of a partition on they
 are one incident of the whole campaign, over all partitions, and the first client's own incident is merged into it.
-Tickets and pages make campaigns of their own, so that a client who was only ticketed is never named by a page.
+Tickets and pages make campaigns of their own, so that a client who was only ticketed is never named by a page; the
+pages of one campaign of tickets are one campaign too.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ CAMPAIGN_MICROSECONDS = 10 * 60 * 1_000_000
 DAY_MICROSECONDS = 24 * 3600 * 1_000_000
 #: Level of a signal -> levels of the campaigns that it may join, in order.
 MEMBER_LEVELS: dict[LevelName, tuple[LevelName, ...]] = {"page": ("page",), "ticket": ("page", "ticket")}
+LEVELS: tuple[LevelName, ...] = ("page", "ticket")
 #: How the entity of a campaign begins.
 CAMPAIGN = "near-"
 #: Clients from which on an incident is more than one customer's trouble.
@@ -265,6 +267,11 @@ def is_campaign(group: str) -> bool:
     return group.split("|", 2)[1:2] == ["cluster"] and group.split("|", 2)[2].startswith(CAMPAIGN)
 
 
+def page_campaign(tickets: str) -> str:
+    """The group of the pages of those who are one campaign of tickets."""
+    return tickets.removesuffix("-ticket") + "-page"
+
+
 def near_name(signal: SignalMessage) -> str:
     """Name under which the last group of a corner is found: its value is the group, ``@`` and the signal's time."""
     return f"{signal.technique}|{signal.partition}|near|{signal.level}|{cell_of(signal)}"
@@ -279,7 +286,7 @@ def campaign_names(signal: SignalMessage) -> tuple[str, ...]:
     """Names that tell whether a client's signal belongs to a campaign."""
     if signal.entity != "client":
         return ()
-    names = tuple(member_name(signal, level, signal.entity_id) for level in MEMBER_LEVELS[signal.level])
+    names = tuple(member_name(signal, level, signal.entity_id) for level in LEVELS)
     return (*names, near_name(signal)) if cell_of(signal) else names
 
 
@@ -371,6 +378,10 @@ class Fold:
             group = self._alias(member_name(signal, level, signal.entity_id))
             if group and self._is_open(group):
                 return group
+        if signal.level == "page":
+            tickets = self._alias(member_name(signal, "ticket", signal.entity_id))
+            if tickets and self._is_open(tickets):
+                return page_campaign(tickets)
         near = self._near(signal)
         if near is None or near.group == direct:
             return direct

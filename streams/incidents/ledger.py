@@ -28,6 +28,7 @@ from streams.incidents.grouping import (
     evidence_kept,
     group_of_alias,
     is_campaign,
+    page_campaign,
 )
 from streams.lease import Role
 from streams.store.keys import ModelKeys
@@ -142,14 +143,14 @@ class Ledger:
         names = sorted({name for signal in signals for name in (*aliases_of(signal), *campaign_names(signal))})
         aliases = self._texts([self.keys.alias(name) for name in names])
         book = Book(aliases={name: group for name, group in zip(names, aliases, strict=True) if group})
-        groups = sorted(
-            {
-                FLOOD_GROUP,
-                *map(direct_group, signals),
-                *(campaign_group(signal) for signal in signals if cell_of(signal)),
-                *(group_of_alias(name, value) for name, value in book.aliases.items()),
-            }
-        )
+        reached = {
+            FLOOD_GROUP,
+            *map(direct_group, signals),
+            *(campaign_group(signal) for signal in signals if cell_of(signal)),
+            *(group_of_alias(name, value) for name, value in book.aliases.items()),
+        }
+        # Whoever joins a campaign of tickets in this very batch may page in it too.
+        groups = sorted(reached | {page_campaign(group) for group in reached if is_campaign(group)})
         pipe = self.redis.pipeline(transaction=False)
         pipe.hmget(self.keys.open_incidents, groups)
         pipe.mget([self.keys.recent(group) for group in groups])

@@ -55,7 +55,9 @@ def title(incident: Incident) -> str:
     if incident.level == "ticket":
         what = f"Possible {what[0].lower()}{what[1:]}"
     who = f"by client {client_name(incident.entity_id)}"
-    if incident.entity == "cluster":
+    if incident.entity == "cluster" and len(incident.clients) == 1:
+        who = f"by client {client_name(incident.clients[0])}"
+    elif incident.entity == "cluster":
         who = f"spread over {_many(len(incident.clients))}"
     line = f"{what} {who}: {_finding(incident)}"
     return f"{line} (pilot: would have paged)" if incident.pilot and incident.level == "ticket" else line

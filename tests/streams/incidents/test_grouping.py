@@ -327,7 +327,8 @@ def test_who_was_only_ticketed_is_never_named_by_a_page(make_signal: SignalFacto
     ]
     opened = {draft.incident.level: draft.incident for draft in fold(signals).drafts if draft.is_open}
     assert opened["page"].clients == ["b" * 16, "c" * 16]
-    assert opened["page"].signals == 2  # b's page was merged; then c's page and its ticket
+    assert opened["page"].signals == 3
+    assert opened["page"].entity_id == opened["ticket"].entity_id.replace("-ticket", "-page")
     assert opened["ticket"].clients == ["a" * 16, "b" * 16, "c" * 16]
     assert opened["page"].severity == "high"
 
