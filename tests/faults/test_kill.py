@@ -99,8 +99,7 @@ def test_kill_of_connections_loses_replies_and_changes_nothing(
     run: Run, redis: Redis, undisturbed: dict[str, Any], wait_until: WaitUntil
 ) -> None:
     run.start(point="record-sent", at=5, action="cut", marker=str(run.directory / "hit"))
-    run.start()
-    run.finish(redis)
+    run.finish(redis, keep=1)
     assert hit(run, "hit")
     assert_same(run, redis, undisturbed, wait_until)
 
