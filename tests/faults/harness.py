@@ -26,6 +26,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 from numpy.typing import NDArray
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from detectors import bundle, ensemble
 from streams import audit, children
@@ -187,7 +188,10 @@ class Run:
 
     def done(self, redis: Redis) -> bool:
         """Whether everything is recorded."""
-        return self.watermarks(redis) == self.log.ends
+        try:
+            return self.watermarks(redis) == self.log.ends
+        except RedisConnectionError:  # a fault that ends connections ended this one too
+            return False
 
     def finish(self, redis: Redis, keep: int = 2) -> None:
         """Let workers run to the end of the log; those that a fault ended are replaced."""

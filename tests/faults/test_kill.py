@@ -95,6 +95,7 @@ def test_kill_during_a_rebalance_changes_nothing(
     assert_same(run, redis, undisturbed, wait_until)
 
 
+@pytest.mark.skipif(not FULL, reason="runs in `make faults`")
 def test_kill_of_connections_loses_replies_and_changes_nothing(
     run: Run, redis: Redis, undisturbed: dict[str, Any], wait_until: WaitUntil
 ) -> None:
