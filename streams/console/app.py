@@ -22,7 +22,7 @@ from streams.console import metrics
 from streams.console.access import read_token
 from streams.console.accounting_room import AccountingRoom
 from streams.console.api import ApiRoom
-from streams.console.data import Overview
+from streams.console.data import Overview, Watch
 from streams.console.dead_letter_room import DeadLetterRoom
 from streams.console.detector_room import DetectorRoom
 from streams.console.front import Front, form_of
@@ -130,12 +130,20 @@ class Console:
 
     async def _running(self, app: web.Application) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(broadcast.run()) for broadcast in self.broadcasts.values()]
+        # Incidents are read once at the start, so that the first visitor does not wait for them.
+        tasks += [asyncio.create_task(self._first_look(watch)) for watch in self.front.watches.values()]
         yield
         await self._end_streams(app)
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks, timeout=SHUTDOWN_SECONDS)
         await self.front.redis.aclose()
+
+    async def _first_look(self, watch: Watch) -> None:
+        try:
+            await watch.look()
+        except RedisError as error:
+            log.warning("redis does not answer yet: %s", error)
 
     async def _end_streams(self, _: web.Application) -> None:
         for broadcast in self.broadcasts.values():
