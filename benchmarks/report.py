@@ -15,6 +15,8 @@ from rich.table import Table
 
 #: Resamples of a bootstrap interval.
 BOOTSTRAP_RESAMPLES = 4000
+#: Width of the table where it goes into a file.
+LOG_COLUMNS = 130
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,8 @@ def finish(
         document = {**values, "figures": [asdict(f) for f in figures], "targets": verdicts, "context": context}
         print(json.dumps(document, indent=2))
     console = Console(stderr=options.json)
+    if not console.is_terminal:
+        console = Console(stderr=options.json, width=LOG_COLUMNS)
     table = Table(box=None, pad_edge=False)
     for name in ("figure", "value", "95 % interval", "target", ""):
         table.add_column(name, no_wrap=True)
