@@ -84,7 +84,7 @@ class InferenceBatch:
     requests : tuple of ProbeCandidate
     source_partitions : int32 (n,), source_offsets : int64 (n,), source_rows : int32 (n,) or None
         Source coordinates, where the records carry them (compact records): rows that were delivered again are
-        recognised by these.
+        recognised by these. -1 for rows of other records in the same batch.
     dead : tuple of DeadLetter
     records : int
         Number of records decoded, dead ones included.
@@ -127,7 +127,8 @@ class ProbeCandidate:
 
     `header` is the value of the `vedette-probe` header, or `request_id` an id of the front door's form. `payload` is
     the record's value for a header mark; for the front door the digest is taken over the inputs (see
-    `streams.probes.marks`).
+    `streams.probes.marks`). `client` is the name as it stands in the record; a compact record holds only a hash, whose
+    eight bytes (little endian) stand here instead.
     """
 
     offset: int

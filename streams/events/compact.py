@@ -188,6 +188,8 @@ def _rows(columns: dict[str, list[Any]], layout: Layout) -> Rows:
         values, valid = _values(columns[name])
         if valid is not None:
             add_faults(faults, np.flatnonzero(~valid), Reason.MISSING_FIELD, f"{name!r} is null")
+        if values.min() < 0:
+            add_faults(faults, np.flatnonzero(values < 0), Reason.WRONG_TYPE, f"{name!r} is below 0")
         sources.append(values)
     inputs, present = _vectors(columns["inputs"], layout.width, "inputs", faults)
     if present is not None:

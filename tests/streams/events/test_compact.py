@@ -92,6 +92,14 @@ def test_nulls_refuse_their_row_alone() -> None:
     assert batch.source_offsets.tolist() == [101]
 
 
+@pytest.mark.parametrize("name", ["source_partition", "source_offset", "source_row"])
+def test_source_coordinates_are_not_negative(name: str) -> None:
+    column = pa.array([0, -1, 2, 3], compact_columns(EVENT)[name].type)
+    batch = read(stream(**{name: column}))
+    assert batch.rows.tolist() == [0, 2, 3]
+    assert [(letter.reason, letter.rows) for letter in batch.dead] == [(R.WRONG_TYPE, (1,))]
+
+
 @pytest.mark.parametrize("batches", [1, 2])
 def test_rows_under_one_front_door_id_are_one_candidate(batches: int) -> None:
     ids = pa.array(["vp1.a", "vp1.a", "vp1.a", None], pa.string())
