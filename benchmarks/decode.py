@@ -73,6 +73,7 @@ def native(rng: np.random.Generator, digits: int | None, pretty: bool = False) -
             "time": 1_700_000_000.25 + i,
             "model": MODEL,
             "version": "7",
+            "trace": f"{rng.integers(2**63):058x}",
             "client": f"client-{i % 977}",
             "inputs": inputs[i].tolist(),
             "outputs": outputs[i].tolist(),
