@@ -18,6 +18,7 @@ pytestmark = pytest.mark.browser
 
 Fixture = Any
 Open = Callable[..., Page]
+ACCESSIBILITY = Path(__file__).with_name("accessibility.js").read_text(encoding="utf-8")
 HOSTILE = "<img src=x onerror=\"document.title='run'\"><script>document.title='run'</script>"
 
 
@@ -270,6 +271,7 @@ def test_times_are_local_and_say_utc_too(scene: Fixture, serve: Fixture, visit: 
 
 def test_login_with_the_token(scene: Fixture, serve: Fixture, visit: Open, redis: Redis) -> None:
     page = visit(serve(token="a token of more than sixteen characters").url)
+    assert page.evaluate(ACCESSIBILITY) == []
     page.locator("#token").fill("a token of more than sixteen characters")
     page.get_by_role("button", name="Log in").click()
     expect(page.locator("#incidents")).to_be_visible()
@@ -279,7 +281,7 @@ def test_login_with_the_token(scene: Fixture, serve: Fixture, visit: Open, redis
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_no_page_is_wider_than_the_screen(
+def test_every_page_fits_the_screen_and_can_be_read_by_all(
     scene: Fixture, serve: Fixture, visit: Open, scheme: str, width: int, pictures_directory: Path | None
 ) -> None:
     scene.worker()
@@ -303,9 +305,31 @@ def test_no_page_is_wider_than_the_screen(
         ("probes", "/probes"),
         ("detectors", "/detectors"),
         ("accounting", "/accounting"),
+        ("dead-letters", "/dead-letters"),
     ):
         page.goto(served.url + path)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate(ACCESSIBILITY) == [], title
         if pictures_directory is not None:
             kind = "phone" if width < 500 else "wide"
             page.screenshot(path=pictures_directory / f"console-{title}-{scheme}-{kind}.png", full_page=True)
+
+
+def test_check_of_accessibility_finds_faults(scene: Fixture, serve: Fixture, visit: Open, redis: Redis) -> None:
+    page = visit(serve().url)
+    page.evaluate(
+        """() => {
+          const pale = document.createElement("p");
+          pale.textContent = "hardly to be read";
+          pale.style.color = "#ccc";
+          const field = document.createElement("input");
+          const picture = document.createElement("img");
+          picture.src = "/static/vedette.svg";
+          const heading = document.createElement("h4");
+          heading.textContent = "too deep";
+          document.querySelector("main").append(pale, field, picture, heading);
+        }"""
+    )
+    found = page.evaluate(ACCESSIBILITY)
+    starts = [sentence.split(":")[0].split(" 1.")[0] for sentence in found]
+    assert starts == ["has no name", "has no text", "heading skips a level", "contrast"]
