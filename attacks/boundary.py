@@ -15,9 +15,9 @@ from attacks.threat import ThreatModel, lengths
 
 #: Weight of one step in the running success rates that set the step lengths.
 RATE_WEIGHT = 0.15
-#: Success rates that the two parts of a step aim at, sideways and towards the start row. The paper's 1/2 sideways suits a
-#: flat boundary; at a corner, as tree ensembles have them, no step is short enough for it and the walk would stand still
-#: (breast-cancer forest, 1,000 queries: median L2 .34, with 1/4 and a least length .19).
+#: Success rates that the two parts of a step aim at, sideways and towards the start row. The paper's 1/2 sideways
+#: suits a flat boundary; at a corner, as tree ensembles have them, no step is short enough for it and the walk would
+#: stand still (breast-cancer forest, 1,000 queries: median L2 .34, with 1/4 and a least length .19).
 SIDEWAYS_RATE, INWARDS_RATE = 0.25, 0.25
 #: Every so many steps the sideways part is asked on its own, to learn its success rate.
 SIDEWAYS_EVERY = 5
