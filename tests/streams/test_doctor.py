@@ -231,8 +231,8 @@ def test_bundle_is_loaded_and_described_or_the_remedy_told(tmp_path: Path) -> No
     from detectors.ensemble import fit
 
     rng = np.random.default_rng(0)
-    labels = np.arange(300, dtype=np.int32) % 2
-    inputs = rng.normal(labels[:, None] * 3.0, 1.0, (300, 2))
+    labels = np.arange(600, dtype=np.int32) % 2
+    inputs = rng.normal(labels[:, None] * 3.0, 1.0, (600, 2))
     ensemble, report = fit(
         Reference(inputs, labels),
         Fitted.schema,
@@ -247,7 +247,7 @@ def test_bundle_is_loaded_and_described_or_the_remedy_told(tmp_path: Path) -> No
     bundle.save(path, ensemble, report)
     model = settings_for("x:1", "redis://x", "events", bundle=str(path)).models[0]
     scorer, found = installation.bundle(model)
-    assert found.status == "ok"
+    assert found.status == "ok", found.text
     assert scorer is not None
     assert f"2 features, 2 classes, digest {ensemble.digest[:12]}" in found.text
     path.write_bytes(path.read_bytes()[:-200])
