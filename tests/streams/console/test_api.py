@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jsonschema
@@ -132,14 +133,18 @@ def test_actions_do_what_the_pages_do(scene: Fixture, serve: Fixture, redis: Red
     assert missing.status_code == 404
 
 
-def test_silences_are_made_listed_and_ended(scene: Fixture, serve: Fixture) -> None:
+def test_silences_are_made_listed_and_ended(scene: Fixture, serve: Fixture, wait_until: Callable[..., Any]) -> None:
     api = Api(serve())
     ends = time.time_ns() // 1000 + HOUR
     made = api.call("POST", "/silences", json={"matcher": {"client": "3fa1*"}, "ends": ends, "by": "ada"}).json()
     assert (made["ends"], made["kind"]) == (ends, "silence")
     assert [one["id"] for one in api.call("GET", "/silences").json()["silences"]] == [made["id"]]
     scene.attack()
-    assert [one["state"] for one in api.call("GET", "/incidents").json()["incidents"]] == ["suppressed"]
+
+    def states() -> list[str]:
+        return [one["state"] for one in api.call("GET", "/incidents").json()["incidents"]]
+
+    wait_until(lambda: states() == ["suppressed"], 10, "the next look, at most a second later")
     ended = api.call("POST", f"/silences/{made['id']}/end", "/silences/{silence}/end", json={"by": "bob"}).json()
     assert ended["ends"] < ends
     assert api.call("GET", "/silences").json()["silences"] == []
