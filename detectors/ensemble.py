@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from detectors import registry
 from detectors.calibration import clusters, history, pools, repeaters, residual
 from detectors.calibration.conformal import ScoreCalibration
-from detectors.calibration.decision import Decision, decide, proposed
+from detectors.calibration.decision import Decision, Yardstick, decide, proposed
 from detectors.calibration.fusion import Fusion, hedged, logistic_weights
 from detectors.calibration.history import History
 from detectors.calibration.rehearsal import rehearse
@@ -116,9 +116,13 @@ def fit(
     progress("measuring distances between queries", 0.55)
     tables, index_rows, repeating, between = _tables(single, columns, pool, rng)
     progress("calibrating on client-weeks", 0.7)
-    past = History.replay(columns, traffic.times, pool.thresholds, tables, index_rows, week_us, partitions, repeating)
+    past, others = (
+        History.replay(columns, traffic.times, chosen, tables, index_rows, week_us, partitions, repeating)
+        for chosen in (pool.thresholds, pool.fusion)
+    )
     decision = decide(
         past,
+        Yardstick.of(others, budget, clients_per_week or max(1, past.clients_a_week)),
         tables,
         intent,
         real=benign is not None,

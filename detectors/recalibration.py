@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from detectors.calibration import repeaters
-from detectors.calibration.decision import decide, proposed
+from detectors.calibration.decision import Yardstick, decide, proposed
 from detectors.calibration.history import History, measure
 from detectors.calibration.report import FitReport
 from detectors.contract import ANONYMOUS, Batch, Progress
@@ -81,6 +81,7 @@ def recalibrate(
     )
     decision = decide(
         past,
+        Yardstick.known(ensemble.tables.thresholds),
         silent,
         ensemble.intent,
         real=True,

@@ -89,12 +89,12 @@ def combined_tables(
     """
     near = np.isfinite(trace["near"]) & (trace["kind"] != DUPLICATE)
     smaller = np.minimum(
-        _bin_pvalues(trace["near"], bins, tables.near_l2),
+        bin_pvalues(trace["near"], bins, tables.near_l2),
         tables.near_l0[bins, np.where(near, trace["near_bits"] + SKETCH_SHIFT, 0)],
     )
     combined = thinned(np.sort(smaller[near & first]), MAX_COMBINED, small=True)
     p_a = lower_pvalues(smaller, combined)
-    p_o = np.where(np.isfinite(trace["opposite"]), _bin_pvalues(trace["opposite"], bins, tables.opposite), 1.0)
+    p_o = np.where(np.isfinite(trace["opposite"]), bin_pvalues(trace["opposite"], bins, tables.opposite), 1.0)
     both = thinned(np.sort((p_a * p_o)[near & second]), MAX_COMBINED, small=True)
     seen = trace["index_bits"] < NO_BITS
     across = trace["index_opposite"] < NO_BITS
@@ -136,9 +136,10 @@ def _by_bin(values: NDArray[np.float64], bins: NDArray[np.int32]) -> NDArray[np.
     return np.stack([thinned(group, size, small=True) for group in groups])
 
 
-def _bin_pvalues(
+def bin_pvalues(
     values: NDArray[np.float64], bins: NDArray[np.int32], table: NDArray[np.float64]
 ) -> NDArray[np.float64]:
+    """p-values of small values (n,) within the bin of each; table (5, m) ascending."""
     found = np.ones(len(values))
     for b in range(BINS):
         inside = bins == b

@@ -13,7 +13,7 @@ from detectors.calibration.budget import Split, split
 from detectors.calibration.evalues import updates_to_cross
 from detectors.calibration.history import History
 from detectors.calibration.order_statistics import RISK, Threshold
-from detectors.calibration.thresholds import combine
+from detectors.calibration.thresholds import ROUNDING, combine, own_scales
 from detectors.contract import Progress
 from detectors.policy import Policy
 from detectors.queries import walk as walking
@@ -23,6 +23,8 @@ from detectors.signals import client_name
 
 #: Tickets a week that are accepted from ordinary clients: this share of them, or N if that is more.
 TICKET_SHARE = 0.01
+#: Largest logarithm of a sequential statistic.
+LARGEST_LOG = 640.0
 #: The index's ticket threshold is at least what three rows of full gain bring.
 INDEX_FLOOR = 3.0 * walking.GAIN_CAP
 
@@ -62,8 +64,41 @@ class Decision:
     fastest: dict[str, int | None]
 
 
+@dataclass(frozen=True, slots=True)
+class Yardstick:
+    """What statistics are measured by, from clients that set no thresholds.
+
+    Attributes
+    ----------
+    scales : float64 (3,)
+        Of evidence A, evidence B, and ln(1 + R) of the sequential test.
+    tickets : float64 (2,) or None
+        Ticket thresholds A and B; None leaves them to the clients that set thresholds.
+    """
+
+    scales: NDArray[np.float64]
+    tickets: NDArray[np.float64] | None = None
+
+    @classmethod
+    def of(cls, history: History, budget: int, coming: int) -> Yardstick:
+        """From other clients' weeks."""
+        ordinary = _ordinary(history)
+        statistics = _statistics(history, ordinary)
+        accepted = _accepted(budget, coming)
+        rank = max(1, order_statistics.best_rank(coming, int(ordinary.sum()), accepted))
+        scales = own_scales(statistics, rank)
+        tickets = combine(statistics[:2], scales[:2], rank, coming, accepted).values
+        return cls(scales, tickets)
+
+    @classmethod
+    def known(cls, thresholds: NDArray[np.float64]) -> Yardstick:
+        """From the thresholds of an ensemble that was calibrated on other clients."""
+        return cls(np.array([thresholds[0], thresholds[1], np.log1p(min(thresholds[3], walking.SEQUENCE_CEILING))]))
+
+
 def decide(
     history: History,
+    yardstick: Yardstick,
     tables: Tables,
     intent: IntentTest,
     *,
@@ -78,6 +113,9 @@ def decide(
     Parameters
     ----------
     history : History
+        Of the clients that set thresholds.
+    yardstick : Yardstick
+        Of other clients.
     tables : Tables
         All but the thresholds.
     intent : IntentTest
@@ -94,63 +132,52 @@ def decide(
     units = len(history.weeks)
     needed = order_statistics.units_needed(coming, shares.clients, shares.clients_risk)
     rank = order_statistics.best_rank(coming, units, shares.clients, shares.clients_risk) if real else 0
-    index_ticket = max(INDEX_FLOOR, float(history.index.max()) if len(history.index) else 0.0)
-    repeating = bool(history.repeating.any())
-    beyond_none = np.zeros(units, dtype=np.bool_)
+    distinct = len(np.unique(history.weeks.clients))
+    everyone: NDArray[np.bool_] = np.ones(units, dtype=np.bool_)
+    thresholds = np.full(4, np.inf)
+    thresholds[2] = max(INDEX_FLOOR, float(history.index.max()) if len(history.index) else 0.0)
+    tested, shared = np.zeros(units), history.index / thresholds[2]
 
-    if rank and not repeating:
-        found = combine([history.same, history.opposite, history.sequence], rank, coming, shares.clients)
-        a, b, sequence = found.values
+    if rank and not history.repeating.any():
+        found = combine(_statistics(history, everyone), yardstick.scales, rank, coming, shares.clients)
+        thresholds[[0, 1, 3]] = found.values
+        reason = f"no client among {distinct} repeats itself, so crossing a threshold is enough"
+        policy = Policy("at-once")
+    elif rank:
+        thresholds[:2] = _tickets(history, yardstick, budget, coming)
+        tested, shared = history.intentions(tables._replace(thresholds=thresholds), intent, progress)
+        statistics, scales = [np.log1p(history.sequence), tested], np.array([yardstick.scales[2], 1.0])
+        found = combine(statistics, scales, rank, coming, shares.clients)
+        thresholds[3] = found.values[0]
         reason = (
-            f"no client among {len(np.unique(history.weeks.clients))} repeats itself, so crossing a threshold is enough"
+            f"{len(np.unique(history.weeks.clients[history.repeating]))} of {distinct} benign clients repeat "
+            "themselves, so a cluster pages only when the intent test speaks too"
         )
-        policy = Policy("at-once", 1.0, shares.index_pages)
-        count = found.count
+        policy = Policy("intent", max(1.0, float(found.values[1])))
     else:
-        ordinary = ~history.repeating if repeating and not history.repeating.all() else np.ones(units, dtype=np.bool_)
-        accepted = max(budget, math.ceil(TICKET_SHARE * coming))
+        ordinary, accepted = _ordinary(history), _accepted(budget, coming)
         ticket_rank = max(1, order_statistics.best_rank(coming, int(ordinary.sum()), accepted))
-        clusters = [history.same[ordinary], history.opposite[ordinary]]
-        if rank:
-            a, b = combine(clusters, ticket_rank, coming, accepted).values
-        else:
-            found = combine([*clusters, history.sequence[ordinary]], ticket_rank, coming, accepted)
-            a, b, sequence = found.values
-            count = found.count
-            policy = Policy("tickets")
-            reason = _why_not(real, units, needed, coming, shares)
-    thresholds = np.array([a, b, index_ticket, np.inf])
-    tested = index_tested = None
-    if rank and repeating:
-        tested, index_tested = history.intentions(tables._replace(thresholds=thresholds), intent, progress)
-        paging = combine([history.sequence, tested], rank, coming, shares.clients)
-        sequence, count = paging.values[0], paging.count
-        factor = max(1.0, float(paging.values[1]))
-        repeaters = len(np.unique(history.weeks.clients[history.repeating]))
-        reason = (
-            f"{repeaters} of {len(np.unique(history.weeks.clients))} benign clients repeat themselves, "
-            "so a cluster pages only when the intent test speaks too"
-        )
-        policy = Policy("intent", factor, shares.index_pages)
-    thresholds[3] = sequence
-    policy = _index_policy(
-        policy, shares, history.index if index_tested is None else None, index_tested, partitions, thresholds
-    )
+        found = combine(_statistics(history, ordinary), yardstick.scales, ticket_rank, coming, accepted)
+        thresholds[[0, 1, 3]] = found.values
+        reason = _why_not(real, units, needed, coming, shares)
+        policy = Policy("tickets")
+    thresholds[3] = min(np.expm1(min(thresholds[3], LARGEST_LOG)) * ROUNDING, walking.SEQUENCE_CEILING)
+    policy = _index_policy(policy, shares, shared, partitions)
+
     strength = np.maximum(history.same / thresholds[0], history.opposite / thresholds[1])
     crossed = history.sequence > thresholds[3]
-    if policy.mode == "intent" and tested is not None:
-        beyond = crossed | (tested > policy.page_factor)
-    elif policy.mode == "at-once":
-        beyond = crossed | (strength > 1.0)
-    else:
-        beyond = beyond_none
+    beyond = {
+        "at-once": crossed | (strength > 1.0),
+        "intent": crossed | (tested > policy.page_factor),
+        "tickets": ~everyone,
+    }[policy.mode]
     tickets = (strength > 1.0) | crossed
     return Decision(
         thresholds=thresholds,
         policy=policy,
         reason=reason,
         split=shares,
-        count=count,
+        count=found.count,
         coming=coming,
         needed=needed,
         index_needed=order_statistics.units_needed(partitions, 0, 0.2 * RISK),
@@ -158,6 +185,31 @@ def decide(
         beyond=beyond,
         fastest=_fastest(tables, thresholds, policy),
     )
+
+
+def _statistics(history: History, units: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
+    """Maxima of the three statistics of a client, comparable: the sequential test's on the scale of evidence."""
+    return [history.same[units], history.opposite[units], np.log1p(history.sequence[units])]
+
+
+def _ordinary(history: History) -> NDArray[np.bool_]:
+    """(m,) client-weeks that set ticket thresholds: of clients that don't repeat themselves, if there are any."""
+    ordinary = ~history.repeating
+    return ordinary if ordinary.any() else np.ones_like(ordinary)
+
+
+def _accepted(budget: int, coming: int) -> int:
+    """Tickets a week that are accepted from ordinary clients."""
+    return max(budget, math.ceil(TICKET_SHARE * coming))
+
+
+def _tickets(history: History, yardstick: Yardstick, budget: int, coming: int) -> NDArray[np.float64]:
+    """Ticket thresholds A and B."""
+    if yardstick.tickets is not None:
+        return yardstick.tickets
+    ordinary, accepted = _ordinary(history), _accepted(budget, coming)
+    rank = max(1, order_statistics.best_rank(coming, int(ordinary.sum()), accepted))
+    return combine(_statistics(history, ordinary)[:2], yardstick.scales[:2], rank, coming, accepted).values
 
 
 def _why_not(real: bool, units: int, needed: int, coming: int, shares: Split) -> str:
@@ -169,21 +221,13 @@ def _why_not(real: bool, units: int, needed: int, coming: int, shares: Split) ->
     )
 
 
-def _index_policy(
-    policy: Policy,
-    shares: Split,
-    crossed: NDArray[np.float64] | None,
-    tested: NDArray[np.float64] | None,
-    partitions: int,
-    thresholds: NDArray[np.float64],
-) -> Policy:
-    """The index's paging factor, where it may page."""
+def _index_policy(policy: Policy, shares: Split, strengths: NDArray[np.float64], partitions: int) -> Policy:
+    """The same policy with the index's paging factor, where it may page; strengths (u,) of partition-weeks."""
     if not shares.index_pages or policy.mode == "tickets":
-        return Policy(policy.mode, policy.page_factor)
-    strengths = tested if tested is not None else crossed / thresholds[2] if crossed is not None else np.zeros(1)
+        return policy
     found = order_statistics.threshold(strengths, partitions, shares.index, shares.index_risk)
     if found is None:
-        return Policy(policy.mode, policy.page_factor)
+        return policy
     return Policy(policy.mode, policy.page_factor, True, max(1.0, found.value))
 
 

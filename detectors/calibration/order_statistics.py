@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 #: Chance that a week has more than N false pages.
 RISK = 0.05
+#: A chance equal to the risk fits, whatever the last bits of its computation say.
+SLACK = 1.0 + 1e-9
 #: More client-weeks than this are not asked for; the search ends there.
 MOST_UNITS = 10**9
 
@@ -56,7 +58,7 @@ def best_rank(coming: int, units: int, most: int, risk: float = RISK) -> int:
     low, high = 0, units
     while low < high:
         middle = (low + high + 1) // 2
-        if excess_chance(coming, middle, units, most) <= risk:
+        if excess_chance(coming, middle, units, most) <= risk * SLACK:
             low = middle
         else:
             high = middle - 1
@@ -66,12 +68,12 @@ def best_rank(coming: int, units: int, most: int, risk: float = RISK) -> int:
 def units_needed(coming: int, most: int, risk: float = RISK) -> int:
     """The fewest calibration units with which some rank fits."""
     high = 1
-    while excess_chance(coming, 1, high, most) > risk and high < MOST_UNITS:
+    while excess_chance(coming, 1, high, most) > risk * SLACK and high < MOST_UNITS:
         high *= 2
     low = 0
     while high - low > 1:
         middle = (low + high) // 2
-        if excess_chance(coming, 1, middle, most) <= risk:
+        if excess_chance(coming, 1, middle, most) <= risk * SLACK:
             high = middle
         else:
             low = middle
