@@ -50,7 +50,19 @@ BATCH_ROWS = 150
 #: A run that has not ended by then has failed.
 RUN_SECONDS = 150.0
 
-NO_FAULT: dict[str, Any] = {"point": "", "at": 1, "action": "", "marker": "", "gate": "", "pause": 0.0, "mutant": ""}
+#: A worker without one of its guards must be found out within this time.
+MUTANT_SECONDS = 45.0
+
+NO_FAULT: dict[str, Any] = {
+    "point": "",
+    "at": 1,
+    "action": "",
+    "marker": "",
+    "gate": "",
+    "pause": 0.0,
+    "mutant": "",
+    "partitions": PARTITIONS,
+}
 
 
 @dataclass(frozen=True)
@@ -192,6 +204,15 @@ class Run:
             return self.watermarks(redis) == self.log.ends
         except RedisConnectionError:  # a fault that ends connections ended this one too
             return False
+
+    def ends(self, redis: Redis, seconds: float) -> bool:
+        """Whether the workers that run reach the end of the log in time; nobody replaces them."""
+        until = time.monotonic() + seconds
+        while not self.done(redis):
+            if time.monotonic() > until or all(child.poll() is not None for child in self.children):
+                return self.done(redis)
+            time.sleep(0.05)
+        return True
 
     def finish(self, redis: Redis, keep: int = 2) -> None:
         """Let workers run to the end of the log; those that a fault ended are replaced."""
