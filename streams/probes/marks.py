@@ -5,11 +5,13 @@ Two kinds, both under a key that only the prober and the workers hold:
 * the **header mark**, on records that the prober produces itself: Kafka header ``vedette-probe`` with the value
   ``v1.<id>.<issued>.<hex HMAC-SHA256>``;
 * the **front-door id**, on requests that the prober sends to the model's endpoint, so that the logged copy can be
-  recognised: request id ``vp1.<nonce>.<tag>`` in unpadded base64url, nonce = campaign (8 bytes), counter (4), issue
-  time (8), big endian.
+  recognised: request id ``vp1.<nonce>.<tag>`` in unpadded base64url, nonce = campaign (8 bytes), counter (4), partition
+  (4), issue time (8), big endian.
 
 Both bind the mark to the topic and to the client; the header mark also to the partition and to the record's bytes, the
-front-door id to the inputs (its record is written by somebody else, in a form that the prober does not choose). Every
+front-door id to the inputs (its record is written by somebody else, in a form that the prober does not choose). Which
+partition somebody else will write to is not the prober's choice either: the id names the one in which the client's
+records were seen to arrive, and in any other it is a copy. Every
 field stands in the HMAC behind its length, and each kind has a label of its own, so no mark can be read as another. A
 mark has exactly one spelling: verification spells the expected one and compares in constant time.
 """
@@ -20,6 +22,7 @@ import base64
 import hashlib
 import hmac
 import re
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,12 +44,16 @@ MAX_REQUEST_ROWS = 1024
 
 CAMPAIGN_BYTES = 8
 _COUNTER_BYTES = 4
+_PARTITION_BYTES = 4
 _TIME_BYTES = 8
+#: Stands in a front-door id that names no partition.
+ANYWHERE = (1 << (8 * _PARTITION_BYTES)) - 1
 
 _HEADER_FORM = re.compile(rb"v1\.([0-9a-f]{16})-([0-9a-f]{8})\.(0|[1-9][0-9]{0,17})\.[0-9a-f]{64}")
-_REQUEST_FORM = re.compile(r"vp1\.([A-Za-z0-9_-]{27})\.[A-Za-z0-9_-]{43}", re.ASCII)
+_REQUEST_FORM = re.compile(r"vp1\.([A-Za-z0-9_-]{32})\.[A-Za-z0-9_-]{43}", re.ASCII)
+_UNPACK = struct.Struct(f"{CAMPAIGN_BYTES}s{_COUNTER_BYTES}s{_PARTITION_BYTES}s{_TIME_BYTES}s").unpack
 _LONGEST_HEADER = 3 + 25 + 1 + 18 + 1 + 64
-_REQUEST_LENGTH = 4 + 27 + 1 + 43
+_REQUEST_LENGTH = 4 + 32 + 1 + 43
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +70,15 @@ class Mark:
         Microseconds since the epoch, by the prober's clock.
     expired : bool
         Broker time and issue time are further apart than a mark may live.
+    elsewhere : bool
+        It names another partition than the one it was read in: a copy.
     """
 
     id: str
     campaign: str
     issued: int
     expired: bool
+    elsewhere: bool = False
 
 
 def probe_id(campaign: bytes, counter: int) -> str:
@@ -122,7 +132,14 @@ def sign_header(
 
 
 def sign_request(
-    key: bytes, topic: str, campaign: bytes, counter: int, issued_us: int, client: bytes | None, inputs: NDArray[Any]
+    key: bytes,
+    topic: str,
+    campaign: bytes,
+    counter: int,
+    issued_us: int,
+    client: bytes | None,
+    inputs: NDArray[Any],
+    partition: int = ANYWHERE,
 ) -> str:
     """Front-door id of one request to the model's endpoint.
 
@@ -132,6 +149,8 @@ def sign_request(
         As in `sign_header`; `topic` is the one that the endpoint's events go to.
     inputs : float (n, d)
         The rows of the request, as they are sent; compared in single precision.
+    partition : int
+        Where the client's records arrive; `ANYWHERE` while that is not known.
     """
     _check_key(key)
     if not 0 < len(inputs) <= MAX_REQUEST_ROWS:
@@ -139,7 +158,10 @@ def sign_request(
     probe_id(campaign, counter)
     if not 0 <= issued_us < 10**18:
         raise ValueError(f"issue time {issued_us} is not in microseconds since the epoch")
-    nonce = campaign + counter.to_bytes(_COUNTER_BYTES, "big") + issued_us.to_bytes(_TIME_BYTES, "big")
+    if not 0 <= partition <= ANYWHERE:
+        raise ValueError(f"partition {partition} does not fit {_PARTITION_BYTES} bytes")
+    numbers = ((counter, _COUNTER_BYTES), (partition, _PARTITION_BYTES), (issued_us, _TIME_BYTES))
+    nonce = campaign + b"".join(number.to_bytes(size, "big") for number, size in numbers)
     return _spell_request(key, topic, nonce, client, inputs)
 
 
@@ -176,7 +198,7 @@ def verify(
         if mark is not None:
             return mark
     if candidate.request_id is not None and inputs is not None:
-        return _verify_request(candidate, candidate.request_id, topic, broker_time_us, ttl_us, key, inputs)
+        return _verify_request(candidate, candidate.request_id, topic, partition, broker_time_us, ttl_us, key, inputs)
     return None
 
 
@@ -201,6 +223,7 @@ def _verify_request(
     candidate: ProbeCandidate,
     request: str,
     topic: str,
+    partition: int,
     time_us: int,
     ttl_us: int,
     key: bytes,
@@ -211,14 +234,14 @@ def _verify_request(
     form = _REQUEST_FORM.fullmatch(request)
     if form is None:
         return None
-    nonce = base64.urlsafe_b64decode(form[1] + "=")
+    nonce = base64.urlsafe_b64decode(form[1])
     expected = _spell_request(key, topic, nonce, candidate.client, inputs)
     if not hmac.compare_digest(expected.encode("ascii"), request.encode("ascii")):
         return None
-    campaign = nonce[:CAMPAIGN_BYTES].hex()
-    counter = nonce[CAMPAIGN_BYTES : CAMPAIGN_BYTES + _COUNTER_BYTES].hex()
-    issued = int.from_bytes(nonce[CAMPAIGN_BYTES + _COUNTER_BYTES :], "big")
-    return Mark(f"{campaign}-{counter}", campaign, issued, abs(time_us - issued) > ttl_us)
+    campaign, counter, home, when = _UNPACK(nonce)
+    issued, place = int.from_bytes(when, "big"), int.from_bytes(home, "big")
+    expired, elsewhere = abs(time_us - issued) > ttl_us, place not in (ANYWHERE, partition)
+    return Mark(f"{campaign.hex()}-{counter.hex()}", campaign.hex(), issued, expired, elsewhere)
 
 
 def _spell_header(

@@ -39,8 +39,13 @@ class Found:
     """What the candidates of a batch turned out to be."""
 
     probes: tuple[Probe, ...]
-    invalid_times: tuple[int, ...]
-    """Times of records whose mark is not right; they are ordinary traffic."""
+    invalid: tuple[int, ...]
+    """First rows in the batch of records whose mark is not right; they are ordinary traffic."""
+
+    @property
+    def offsets(self) -> frozenset[int]:
+        """Of the probes' records."""
+        return frozenset(probe.offset for probe in self.probes)
 
 
 class ProbeUses:
@@ -133,11 +138,13 @@ def find(
         inputs = None if candidate.offset in incomplete else batch.inputs[start:stop]
         mark = verify(candidate, topic, partition, time, ttl_us, key, inputs)
         if mark is None:
-            invalid.append(time)
+            invalid.append(start)
             continue
         row = int(batch.rows[start])
         status: ProbeStatus = "expired"
-        if not mark.expired:
+        if mark.elsewhere:
+            status = "replayed"
+        elif not mark.expired:
             fresh = uses.first(mark.id, candidate.offset, row, mark.issued + ttl_us, time)
             status = "scored" if fresh else "replayed"
         probes.append(Probe(mark, status, candidate.offset, row, time, start, stop))

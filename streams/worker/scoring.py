@@ -166,7 +166,9 @@ class PartitionScoring:
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """Everything that is remembered, as named arrays (views where they can be)."""
-        found: dict[str, NDArray[np.generic]] = {"clock": np.array([self.clock.last], dtype=np.int64)}
+        found: dict[str, NDArray[np.generic]] = {
+            "clock": np.array([self.clock.last, self.clock.traffic], dtype=np.int64)
+        }
         for prefix, part in self._parts().items():
             found |= {f"{prefix}.{name}": array for name, array in part.arrays().items()}
         return found
@@ -192,7 +194,7 @@ class PartitionScoring:
         """
         self.sources.load(_part(arrays, "sources"))
         self.uses.load(_part(arrays, "uses"))
-        self.clock = Clock(int(arrays["clock"][0]))
+        self.clock = Clock(*arrays["clock"].tolist())
 
     @staticmethod
     def is_ledger(name: str) -> bool:
@@ -222,6 +224,9 @@ class PartitionScoring:
             for probe in found.probes:
                 rows = kinds[probe.start : probe.stop]
                 rows[rows == _REAL] = _PROBE if probe.status == "scored" else _EXCLUDED
+        traffic_times = self.clock.without(records, record_times, found.offsets)
+        if traffic_times is not record_times:
+            record_times, times = traffic_times, _row_times(decoded, records, traffic_times)
         earlier = len(decoded) > 0 and int(decoded.offsets[0]) < self.bundle_from
         if earlier:  # another bundle decided there
             kinds[decoded.offsets < self.bundle_from] = _EARLIER
@@ -311,8 +316,12 @@ class PartitionScoring:
             for letter in work.batch.dead:
                 counters.add_one("rows", time_of[letter.offset], _rows(letter))
                 counters.add_one("invalid", time_of[letter.offset], _rows(letter))
-        for at in work.found.invalid_times:
-            counters.add_one("invalid_marks", at)
+        for row in work.found.invalid:
+            counters.add_one("invalid_marks", int(work.times[row]))
+        for probe in work.found.probes:
+            if probe.status != "scored":
+                rows = work.kinds[probe.start : probe.stop]
+                counters.add_one(f"probes_{probe.status}", probe.time, int(np.count_nonzero(rows == _EXCLUDED)))
         for signal in signals:
             counters.add_one("signals", signal.time)
             counters.add_one("pages" if signal.level == "page" else "tickets", signal.time)

@@ -84,12 +84,12 @@ class Counters:
         self.minutes: dict[int, dict[str, int]] = {}
 
     def add(self, name: str, times: NDArray[np.int64], which: NDArray[np.bool_] | None = None) -> None:
-        """Count rows or records at their non-decreasing times; `which` selects some of them."""
+        """Count rows or records at their times; `which` selects some of them."""
         if len(times) == 0:
             return
-        first, last = int(times[0]) // MINUTE_US, int(times[-1]) // MINUTE_US
+        first, last = int(times.min()) // MINUTE_US, int(times.max()) // MINUTE_US
         if first == last:
-            self.add_one(name, int(times[0]), len(times) if which is None else int(np.count_nonzero(which)))
+            self.add_one(name, first * MINUTE_US, len(times) if which is None else int(np.count_nonzero(which)))
             return
         chosen = times if which is None else times[which]
         for minute, count in zip(*np.unique(chosen // MINUTE_US, return_counts=True), strict=True):

@@ -95,7 +95,7 @@ def test_every_spelling_of_the_last_base64_character_but_one_is_refused():
     inputs = np.ones((1, 2))
     request = marks.sign_request(KEY, "t", bytes(8), 0, NOW, b"c", inputs)
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-    for place in (30, len(request) - 1):
+    for place in (35, len(request) - 1):
         accepted = [
             c
             for c in alphabet
@@ -185,3 +185,16 @@ def test_wrong_arguments_are_named():
         marks.sign_header(b"short", "t", 0, bytes(8), 0, NOW, None, b"")
     with pytest.raises(ValueError, match="microseconds"):
         marks.sign_request(KEY, "t", bytes(8), 0, -1, None, np.zeros((1, 1)))
+
+
+@given(st.integers(0, 10_000), st.integers(0, 10_000), rows)
+def test_request_names_the_partition_it_arrives_in(partition, other, inputs):
+    bound = marks.sign_request(KEY, "t", bytes(8), 1, NOW, b"c", inputs, partition)
+    loose = marks.sign_request(KEY, "t", bytes(8), 1, NOW, b"c", inputs)
+    for place in (partition, other):
+        found = marks.verify(request_candidate(bound, b"c"), "t", place, NOW, TTL, KEY, inputs)
+        assert found is not None
+        assert found.elsewhere == (place != partition)
+        found = marks.verify(request_candidate(loose, b"c"), "t", place, NOW, TTL, KEY, inputs)
+        assert found is not None
+        assert not found.elsewhere
