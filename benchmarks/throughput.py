@@ -55,7 +55,7 @@ WARM_CLIENTS, WARM_EACH, INDEX_ROWS = 10_000, 2, 10_000
 ROWS_A_RECORD = 256
 #: Share of the measured stretch that is left out at its beginning.
 LEAD_SHARE = 0.1
-#: Milliseconds between two batches of the paced producer.
+#: Seconds between two batches of the paced producer.
 TICK_SECONDS = 0.005
 #: Share of the paced rows that walkers send. Every walk is judged several times, at milliseconds each: an attack much
 #: larger than that takes the worker's time, and is another question.
@@ -285,24 +285,36 @@ def _reached(redis: Redis, key: str, offset: int, worker: Worker) -> None:
 
 
 async def _paced(bootstrap: str, topic: str, events: Sequence[Encoded], rate: float) -> float:
-    """Send events in small batches, never faster than `rate`; returns the rate that came about."""
+    """Send events in small batches, never faster than `rate`; returns the rate that came about.
+
+    The batches are packed before the clock starts: the producers of a real deployment run on other machines.
+    """
     sender: AIOKafkaProducer
     async with wire.producer(bootstrap) as sender:
+        packed = [_pack(sender, events[start:stop]) for start, stop in _ticks(len(events), rate)]
         waiting: list[asyncio.Future[object]] = []
         began = time.perf_counter()
         sent = 0
-        while sent < len(events):
-            due = min(len(events), int((time.perf_counter() - began) * rate) + 1)
-            while sent < due:
-                batch = sender.create_batch()
-                while sent < due and batch.append(
-                    key=events[sent].key, value=events[sent].value, timestamp=None, headers=events[sent].headers
-                ):
-                    sent += 1
-                waiting.append(await sender.send_batch(batch, topic, partition=0))
-            await asyncio.sleep(TICK_SECONDS)
+        for batch in packed:
+            sent += batch.record_count()
+            await asyncio.sleep(max(0.0, began + sent / rate - time.perf_counter()))
+            waiting.append(await sender.send_batch(batch, topic, partition=0))
         await asyncio.wait_for(asyncio.gather(*waiting), wire.SEND_SECONDS)
         return sent / (time.perf_counter() - began)
+
+
+def _ticks(count: int, rate: float) -> Iterator[tuple[int, int]]:
+    """The events of each tick, from and to."""
+    each = max(1, round(rate * TICK_SECONDS))
+    return ((start, min(count, start + each)) for start in range(0, count, each))
+
+
+def _pack(sender: AIOKafkaProducer, events: Sequence[Encoded]) -> Any:
+    batch = sender.create_batch()
+    for event in events:
+        if not batch.append(key=event.key, value=event.value, timestamp=None, headers=event.headers):
+            raise WorkerFailed(f"{len(events)} events of a tick are more than one batch of the producer holds")
+    return batch
 
 
 # Report ---------------------------------------------------------------------------------------------------------------

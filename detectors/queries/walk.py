@@ -23,6 +23,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from detectors.kernels.prefetch import prefetch
 from detectors.kernels.rows import CODE_DIMS, differing_bits, popcount32
 from detectors.queries.memory import (
     CLUSTERS,
@@ -84,6 +85,9 @@ CLUSTER_TICKET, CLUSTER_CHECK, SEQUENCE_CROSSED, INDEX_TICKET, INDEX_CHECK = 1, 
 EVENTS = 4
 #: What stands in a row of events: kind, place in the pool or -1, owner of the place (`memory.HEAD`).
 EVENT_FIELDS = 3
+
+#: So many rows ahead, a client's place in the table and then its history are fetched into the cache.
+FIND_AHEAD, FETCH_AHEAD = 16, 8
 
 _FAR = np.int32(2**30)
 _SAME_OWNER = np.uint8(128)
@@ -423,6 +427,23 @@ def _new_cluster(slots: Any, heads: Any, slot: int, count: int, parent: int) -> 
 
 
 @_inner
+def _fetch_ahead(i: int, rows: Any, clients: Any) -> None:
+    """Ask for the memory that rows soon after row i will need; a wrong guess costs only time."""
+    mask = clients.table.shape[0] - 1
+    j = i + FIND_AHEAD
+    if j < rows.shape[0]:
+        prefetch(clients.table, _home(rows[j].client, mask))
+    j = i + FETCH_AHEAD
+    if j < rows.shape[0]:
+        slot = np.int64(clients.table[_home(rows[j].client, mask)])
+        if slot >= 0:
+            prefetch(clients.keys, slot)
+            prefetch(clients.older, slot)
+            prefetch(clients.newer, slot)
+            prefetch(clients.slots, slot)
+
+
+@_inner
 def _walk_client(
     i: int, inputs: Any, rows: Any, tables: Any, clients: Any, clusters: Any, pool: Any, trace: Any, events: Any,
     squares: Any, bits: Any,
@@ -691,6 +712,7 @@ def walk(
         out.index_opposite = NO_BITS
         pool.clock[0] += 1
         found = 0
+        _fetch_ahead(i, rows, clients)
         if rows[i].client != np.uint64(0):
             found = _walk_client(i, inputs, rows, tables, clients, index.clusters, pool, trace, events, squares, bits)
         found = _walk_index(i, inputs, rows, tables, clients.slots, index, pool, trace, events, found, scratch)
