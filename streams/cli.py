@@ -86,6 +86,27 @@ def correlator(session: Session) -> int:
 
 
 @vedette.command()
+@click.option("--check", is_flag=True, help="Send a test notification to every destination, and end.")
+@click.option("--to", "only", metavar="NAME", help="With --check: to this destination alone.")
+@click.option("--status", is_flag=True, help="Print what waits at every destination, and end.")
+@click.option("--json", "as_json", is_flag=True, help="With --check or --status: print JSON.")
+@click.pass_obj
+def notifier(session: Session, check: bool, only: str | None, status: bool, as_json: bool) -> int:
+    """Tell Alertmanager, PagerDuty, Opsgenie, Slack and webhooks of incidents."""
+    settings = session.settings
+    if check or status:
+        from streams.notify import check as desk
+
+        if check:
+            return desk.check(settings, settings.model(session.model or settings.models[0].name).name, only, as_json)
+        models = [session.model_settings.name] if session.model else [model.name for model in settings.models]
+        return desk.status(settings, models, as_json)
+    from streams.notify.service import run
+
+    return run(settings, session.model)
+
+
+@vedette.command()
 @click.pass_obj
 def prober(session: Session) -> int:
     """Send probes on a schedule and follow each to its verdict."""

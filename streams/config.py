@@ -10,10 +10,12 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
+from cronsim import CronSim, CronSimError
 from msgspec import inspect
 
 from streams.errors import ConfigError
@@ -59,6 +61,28 @@ class SecretSettings(_Settings, frozen=True):
     probe_key_file: str | None = None
 
 
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class ObjectiveSettings(_Settings, frozen=True):
+    """What probes of one model must show. None: not judged."""
+
+    recall: Share | None = None
+    """Of bursts and campaigns; default: `probes.min_recall`."""
+    recall_of: dict[str, Share] = {}
+    """Attack -> the same for it alone, extractions too."""
+    latency_ms: Positive | None = None
+    """Half of the detected probes must be alerted within it."""
+    robust_accuracy: Share | None = None
+    """Share of crafted rows that the model answers as before."""
+    model_error_rate: Share | None = None
+    """Share of calls that the model's endpoint fails."""
+    model_latency_ms: Positive | None = None
+    """99 % of calls to the model's endpoint must be answered within it."""
+    false_alarm_rate: Share | None = None
+    """Share of benign controls that page."""
+
+
 class ModelSettings(_Settings, frozen=True):
     """One watched model: its events, its bundle, its endpoint."""
 
@@ -73,6 +97,8 @@ class ModelSettings(_Settings, frozen=True):
     """Base URL of the model's Open Inference Protocol endpoint, for probes."""
     probe_data: str | None = None
     """npz with `inputs` and `labels` (rows that probes start from) and `surrogate_*`, for probes."""
+    objectives: ObjectiveSettings = ObjectiveSettings()
+    """What probes must show; a breach opens an incident."""
 
 
 class WorkerSettings(_Settings, frozen=True):
@@ -88,6 +114,29 @@ class WorkerSettings(_Settings, frozen=True):
     web_host: str = "127.0.0.1"
     web_port: Port = 0
     """0 picks a free port; the worker's status in Redis tells which."""
+
+
+class ScheduleSettings(_Settings, frozen=True):
+    """When to send which probes, by one of `every_seconds`, `cron` and `on_new_version`."""
+
+    name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,31}$")]
+    """`burst`, `campaign` or `control` replaces the schedule of that name."""
+    attacks: dict[str, Positive] = {}
+    """Attack -> weight in the mix."""
+    kind: Literal["", "burst", "campaign"] = ""
+    """How attacks go that can go both ways; empty: those by gradients as bursts, all others as campaigns."""
+    threat: str = ""
+    """Name of the threat model; empty: the attack's own."""
+    every_seconds: Positive | None = None
+    cron: str | None = None
+    """Five fields (minute, hour, day, month, weekday), UTC."""
+    on_new_version: bool = False
+    """When the model's endpoint names another version than before."""
+    mix: Literal["draw", "all"] = "draw"
+    """One probe of an attack drawn by weight, or one of every attack."""
+    at_once: Count = 1
+    """Probes of it under way at once."""
+    enabled: bool = True
 
 
 class ProbeSettings(_Settings, frozen=True):
@@ -112,6 +161,24 @@ class ProbeSettings(_Settings, frozen=True):
     """Query campaigns under way at once, each as a client of its own; they share `queries_per_second`."""
     surrogate_rows: Count = 400
     """Rows that the endpoint is asked about to fit the surrogate, unless `probe_data` holds answers already."""
+    schedules: tuple[ScheduleSettings, ...] = ()
+    """Beside the three that the settings above make: `burst`, `campaign`, `control`."""
+    extraction_queries: Count = 1000
+    """Queries that an extraction may spend."""
+    fuzz_requests: Count = 50
+    """Malformed or odd requests of a fuzz probe."""
+    requests_at_once: Count = 4
+    """Probes on demand under way at once."""
+    queries_per_minute: Positive | None = None
+    """Holds beside `queries_per_second`; the smaller one counts."""
+    cpu_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.5
+    """Share of one core that making probes may take."""
+    memory_mb: Annotated[int, msgspec.Meta(ge=256)] | None = 2048
+    """Private memory of the prober; a probe that needs more is abandoned."""
+    version_every_seconds: Positive = 30.0
+    """Time between two looks at the model's version."""
+    significance: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.01
+    """Chance of naming a regression between two versions that are equal."""
 
 
 class ConsoleSettings(_Settings, frozen=True):
@@ -129,6 +196,71 @@ class IncidentSettings(_Settings, frozen=True):
     """A ticket that nobody works on is resolved by itself after so long without a signal."""
     quiet_page_hours: Positive = 168.0
     """The same for a page."""
+    runbook: dict[str, str] = {}
+    """Technique (ATLAS id, with ``*`` and ``?``) -> what to do, in the words of who runs the site."""
+
+
+class DestinationSettings(_Settings, frozen=True):
+    """Somewhere that notifications go."""
+
+    name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,31}$")]
+    kind: str
+    """`alertmanager`, `pagerduty`, `opsgenie`, `slack`, `webhook`, or one that a package adds."""
+    url: str | None = None
+    url_file: str | None = None
+    """File that holds the URL, where the URL itself is a secret (Slack)."""
+    secret_file: str | None = None
+    """File that holds the routing key, API key, bearer token or signing secret."""
+    chat: bool = False
+    """Nobody is called by it, so tickets may go there; Slack always is chat."""
+    timeout_seconds: Positive = 10.0
+    ca_file: str | None = None
+    """Certificates that the destination's is checked against; default: the system's."""
+    proxy: str | None = None
+
+
+class RouteSettings(_Settings, frozen=True):
+    """Which incidents go where. Every route that fits applies; an empty list fits anything."""
+
+    destinations: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    levels: Annotated[tuple[Literal["page", "ticket"], ...], msgspec.Meta(min_length=1)] = ("page",)
+    severities: tuple[Literal["low", "medium", "high", "critical"], ...] = ()
+    models: tuple[str, ...] = ()
+    """Names, with ``*`` and ``?``."""
+    techniques: tuple[str, ...] = ()
+    """ATLAS ids, or `monitoring-blind`, with ``*`` and ``?``."""
+    group_by: Annotated[tuple[Literal["incident", "model", "technique", "entity"], ...], msgspec.Meta(min_length=1)] = (
+        "incident",
+    )
+    group_wait_seconds: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """How long the first notification of a group waits for more."""
+    group_interval_seconds: Annotated[float, msgspec.Meta(ge=0)] = 300.0
+    """Least time between two notifications that tell of more incidents of a group."""
+    repeat_hours: Annotated[float, msgspec.Meta(ge=0)] = 4.0
+    """What nobody has acknowledged is told again after so long; 0: never."""
+    resolved: bool = True
+    """Whether resolutions are told."""
+
+
+class InhibitionSettings(_Settings, frozen=True):
+    """While an incident of the source is open, those of the target are held back."""
+
+    source: Annotated[str, msgspec.Meta(min_length=1)]
+    """Technique of the incident that mutes, with ``*`` and ``?``."""
+    target: Annotated[str, msgspec.Meta(min_length=1)] = "AML.*"
+    """Techniques that are muted, with ``*`` and ``?``."""
+
+
+class NotifySettings(_Settings, frozen=True):
+    """Notifications."""
+
+    console_url: str = ""
+    """Address of the console as people reach it, for links."""
+    give_up_hours: Positive = 24.0
+    """A notification that could not be delivered for so long becomes a dead letter."""
+    destinations: tuple[DestinationSettings, ...] = ()
+    routes: tuple[RouteSettings, ...] = ()
+    inhibitions: tuple[InhibitionSettings, ...] = ()
 
 
 class Settings(_Settings, frozen=True):
@@ -142,6 +274,7 @@ class Settings(_Settings, frozen=True):
     probes: ProbeSettings = ProbeSettings()
     console: ConsoleSettings = ConsoleSettings()
     incidents: IncidentSettings = IncidentSettings()
+    notify: NotifySettings = NotifySettings()
     week_seconds: Positive = 604_800.0
     """Length of the period that the page budget is stated for."""
 
@@ -194,11 +327,31 @@ def parse(data: Mapping[str, Any], source: str) -> Settings:
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"{source}: models: the name {name!r} is declared twice")
+    _check_schedules(settings.probes.schedules, source)
     return settings
 
 
+def _check_schedules(schedules: tuple[ScheduleSettings, ...], source: str) -> None:
+    names = [schedule.name for schedule in schedules]
+    for schedule in schedules:
+        where = f"{source}: probes.schedules[{schedule.name}]"
+        if names.count(schedule.name) > 1:
+            raise ConfigError(f"{where}: the name is declared twice")
+        if not schedule.enabled:
+            continue
+        if not schedule.attacks:
+            raise ConfigError(f"{where}.attacks: empty; give each attack a weight: attacks = {{ hop_skip_jump = 1.0 }}")
+        if (schedule.every_seconds is not None) + (schedule.cron is not None) + schedule.on_new_version != 1:
+            raise ConfigError(f"{where}: set one of every_seconds, cron and on_new_version")
+        if schedule.cron is not None:
+            try:
+                CronSim(schedule.cron, datetime.now(UTC))
+            except CronSimError as wrong:
+                raise ConfigError(f"{where}.cron: {wrong}; five fields, as in '30 3 * * mon'") from None
+
+
 _SECRET_VARIABLES = {"VEDETTE_CONFIG", "VEDETTE_CLIENT_KEY", "VEDETTE_PROBE_KEY"}
-_SECTIONS = {"KAFKA", "REDIS", "SECRETS", "WORKER", "PROBES", "CONSOLE", "INCIDENTS"}
+_SECTIONS = {"KAFKA", "REDIS", "SECRETS", "WORKER", "PROBES", "CONSOLE", "INCIDENTS", "NOTIFY"}
 
 
 def _apply_variables(data: dict[str, Any], environ: Mapping[str, str]) -> None:

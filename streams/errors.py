@@ -4,6 +4,11 @@ The codes are part of the interface: an operator's supervisor may act on them (d
 """
 
 
+from typing import Literal
+
+EndpointFault = Literal["refused", "crash", "timeout", "not-finite", "unusable"]
+
+
 class VedetteError(Exception):
     """Root of every error that a command turns into one sentence and an exit code."""
 
@@ -83,6 +88,23 @@ class Conflict(VedetteError):
 
 
 class EndpointError(VedetteError):
-    """The watched model's endpoint does not answer, or not with scores of the rows that it was asked about."""
+    """The watched model's endpoint does not answer, or not with scores of the rows that it was asked about.
+
+    Attributes
+    ----------
+    fault : {"refused", "crash", "timeout", "not-finite", "unusable"}
+        A status from 400 to 499; a status from 500 on, or no answer at all; too late; scores that are not finite;
+        anything else.
+    """
 
     exit_code = 22
+
+    def __init__(self, message: str, fault: EndpointFault = "unusable") -> None:
+        super().__init__(message)
+        self.fault: EndpointFault = fault
+
+
+class DeliveryError(VedetteError):
+    """A test notification did not arrive at one of its destinations."""
+
+    exit_code = 23

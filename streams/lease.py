@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from streams.store.keys import ModelKeys
 
-Role = Literal["correlator", "prober", "trainer"]
+Role = Literal["correlator", "prober", "trainer", "notifier"]
 
 #: A standby takes over at most so long after the holder fell silent.
 LEASE_SECONDS = 10.0
@@ -42,7 +42,7 @@ class Lease:
     ----------
     redis : redis.Redis
     keys : ModelKeys
-    role : {"correlator", "prober", "trainer"}
+    role : {"correlator", "prober", "trainer", "notifier"}
     holder : str, optional
         Name shown to people; default: host, process id and a random part.
     seconds : float

@@ -204,6 +204,8 @@ class Draft:
                 last_seen=now.last_seen,
                 at=at,
                 severity=now.severity,
+                by=self.log[-1].by if self.log else "",
+                what=self.log[-1].what if self.log else "",
             )
         )
 

@@ -182,17 +182,54 @@ class ModelKeys:
         return f"{self.tag}:bundle"
 
     def lease(self, role: str) -> str:
-        """Hash: holder, token (fencing), of the role ``correlator``, ``prober`` or ``trainer``; expires."""
+        """Hash: holder, token (fencing), of the role ``correlator``, ``prober``, ``trainer`` or ``notifier``; expires."""
         return f"{self.tag}:lease:{role}"
 
     def fence(self, role: str) -> str:
         """Counter that hands out the role's fencing tokens; never expires."""
         return f"{self.tag}:fence:{role}"
 
+    def notices(self, destination: str) -> str:
+        """Hash: deduplication key -> what one destination knows of it and is still to be told, JSON."""
+        return f"{self.tag}:notices:{destination}"
+
+    def notices_due(self, destination: str) -> str:
+        """Sorted set: deduplication key by when something is to be sent (seconds)."""
+        return f"{self.tag}:notices-due:{destination}"
+
+    def notices_dead(self, destination: str) -> str:
+        """Stream of notices that a destination refused, or that were given up. Fields: ``m``, ``reason``."""
+        return f"{self.tag}:notices-dead:{destination}"
+
+    @property
+    def notice_places(self) -> str:
+        """Hash: incident id -> JSON list of (destination, deduplication key) that know of it."""
+        return f"{self.tag}:notice-places"
+
+    @property
+    def notice_health(self) -> str:
+        """Hash: destination -> how it fares, JSON: until when it is left alone, and why."""
+        return f"{self.tag}:notice-health"
+
+    @property
+    def notice_totals(self) -> str:
+        """Hash: ``destination|outcome`` -> number of attempts that ended so."""
+        return f"{self.tag}:notice-totals"
+
     @property
     def probe_results(self) -> str:
         """Hash: attack -> ProbeSummary JSON (recall with interval, latency)."""
         return f"{self.tag}:probe-results"
+
+    @property
+    def probe_breakdown(self) -> str:
+        """Hash: ``attack|threat model|model version`` -> ProbeSummary JSON."""
+        return f"{self.tag}:probe-breakdown"
+
+    @property
+    def probe_requests(self) -> str:
+        """Hash: request id -> ProbeRequest JSON; gone once its last probe has been started."""
+        return f"{self.tag}:probe-requests"
 
     @property
     def probe_log(self) -> str:

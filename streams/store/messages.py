@@ -23,6 +23,24 @@ class ReasonMessage(msgspec.Struct, frozen=True):
     extrapolated: bool = False
 
 
+NoticeAction = Literal["trigger", "acknowledge", "resolve"]
+NoticeReason = Literal[
+    "opened", "raised", "reopened", "joined", "repeat", "refresh", "acknowledged", "resolved", "test"
+]
+"""Why a notice is sent. `joined`: another incident of the group; `refresh`: keeps it alive at the destination."""
+
+
+class NoticeIncident(msgspec.Struct, frozen=True):
+    """One incident of a notice."""
+
+    id: str
+    title: str
+    level: LevelName
+    severity: Severity
+    state: State
+    url: str = ""
+
+
 class SignalMessage(msgspec.Struct, frozen=True):
     """One rule crossed its threshold at one row of the event topic. The id is the same after any replay."""
 
@@ -163,6 +181,10 @@ class Alert(msgspec.Struct, frozen=True):
     at: int
     version: int = 1
     severity: Severity = "low"
+    by: str = ""
+    """`vedette`, `prober`, or who acted."""
+    what: str = ""
+    """The change in words, as the incident's history has it."""
 
 
 class Matcher(msgspec.Struct, frozen=True):
@@ -194,6 +216,47 @@ class Silence(msgspec.Struct, frozen=True):
     version: int = 1
 
 
+class Notice(msgspec.Struct, frozen=True, kw_only=True):
+    """What a notifier tells a destination; the body of the generic webhook."""
+
+    id: str
+    """Of this delivery: the same at every attempt, another one for a repeat."""
+    key: str
+    """What the destination deduplicates by: the same from the trigger to the resolution."""
+    action: NoticeAction
+    reason: NoticeReason
+    model: str
+    level: LevelName
+    severity: Severity
+    technique: str
+    """MITRE ATLAS id of the newest incident."""
+    technique_name: str
+    atlas_version: str
+    entity: str
+    title: str
+    """One line, in plain words."""
+    advice: str
+    """What to do next."""
+    by: str
+    """Who acted, where a person did; else `vedette` or `prober`."""
+    what: str
+    """The change in words."""
+    count: int
+    """Incidents that this is about; for a resolution those that were told of last."""
+    incidents: tuple[NoticeIncident, ...]
+    """The newest of them, bounded."""
+    group: dict[str, str]
+    """What all its incidents have in common, and always will: model, and technique and entity where grouped so."""
+    first_seen: int
+    last_seen: int
+    """Broker time, microseconds."""
+    at: int
+    """When the change happened, microseconds."""
+    url: str = ""
+    """Page of the incident, or of the list of incidents; empty where the console's address is not set."""
+    version: int = 1
+
+
 class ProbeVerdict(msgspec.Struct, frozen=True):
     """What a worker says of one probe record."""
 
@@ -215,13 +278,65 @@ class ProbeVerdict(msgspec.Struct, frozen=True):
     version: int = 1
 
 
+ProbeKind = Literal["burst", "campaign", "extraction", "fuzz", "control"]
+"""Crafted rows at once; a query attack; queries that copy the model; malformed requests; benign rows."""
+
+
+class Answers(msgspec.Struct, frozen=True):
+    """How the watched model's endpoint bore the questions of one or more probes."""
+
+    calls: int = 0
+    refused: int = 0
+    """Answered with a status from 400 to 499."""
+    crashes: int = 0
+    """Answered with a status from 500 on, or not to the end of the connection."""
+    timeouts: int = 0
+    not_finite: int = 0
+    """Answered with scores that are not finite."""
+    unusable: int = 0
+    """Answered otherwise than with scores of the rows that were asked about."""
+    wrong: int = 0
+    """Malformed requests that were answered with scores, or sound ones that were refused."""
+    times: dict[int, int] = {}
+    """Histogram of the times of calls: bucket b holds 10^(b/20) to 10^((b+1)/20) microseconds."""
+
+
+class DetectorRecall(msgspec.Struct, frozen=True):
+    """Probes that one detector alone sees: on more of their records than chance explains it gives p <= .01."""
+
+    units: int
+    detected: int
+    low: float
+    high: float
+    """Wilson interval, 95 %."""
+
+
+class ProbeRequest(msgspec.Struct, frozen=True):
+    """Probes that somebody wants now."""
+
+    id: str
+    model: str
+    attack: str
+    by: str
+    at: int
+    """Microseconds since the epoch."""
+    threat: str = ""
+    """Name of a threat model; empty: the attack's own."""
+    kind: Literal["", "burst", "campaign", "extraction", "fuzz", "control"] = ""
+    """Empty: as the attack goes."""
+    count: int = 1
+    """Probes that are still to be started."""
+    version: int = 1
+
+
 class ProbePlan(msgspec.Struct, frozen=True):
     """A probe under way: what was sent, and until when its verdicts are waited for."""
 
     campaign: str
     attack: str
-    kind: Literal["burst", "campaign", "control"]
+    kind: ProbeKind
     threat: str
+    """Name of the threat model."""
     client: str
     sent: int
     """Records sent."""
@@ -236,6 +351,21 @@ class ProbePlan(msgspec.Struct, frozen=True):
     """Partition -> id of the last entry of its `probes` stream before the start; a standby reads on from there."""
     fooled: int | None = None
     """Crafted rows that the model answered otherwise than the rows they were made from; None where not asked."""
+    fooled_rows: str = ""
+    """Which ones: a bit a row, most significant first, as hex."""
+    schedule: str = ""
+    """Name of the schedule, empty on demand."""
+    request: str = ""
+    """Id of the request that it answers."""
+    number: int = 0
+    """Counts the probes of one attack, threat model and model version; equal numbers start from equal rows and seed."""
+    seed: str = ""
+    """Of every random choice, 16 hex digits."""
+    model_version: str = ""
+    """Of the watched model; empty where it tells none, or changed meanwhile."""
+    answers: Answers = Answers()
+    agreement: float | None = None
+    """Share of benign rows on which an extracted copy answers as the model does."""
 
 
 class ProbeOutcome(msgspec.Struct, frozen=True):
@@ -243,8 +373,9 @@ class ProbeOutcome(msgspec.Struct, frozen=True):
 
     campaign: str
     attack: str
-    kind: Literal["burst", "campaign", "control"]
+    kind: ProbeKind
     threat: str
+    """Name of the threat model."""
     inputs: int
     arrived: int
     """Rows that came back with a verdict."""
@@ -262,6 +393,20 @@ class ProbeOutcome(msgspec.Struct, frozen=True):
     """Rows whose mark came back expired or replayed."""
     fooled: int | None = None
     """Crafted rows that changed the model's answer; None where not asked."""
+    fooled_rows: str = ""
+    """Which ones: a bit a row, most significant first, as hex."""
+    schedule: str = ""
+    request: str = ""
+    number: int = 0
+    seed: str = ""
+    issued: int = 0
+    model_version: str = ""
+    answers: Answers = Answers()
+    agreement: float | None = None
+    records: int = 0
+    """Records that were scored."""
+    spoke: dict[str, int] = {}
+    """Detector -> records to which it alone gave p <= .01, corrected for the number of their rows."""
 
 
 class ProbeSummary(msgspec.Struct, frozen=True):
@@ -287,6 +432,18 @@ class ProbeSummary(msgspec.Struct, frozen=True):
     """Median over the detected units."""
     robust_accuracy: float | None = None
     """Share of crafted inputs that the model still answered like the row they were made from; None where not asked."""
+    robust_low: float | None = None
+    robust_high: float | None = None
+    """Wilson interval, 95 %, over crafted inputs."""
+    model_version: str = ""
+    """Empty: all versions together."""
+    answers: Answers = Answers()
+    model_p50_ms: float | None = None
+    model_p99_ms: float | None = None
+    """Time of a call to the model's endpoint."""
+    detectors: dict[str, DetectorRecall] = {}
+    agreement: float | None = None
+    """Median over extractions."""
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):
