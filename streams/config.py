@@ -263,6 +263,58 @@ class NotifySettings(_Settings, frozen=True):
     inhibitions: tuple[InhibitionSettings, ...] = ()
 
 
+ThreatName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,47}$")]
+
+
+class ThreatSettings(_Settings, frozen=True):
+    """What an attacker may do (`streams.threats` makes a threat model of it and of rows of the model)."""
+
+    norm: Literal["l0", "l1", "l2", "linf"] = "linf"
+    eps: Positive | None = None
+    """Largest distance from the start row, in `scale`; under l0 a whole number of features."""
+    eps_quantile: Annotated[float, msgspec.Meta(gt=0, lt=1)] | None = None
+    """Instead of `eps`: half the distance within which this share of rows has a row of another class."""
+    scale: Literal["feature", "range", "deviation"] = "feature"
+    """One unit of distance: the feature's own unit, its range, or its standard deviation."""
+    mutable: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("*",)
+    """Names of features that can be changed, with ``*`` and ``?``, of those that the schema calls mutable."""
+    immutable: tuple[str, ...] = ()
+    """Names of features that can't, with ``*`` and ``?``; goes before `mutable`."""
+    bounds: Literal["data", "schema"] = "data"
+    """Where the schema has no bound: that of the rows at hand, or none."""
+    relations: bool = False
+    """Whether linear relations that all rows fulfil must hold for crafted ones."""
+    knowledge: Literal["black-box", "transfer", "white-box"] = "black-box"
+    budget: Annotated[int, msgspec.Meta(ge=0)] = 1000
+    """Queries a start row."""
+    goal: str | int = "any"
+    """`any` class but the start row's, or the name or number of the class to reach."""
+
+    def __post_init__(self) -> None:
+        if self.eps is not None and self.eps_quantile is not None:
+            raise ValueError("`eps` and `eps_quantile` are both given; leave one out")
+        if self.norm == "l0" and self.eps is not None and self.eps != round(self.eps):
+            raise ValueError(f"`eps` is {self.eps}; under l0 it is a whole number of features")
+        if isinstance(self.goal, int) and self.goal < 0:
+            raise ValueError(f"`goal` is {self.goal}; it is `any`, or the name or number of a class")
+
+
+#: Threat models that need no declaration. Settings may declare one of the same name, which goes before.
+THREATS: dict[str, ThreatSettings] = {
+    "image-linf": ThreatSettings(eps=8 / 255, scale="range"),
+    "image-linf-white-box": ThreatSettings(eps=8 / 255, scale="range", knowledge="white-box"),
+    "image-linf-transfer": ThreatSettings(eps=16 / 255, scale="range", knowledge="transfer", budget=0),
+    "image-l2": ThreatSettings(norm="l2", eps_quantile=0.25, scale="range"),
+    "image-l0": ThreatSettings(norm="l0", eps=5),
+    "tabular-l0": ThreatSettings(norm="l0", eps=3, relations=True),
+    "tabular-l2": ThreatSettings(norm="l2", eps_quantile=0.25, scale="deviation", relations=True),
+    "tabular-linf": ThreatSettings(eps=0.1, scale="range", relations=True),
+    "tabular-linf-white-box": ThreatSettings(eps=0.1, scale="range", relations=True, knowledge="white-box"),
+    "embedding-l2": ThreatSettings(norm="l2", eps_quantile=0.25, bounds="schema"),
+    "embedding-l2-white-box": ThreatSettings(norm="l2", eps_quantile=0.25, bounds="schema", knowledge="white-box"),
+}
+
+
 class Settings(_Settings, frozen=True):
     """Everything Vedette can be told."""
 
@@ -275,6 +327,8 @@ class Settings(_Settings, frozen=True):
     console: ConsoleSettings = ConsoleSettings()
     incidents: IncidentSettings = IncidentSettings()
     notify: NotifySettings = NotifySettings()
+    threats: dict[ThreatName, ThreatSettings] = {}
+    """Threat models by name, beside `THREATS`."""
     week_seconds: Positive = 604_800.0
     """Length of the period that the page budget is stated for."""
 
@@ -322,7 +376,7 @@ def parse(data: Mapping[str, Any], source: str) -> Settings:
     try:
         settings = msgspec.convert(data, Settings, strict=True)
     except msgspec.ValidationError as wrong:
-        raise ConfigError(f"{source}: {_plain(str(wrong))}") from None
+        raise ConfigError(f"{source}: {_wrong_threat(data) or _plain(str(wrong))}") from None
     names = [model.name for model in settings.models]
     for name in names:
         if names.count(name) > 1:
@@ -348,6 +402,22 @@ def _check_schedules(schedules: tuple[ScheduleSettings, ...], source: str) -> No
                 CronSim(schedule.cron, datetime.now(UTC))
             except CronSimError as wrong:
                 raise ConfigError(f"{where}.cron: {wrong}; five fields, as in '30 3 * * mon'") from None
+
+
+def _wrong_threat(data: Mapping[str, Any]) -> str:
+    """What is wrong about a threat model, with its name, which the path of msgspec lacks; empty where nothing is."""
+    tables = data.get("threats")
+    for name, table in tables.items() if isinstance(tables, dict) else ():
+        try:
+            msgspec.convert({name: table}, dict[ThreatName, ThreatSettings], strict=True)
+        except msgspec.ValidationError as wrong:
+            message = str(wrong)
+            if "`key`" in message:
+                return f"threats: the name {name!r} does not match {message.split(' regex ')[1].split(' - at ')[0]}"
+            return _plain(message.replace("$[...]", f"$.threats[{name}]")).replace(
+                f"threats[{name}]", f"threats.{name}"
+            )
+    return ""
 
 
 _SECRET_VARIABLES = {"VEDETTE_CONFIG", "VEDETTE_CLIENT_KEY", "VEDETTE_PROBE_KEY"}
@@ -395,6 +465,8 @@ def _kind(path: str) -> inspect.Type | None:
     for name in filter(None, re.sub(r"\[[^]]*]", ".[]", path).split(".")):
         if name == "[]" and isinstance(kind, inspect.VarTupleType):
             kind = kind.item_type
+        elif name == "[]" and isinstance(kind, inspect.DictType):
+            kind = kind.value_type
         elif isinstance(kind, inspect.StructType):
             found = next((field.type for field in kind.fields if field.encode_name == name), None)
             if found is None:
@@ -422,6 +494,21 @@ def _plain(message: str) -> str:
     if "unknown field" in what or "enum value" in what:
         allowed = _allowed(_kind(path))
     return f"{path}: " * bool(path) + what + f"; allowed: {allowed}" * bool(allowed)
+
+
+def threat(settings: Settings | None, name: str) -> ThreatSettings:
+    """The threat model that settings declare under that name, or else the shipped one.
+
+    Raises
+    ------
+    ConfigError
+        Names all there are.
+    """
+    declared = {} if settings is None else settings.threats
+    found = declared.get(name) or THREATS.get(name)
+    if found is None:
+        raise ConfigError(f"no threat model {name!r}; there are {', '.join(sorted({*declared, *THREATS}))}")
+    return found
 
 
 def secret(settings: Settings, which: Literal["client", "probe"], environ: Mapping[str, str] | None = None) -> bytes:

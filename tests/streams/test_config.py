@@ -228,3 +228,37 @@ def test_every_section_can_be_set_by_variables() -> None:
 
 def issubclass_of_settings(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, config._Settings)
+
+
+@pytest.mark.parametrize(
+    ("table", "path", "allowed"),
+    [
+        ({"norm": "l3"}, "threats.mine.norm", "'l0', 'l1', 'l2', 'linf'"),
+        ({"epsilon": 0.1}, "threats.mine", "norm, eps, eps_quantile, scale"),
+        ({"eps": 0}, "threats.mine.eps", "> 0"),
+        ({"eps": 0.1, "eps_quantile": 0.2}, "threats.mine", "both given"),
+        ({"norm": "l0", "eps": 1.5}, "threats.mine", "whole number of features"),
+        ({"goal": -1}, "threats.mine", "name or number of a class"),
+        ({"mutable": []}, "threats.mine.mutable", "length >= 1"),
+    ],
+)
+def test_wrong_threat_models_are_refused_by_name(table: dict[str, Any], path: str, allowed: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        settings(threats={"fine": {}, "mine": table})
+    text = str(refused.value)
+    assert text.startswith(f"vedette.toml: {path}: ")
+    assert allowed in text
+
+
+def test_a_threat_model_of_an_impossible_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"threats: the name 'My threat' does not match"):
+        settings(threats={"My threat": {}})
+
+
+def test_declared_threat_models_go_before_shipped_ones() -> None:
+    found = settings(threats={"image-l2": {"norm": "l2", "eps": 0.5}})
+    assert config.threat(found, "image-l2").eps == 0.5
+    assert config.threat(None, "image-l2").eps is None
+    assert config.threat(None, "image-l2").eps_quantile == 0.25
+    with pytest.raises(ConfigError, match="no threat model 'nobody'; there are embedding-l2"):
+        config.threat(found, "nobody")
