@@ -88,7 +88,7 @@ class Intake:
                 if place not in here:
                     here = [*here, place]
                 if state[place] is None:
-                    state[place] = empty
+                    state[place] = threads.begun(empty, now)
             for place in here:
                 before = state.get(place)
                 if before is None:

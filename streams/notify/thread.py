@@ -54,7 +54,7 @@ class Thread(msgspec.Struct, frozen=True):
     """Newest alerts of different incidents, newest first, bounded."""
     queue: list[Entry] = []
     seq: int = 0
-    """Last number given to a notice; they grow, so a destination can tell old from new."""
+    """Last number given to a notice; they grow, from one thread of a key to the next too."""
     open: bool = False
     """A trigger was delivered, and no resolution since."""
     sent: int = 0
@@ -70,6 +70,11 @@ class Thread(msgspec.Struct, frozen=True):
     def over(self) -> bool:
         """Whether nothing is left to be told, now or later."""
         return not self.queue and not self.members
+
+
+def begun(thread: Thread, now: int) -> Thread:
+    """A thread whose notices have other numbers than those of an earlier one of the same key: they count from now."""
+    return msgspec.structs.replace(thread, seq=now)
 
 
 def planned(thread: Thread, alert: Alert, now: int) -> Thread:
