@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -64,8 +65,10 @@ def fit(
     partitions: int,
     rng: np.random.Generator,
     progress: Progress = silent,
+    detectors: Sequence[str] = registry.DEFAULT,
+    model: Any = None,
 ) -> tuple[Ensemble, FitReport]:
-    """Fit every default detector and calibrate what decides.
+    """Fit detectors, the default ones unless others are named, and calibrate what decides.
 
     Parameters
     ----------
@@ -88,6 +91,10 @@ def fit(
     rng : numpy.random.Generator
     progress : callable
         Told what is being done, and the share done.
+    detectors : sequence of str
+        Names in the registry, each once, in the order of the columns of verdicts.
+    model : object, optional
+        The watched model, for detectors that read it at their fit.
 
     Returns
     -------
@@ -100,19 +107,20 @@ def fit(
         ensemble that tickets, and the report says how many client-weeks are missing.
     """
     _check(reference, schema, benign, crafted, budget, clients_per_week, week_us, partitions)
+    chosen = _chosen(detectors, model)
     kept = correct_rows(reference, len(schema.classes), schema.width)
     traffic = benign
     if traffic is None:
         kept, traffic = _stand_in(kept, rng)
     progress("fitting detectors", 0.0)
     frame = ReferenceFrame.fit(kept, len(schema.classes), rng)
-    detectors = tuple(registry.kind(name)().fit(kept, schema, rng) for name in registry.DEFAULT)
+    fitted = tuple(detector.fit(kept, schema, rng) for detector in chosen)
     coder = Coder.fit(frame, rng)
     progress("fitting the surrogate of the intent test", 0.1)
     pool = pools.split(traffic.clients, rng)
     intent = IntentTest.fit(kept, schema, frame, rng, traffic.take(~pool.thresholds))
 
-    single, columns = _single(frame, detectors, coder, intent, schema, traffic, pool, crafted, rng, progress)
+    single, columns = _single(frame, fitted, coder, intent, schema, traffic, pool, crafted, rng, progress)
     progress("measuring distances between queries", 0.55)
     tables, index_rows, repeating, between = _tables(single, columns, pool, rng)
     progress("calibrating on client-weeks", 0.7)
@@ -185,6 +193,18 @@ def _check(
             raise FitError(
                 f"{what} row {wrong[0]} has label {labels[wrong[0]]}; labels are 0 to {len(schema.classes) - 1}"
             )
+
+
+def _chosen(names: Sequence[str], model: Any) -> tuple[Detector, ...]:
+    """The detectors of these names, not yet fitted."""
+    if not names:
+        raise FitError("an ensemble needs at least one detector")
+    made = tuple(registry.made(name, model) for name in names)
+    found = [detector.name for detector in made]
+    twice = sorted({name for name in found if found.count(name) > 1})
+    if twice:
+        raise FitError(f"detectors are named once; given twice: {', '.join(twice)}")
+    return made
 
 
 def _crafted_parts(crafted: Reference | None) -> list[tuple[str, NDArray[np.int32], NDArray[np.float64]]]:

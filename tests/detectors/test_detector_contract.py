@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sklearn.ensemble import RandomForestClassifier
 
 from detectors import registry
 from detectors.contract import Batch, Detector, Reference
@@ -67,6 +69,13 @@ def table_rows(n: int, rng: np.random.Generator) -> tuple[FeatureSchema, NDArray
 MAKERS = {"picture": picture_rows, "table": table_rows}
 
 
+@functools.cache
+def watched(rows: str) -> RandomForestClassifier:
+    """A model for detectors that read it."""
+    _, inputs, labels = MAKERS[rows](ROWS, np.random.default_rng(1))
+    return RandomForestClassifier(12, random_state=0).fit(inputs, labels)
+
+
 class Case:
     """A fitted detector, its frame, and rows it has not seen."""
 
@@ -74,7 +83,8 @@ class Case:
         self.schema, inputs, labels = MAKERS[rows](ROWS, np.random.default_rng(1))
         self.reference = Reference(inputs, labels)
         self.frame = ReferenceFrame.fit(self.reference, len(self.schema.classes), np.random.default_rng(2), size=200)
-        self.kind = registry.kind(name)
+        self.name, self.kind = name, registry.kind(name)
+        self.model = watched(rows)
         self.detector = self.fit(5)
         _, fresh, fresh_labels = MAKERS[rows](300, np.random.default_rng(7))
         fresh[250:] += np.random.default_rng(8).normal(0, 2, fresh[250:].shape)
@@ -82,8 +92,9 @@ class Case:
         fresh_labels[::3] = np.random.default_rng(9).integers(0, len(self.schema.classes), len(fresh_labels[::3]))
         self.batch = batch_of(fresh, fresh_labels)
 
-    def fit(self, seed: int) -> Detector:
-        return self.kind().fit(self.reference, self.schema, np.random.default_rng(seed))
+    def fit(self, seed: int, reference: Reference | None = None) -> Detector:
+        rows = self.reference if reference is None else reference
+        return registry.made(self.name, self.model).fit(rows, self.schema, np.random.default_rng(seed))
 
     def score(self, batch: Batch) -> NDArray[np.float64]:
         return self.detector.score(BatchView(self.frame, batch))
@@ -185,7 +196,7 @@ def test_fit_refuses_rows_that_are_not_finite(case: Case) -> None:
     inputs = case.reference.inputs.copy()
     inputs[17, 2] = np.nan
     with pytest.raises(FitError, match="first row 17"):
-        case.kind().fit(replace(case.reference, inputs=inputs), case.schema, np.random.default_rng(0))
+        case.fit(0, replace(case.reference, inputs=inputs))
 
 
 def test_class_without_reference_rows_is_scored(case: Case) -> None:
@@ -193,7 +204,7 @@ def test_class_without_reference_rows_is_scored(case: Case) -> None:
     reference = Reference(case.reference.inputs[seen], case.reference.labels[seen])
     classes = len(case.schema.classes)
     frame = ReferenceFrame.fit(reference, classes, np.random.default_rng(2), size=100)
-    detector = case.kind().fit(reference, case.schema, np.random.default_rng(5))
+    detector = case.fit(5, reference)
     scores = detector.score(BatchView(frame, case.batch))
     assert np.isfinite(scores).all()
 

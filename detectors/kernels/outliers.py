@@ -1,0 +1,436 @@
+"""Kernels of compiled outlier detectors and of neighbour searches that keep whole reference rows.
+
+Rows never meet: a loop over rows stands outside or inside a loop over what was learned, but what is added up for a row
+is added in one order whatever the batch. Compiled when first used, not by `kernels.warm_up`: the default ensemble needs
+none of them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from detectors.kernels.rows import CHUNK_ROWS, SINGLE_ROUNDOFF, steady_exp2, steady_log
+
+#: Rows of a block of a product with all reference rows.
+BLOCK_ROWS = 64
+#: Beyond this squared length a row is measured against every reference row: single precision can't hold it.
+LARGEST_NORM = 1e30
+#: Scores are kept finite at this size, so that they can be ranked and stored.
+LARGEST_SCORE = 1e300
+_SINGLE_INF = np.float32(np.inf)
+_SINGLE_TWO = np.float32(2.0)
+_LOG2_E = 1.0 / math.log(2.0)
+#: 2**-1000 is nothing beside 1.
+_LEAST_EXPONENT = -1000.0
+
+
+@njit(cache=True, nogil=True)
+def square_distance(a: Any, i: int, b: Any, j: int) -> float:
+    """Squared distance of row i of `a` and row j of `b`, added up in one stated order."""
+    d = a.shape[1]
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
+    f = 0
+    while f + 8 <= d:
+        t0, t1, t2, t3 = (
+            a[i, f] - b[j, f],
+            a[i, f + 1] - b[j, f + 1],
+            a[i, f + 2] - b[j, f + 2],
+            a[i, f + 3] - b[j, f + 3],
+        )
+        s0, s1, s2, s3 = s0 + t0 * t0, s1 + t1 * t1, s2 + t2 * t2, s3 + t3 * t3
+        t0, t1, t2, t3 = (
+            a[i, f + 4] - b[j, f + 4],
+            a[i, f + 5] - b[j, f + 5],
+            a[i, f + 6] - b[j, f + 6],
+            a[i, f + 7] - b[j, f + 7],
+        )
+        s4, s5, s6, s7 = s4 + t0 * t0, s5 + t1 * t1, s6 + t2 * t2, s7 + t3 * t3
+        f += 8
+    while f < d:
+        t0 = a[i, f] - b[j, f]
+        s0 += t0 * t0
+        f += 1
+    return ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
+
+
+@njit(cache=True, nogil=True)
+def _place(squared: Any, index: Any, i: int, e: float, j: int) -> None:
+    """Put row j at squared distance e among the nearest so far; of equal ones the first row counts."""
+    k = squared.shape[1] - 1
+    if e > squared[i, k] or not (e < np.inf) or (e == squared[i, k] and j > index[i, k]):
+        return
+    while k > 0 and (squared[i, k - 1] > e or (squared[i, k - 1] == e and index[i, k - 1] > j)):
+        squared[i, k] = squared[i, k - 1]
+        index[i, k] = index[i, k - 1]
+        k -= 1
+    squared[i, k] = e
+    index[i, k] = j
+
+
+@njit(cache=True, nogil=True)
+def project(rows: Any, centre: Any, basis: Any, norms: Any, out: Any) -> None:
+    """Rows about the centre along orthonormal directions, and the length of what remains of them.
+
+    rows (n, d); centre (d,); basis (d, p); norms (n,), filled with squared lengths; out (n, p + 1) float32, filled.
+    """
+    p = basis.shape[1]
+    part = np.empty(p)
+    for i in range(rows.shape[0]):
+        part[:] = 0.0
+        whole = 0.0
+        for f in range(rows.shape[1]):
+            x = rows[i, f] - centre[f]
+            whole += x * x
+            for j in range(p):
+                part[j] += x * basis[f, j]
+        kept = 0.0
+        for j in range(p):
+            kept += part[j] * part[j]
+            out[i, j] = np.float32(part[j])
+        out[i, p] = np.float32(math.sqrt(max(whole - kept, 0.0)))
+        norms[i] = whole
+
+
+@njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
+def lower_bounds(products: Any, thin_norms: Any, rough: Any, least: Any) -> None:
+    """Reference norms less twice the products, in chunks, and the least of each chunk.
+
+    The flags only allow minima in any order. products, thin_norms and rough (c, CHUNK_ROWS), least (c,), float32.
+    """
+    for b in range(least.shape[0]):
+        row, norms, out = products[b], thin_norms[b], rough[b]
+        for k in range(CHUNK_ROWS):
+            out[k] = norms[k] - _SINGLE_TWO * row[k]
+        low = _SINGLE_INF
+        for k in range(CHUNK_ROWS):
+            low = min(low, out[k])
+        least[b] = low
+
+
+@njit(cache=True, nogil=True)
+def nearest_of(
+    inputs: Any,
+    reference: Any,
+    centre: Any,
+    basis: Any,
+    thin: Any,
+    thin_norms: Any,
+    longest: float,
+    squared: Any,
+    index: Any,
+) -> int:
+    """Squared distances to the k nearest reference rows, and which they are; of equal ones the first counts.
+
+    A product in single precision and fewer dimensions only proposes. With x' the coordinates of x along p orthonormal
+    directions and, last, the length of the rest, |x - y|^2 >= |x|^2 + |y|^2 - 2 x'y'; every reference row whose bound
+    does not rule it out, within the error of the product (Higham, "Accuracy and Stability of Numerical Algorithms",
+    2002, section 3.1), is measured exactly in one order. So the batch, whose bits the product depends on, decides
+    nothing.
+
+    Parameters
+    ----------
+    inputs : float64 (n, d)
+    reference : float64 (r, d)
+    centre : float64 (d,)
+    basis : float64 (d, p)
+    thin : float32 (p + 1, r')
+        Reference rows as `project` gives them, as columns; r' is r rounded up to a multiple of `CHUNK_ROWS`.
+    thin_norms : float32 (r',)
+        Squared lengths about the centre; infinite beyond r.
+    longest : float
+        Length of the longest reference row about the centre.
+    squared : float64 (n, k), filled
+        Ascending; infinite beyond the number of rows, or where a square overflows.
+    index : int64 (n, k), filled
+        -1 where the distance is infinite.
+
+    Returns
+    -------
+    int
+        Number of distances that were measured.
+    """
+    n = inputs.shape[0]
+    r, padded = reference.shape[0], thin.shape[1]
+    k = squared.shape[1]
+    squared[:] = np.inf
+    index[:] = -1
+    norms = np.empty(n)
+    short = np.empty((n, thin.shape[0]), dtype=np.float32)
+    project(inputs, centre, basis, norms, short)
+    chunks = padded // CHUNK_ROWS
+    block = np.empty((min(max(n, 1), BLOCK_ROWS), padded), dtype=np.float32)
+    chunked = block.reshape(block.shape[0], chunks, CHUNK_ROWS)
+    norms_chunked = thin_norms.reshape(chunks, CHUNK_ROWS)
+    rough = np.empty((chunks, CHUNK_ROWS), dtype=np.float32)
+    least = np.empty(chunks, dtype=np.float32)
+    first = np.empty(k, dtype=np.float32)
+    proposed = np.empty(k, dtype=np.int64)
+    measured = 0
+    for start in range(0, n, BLOCK_ROWS):
+        stop = min(start + BLOCK_ROWS, n)
+        np.dot(short[start:stop], thin, block[: stop - start])
+        for i in range(start, stop):
+            if not norms[i] < LARGEST_NORM:
+                for j in range(r):
+                    _place(squared, index, i, square_distance(inputs, i, reference, j), j)
+                continue
+            lower_bounds(chunked[i - start], norms_chunked, rough, least)
+            first[:] = _SINGLE_INF
+            proposed[:] = -1
+            for b in range(chunks):
+                if least[b] < first[k - 1]:
+                    row = rough[b]
+                    for c in range(CHUNK_ROWS):
+                        if row[c] < first[k - 1]:
+                            at = k - 1
+                            while at > 0 and first[at - 1] > row[c]:
+                                first[at] = first[at - 1]
+                                proposed[at] = proposed[at - 1]
+                                at -= 1
+                            first[at] = row[c]
+                            proposed[at] = b * CHUNK_ROWS + c
+            for m in range(k):
+                j = proposed[m]
+                if j >= 0:
+                    _place(squared, index, i, square_distance(inputs, i, reference, j), j)
+                    rough[j // CHUNK_ROWS, j % CHUNK_ROWS] = _SINGLE_INF
+                    measured += 1
+            doubt = (2 * thin.shape[0] + 12) * math.sqrt(norms[i]) * longest + 4.0 * (longest * longest + norms[i])
+            doubt *= 2.2 * SINGLE_ROUNDOFF
+            limit = squared[i, k - 1] - norms[i] + doubt
+            for b in range(chunks):
+                if least[b] <= limit:
+                    row = rough[b]
+                    for c in range(CHUNK_ROWS):
+                        if row[c] <= limit and row[c] < _SINGLE_INF:
+                            j = b * CHUNK_ROWS + c
+                            _place(squared, index, i, square_distance(inputs, i, reference, j), j)
+                            measured += 1
+                            limit = squared[i, k - 1] - norms[i] + doubt
+    return measured
+
+
+@njit(cache=True, nogil=True)
+def neighbour_distance(squared: Any, method: int, out: Any) -> None:
+    """Of ascending squared distances (n, k) the largest distance (0), the mean (1) or the median (2)."""
+    k = squared.shape[1]
+    for i in range(squared.shape[0]):
+        if method == 0:
+            found = math.sqrt(squared[i, k - 1])
+        elif method == 1:
+            found = 0.0
+            for j in range(k):
+                found += math.sqrt(squared[i, j])
+            found /= k
+        else:
+            found = 0.5 * (math.sqrt(squared[i, (k - 1) // 2]) + math.sqrt(squared[i, k // 2]))
+        out[i] = min(found, LARGEST_SCORE)
+
+
+@njit(cache=True, nogil=True)
+def local_outlier(squared: Any, index: Any, kth: Any, density: Any, out: Any) -> None:
+    """Local outlier factor of new rows.
+
+    squared, index (n, k) as `nearest_of` fills them; per reference row (r,): kth its distance to its own k-th
+    neighbour, density its local reachability density.
+    """
+    k = squared.shape[1]
+    for i in range(squared.shape[0]):
+        reach, near = 0.0, 0.0
+        for j in range(k):
+            row = max(index[i, j], 0)
+            reach += max(math.sqrt(squared[i, j]), kth[row])
+            near += density[row]
+        own = 1.0 / (reach / k + 1e-10)
+        out[i] = min(near / k / own, LARGEST_SCORE) if own > 0.0 else LARGEST_SCORE
+
+
+@njit(cache=True, nogil=True)
+def histograms(inputs: Any, edges: Any, last: Any, slack_low: Any, slack_high: Any, surprise: Any, out: Any) -> None:
+    """Summed surprise over features, each read from a histogram.
+
+    Parameters
+    ----------
+    inputs : float64 (n, d)
+    edges : float64 (b + 1, d)
+        Ascending edges of each feature's bins; infinite beyond the last one.
+    last : int64 (d,)
+        Number of bins.
+    slack_low, slack_high : float64 (d,)
+        The first bin reaches to this value, the last one to that.
+    surprise : float64 (b + 2, d)
+        Of values far below, in each bin, and far above (at last + 1).
+    out : float64 (n,), filled
+    """
+    n, d = inputs.shape
+    place = np.empty(d, dtype=np.int64)
+    for i in range(n):
+        place[:] = 0
+        for b in range(edges.shape[0]):
+            edge = edges[b]
+            for f in range(d):
+                place[f] += edge[f] < inputs[i, f]
+        total = 0.0
+        for f in range(d):
+            x, b = inputs[i, f], place[f]
+            if b == 0 and x >= slack_low[f]:
+                b = 1
+            elif b == last[f] + 1 and x <= slack_high[f]:
+                b = last[f]
+            total += surprise[b, f]
+        out[i] = total
+
+
+@njit(cache=True, nogil=True)
+def empirical_tails(inputs: Any, columns: Any, means: Any, second: Any, third: Any, surprise: Any, total: Any) -> None:
+    """ECOD's score of each row as if it alone stood behind the n' rows that were learned from.
+
+    With N = n' + 1 the tails of a value are (1 + #{learned <= x}) / N and (1 + #{learned >= x}) / N; the sign of the
+    skewness is that of the third central moment of all N values, which follows from those of n'.
+
+    Parameters
+    ----------
+    inputs : float64 (n, d)
+    columns : float64 (d, n')
+        Learned values of each feature, ascending.
+    means, second, third : float64 (d,)
+        Mean, and sums of squares and cubes about it.
+    surprise : float64 (n' + 2,)
+        -ln(count / N) by count.
+    total : float64 (n,), filled
+    """
+    count = columns.shape[1]
+    whole = count + 1.0
+    total[:] = 0.0
+    for f in range(columns.shape[0]):
+        column = columns[f]
+        for i in range(inputs.shape[0]):
+            x = inputs[i, f]
+            base, size = 0, count
+            while size > 1:
+                half = size >> 1
+                base = base + half if column[base + half - 1] < x else base
+                size -= half
+            if column[base] < x:
+                base += 1
+            below = base
+            while base < count and column[base] == x:
+                base += 1
+                if base - below > 8:
+                    base = np.searchsorted(column, x, side="right")
+                    break
+            left, right = surprise[base + 1], surprise[count - below + 1]
+            away = x - means[f]
+            step = away * (away * (away * (count * (count - 1.0) / (whole * whole))) - 3.0 * second[f] / whole)
+            lean = third[f] + step
+            if lean > 0.0:
+                skewed = right
+            elif lean < 0.0:
+                skewed = left
+            else:
+                skewed = left + right
+            total[i] += max(skewed, max(left, right))
+
+
+@njit(cache=True, nogil=True)
+def scattered_distances(inputs: Any, mean: Any, scale: Any, columns: Any, weights: Any, out: Any) -> None:
+    """Weighted sum of distances between standardised rows and components.
+
+    inputs (n, d); mean, scale (d,); columns (d, c) components as columns; weights (c,); out (n,).
+    """
+    c = columns.shape[1]
+    part = np.empty(c)
+    for i in range(inputs.shape[0]):
+        part[:] = 0.0
+        for f in range(inputs.shape[1]):
+            x = (inputs[i, f] - mean[f]) / scale[f]
+            for j in range(c):
+                away = columns[f, j] - x
+                part[j] += away * away
+        total = 0.0
+        for j in range(c):
+            total += math.sqrt(part[j]) * weights[j]
+        out[i] = min(total, LARGEST_SCORE)
+
+
+@njit(cache=True, nogil=True)
+def quadratic_form(inputs: Any, centre: Any, matrix: Any, out: Any) -> None:
+    """(x - centre)' matrix (x - centre), kept from being negative."""
+    d = inputs.shape[1]
+    part = np.empty(d)
+    for i in range(inputs.shape[0]):
+        part[:] = 0.0
+        for f in range(d):
+            x = inputs[i, f] - centre[f]
+            for j in range(d):
+                part[j] += x * matrix[f, j]
+        total = 0.0
+        for j in range(d):
+            total += part[j] * (inputs[i, j] - centre[j])
+        out[i] = min(max(total, 0.0), LARGEST_SCORE)
+
+
+@njit(cache=True, nogil=True)
+def mixture_surprise(inputs: Any, centres: Any, factors: Any, offsets: Any, out: Any) -> None:
+    """-ln of a Gaussian mixture's density.
+
+    centres (m, d); factors (m, d, d) with W W' = inverse covariance; offsets (m,): ln weight + ln |W| - d/2 ln 2 pi.
+    """
+    m, d = centres.shape
+    part, level = np.empty(d), np.empty(m)
+    for i in range(inputs.shape[0]):
+        most = -np.inf
+        for c in range(m):
+            part[:] = 0.0
+            factor = factors[c]
+            for f in range(d):
+                x = inputs[i, f] - centres[c, f]
+                for j in range(d):
+                    part[j] += x * factor[f, j]
+            total = 0.0
+            for j in range(d):
+                total += part[j] * part[j]
+            level[c] = offsets[c] - 0.5 * min(total, LARGEST_SCORE)
+            most = max(most, level[c])
+        share = 0.0
+        for c in range(m):
+            share += steady_exp2(max((level[c] - most) * _LOG2_E, _LEAST_EXPONENT))
+        out[i] = -(most + steady_log(share))
+
+
+@njit(cache=True, nogil=True)
+def projected_histograms(inputs: Any, features: Any, loadings: Any, limits: Any, surprise: Any, out: Any) -> None:
+    """Mean surprise of one-dimensional histograms of sparse projections.
+
+    features, loadings (c, s): the features that a projection reads and what it multiplies them by; limits (c, b - 1)
+    ascending; surprise (c, b) weighted -ln of each bin's share; out (n,): the sum.
+    """
+    out[:] = 0.0
+    for c in range(features.shape[0]):
+        edges = limits[c]
+        for i in range(inputs.shape[0]):
+            x = 0.0
+            for s in range(features.shape[1]):
+                x += loadings[c, s] * inputs[i, features[c, s]]
+            b = 0
+            for k in range(edges.shape[0]):
+                b += edges[k] < x
+            out[i] += surprise[c, b]
+
+
+@njit(cache=True, nogil=True)
+def foreign_share(index: Any, reference_labels: Any, labels: Any, out: Any) -> None:
+    """Of neighbours (n, k), nearest first and weighed by 1 / rank, the share that has another class than the row."""
+    k = index.shape[1]
+    for i in range(index.shape[0]):
+        foreign, whole = 0.0, 0.0
+        for j in range(k):
+            weight = 1.0 / (j + 1.0)
+            whole += weight
+            if index[i, j] < 0 or reference_labels[index[i, j]] != labels[i]:
+                foreign += weight
+        out[i] = foreign / whole
