@@ -19,7 +19,7 @@ from redis import asyncio as aioredis
 from redis.exceptions import RedisError
 
 from streams.config import Settings
-from streams.errors import ConfigError, Fenced
+from streams.errors import Fenced
 from streams.incidents.runbook import Runbook
 from streams.lease import LEASE_SECONDS, Lease
 from streams.notify.courier import POLL_SECONDS, Courier, Policy, side_by_side
@@ -178,9 +178,9 @@ async def serve(
     """
     routing = Routing.of(settings.notify)
     if not routing.notifiers:
-        raise ConfigError(
-            "notify.destinations: none is declared, so there is nobody to tell; see docs/notifications.md"
-        )
+        log.warning("notify.destinations: none is declared, so nobody is told of pages; see docs/notifications.md")
+        await stop.wait()
+        return
     transports = {one.name: HttpTransport(one) for one in settings.notify.destinations}
     redis = await asyncio.to_thread(connect, settings.redis)
     store = connect_async(settings.redis)

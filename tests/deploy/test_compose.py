@@ -15,7 +15,7 @@ from streams.cli import vedette
 
 HOME = Path(__file__).resolve().parents[2]
 COMPOSE = HOME / "docker-compose.yml"
-PROCESSES = ("worker", "correlator", "prober", "console")
+PROCESSES = ("worker", "correlator", "notifier", "prober", "console")
 
 
 @pytest.fixture(scope="module")

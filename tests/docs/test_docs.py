@@ -18,6 +18,9 @@ PAGES = [HOME / "README.md", *sorted(DOCS.glob("*.md"))]
 _ROW = re.compile(r"^\| `(\w+)` \| ([^|]*) \|", re.MULTILINE)
 SECTIONS: dict[str, type[Any]] = {
     "[[models]]": config.ModelSettings,
+    "[[notify.destinations]]": config.DestinationSettings,
+    "[[notify.routes]]": config.RouteSettings,
+    "[[notify.inhibitions]]": config.InhibitionSettings,
     **{
         f"[{field.name}]": field.type
         for field in msgspec.structs.fields(config.Settings)
@@ -40,6 +43,14 @@ def spelled(default: Any) -> str:
         return "required"
     if default is None:
         return "none"
+    if default in ((), {}) and not isinstance(default, str):
+        return "none"
+    if isinstance(default, tuple):
+        return ", ".join(map(spelled, default))
+    if isinstance(default, bool):
+        return str(default).lower()
+    if default == "":
+        return "none"
     return (
         f"`{default}`" if isinstance(default, str) else f"{default:g}" if isinstance(default, float) else str(default)
     )
@@ -47,7 +58,10 @@ def spelled(default: Any) -> str:
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_setting_is_documented_with_its_default(section: str) -> None:
-    fields = {field.name: spelled(field.default) for field in msgspec.structs.fields(SECTIONS[section])}
+    fields = {
+        field.name: "none" if field.default_factory is dict else spelled(field.default)
+        for field in msgspec.structs.fields(SECTIONS[section])
+    }
     assert rows(section) == fields
 
 

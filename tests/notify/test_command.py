@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,8 +101,15 @@ def test_status_tells_what_waits(
     assert "HTTP 503" in capsys.readouterr().out
 
 
-def test_without_destinations_it_says_where_to_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_destinations_it_says_so_and_waits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "vedette.toml"
     path.write_text('[[models]]\nname = "digits"\ntopic = "events"\nbundle = "none"\n')
-    assert invoke(["--config", str(path), "notifier"]) == 2
-    assert "notify.destinations: none is declared" in capsys.readouterr().err
+    command = [sys.executable, "-m", "streams.cli", "--config", str(path), "notifier"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert "notify.destinations: none is declared, so nobody is told of pages" in process.stderr.readline()
+    process.terminate()
+    assert process.wait(10) == 0
+    process.stderr.close()
+    assert invoke(["--config", str(path), "notifier", "--check"]) == 2
+    assert "none is declared; see docs/notifications.md" in capsys.readouterr().err

@@ -24,6 +24,7 @@ COMMANDS = [
     "doctor",
     "fit",
     "incidents",
+    "notifier",
     "prober",
     "score",
     "topics",
