@@ -327,6 +327,7 @@ def _as_batch(rows: Reference) -> Batch:
         times=nothing,
         offsets=nothing,
         rows=nothing.astype(np.int32),
+        outputs=rows.outputs,
     )
 
 

@@ -170,6 +170,17 @@ def topics(session: Session, partitions: int, replication: int) -> int:
     "--schema", "schema_path", metavar="FILE", help="Feature schema (JSON); inferred from the reference if left out."
 )
 @click.option("--crafted", metavar="FILE", help="Crafted rows (npz with `inputs`) that train the fusion of detectors.")
+@click.option(
+    "--detectors",
+    metavar="NAMES",
+    help="Detectors of single inputs, separated by commas, instead of the default ones; '+' before a name adds it.",
+)
+@click.option(
+    "--model",
+    "model_object",
+    metavar="MODULE:NAME",
+    help="The watched model as a Python object, for detectors that read it at their fit (oc_score). Runs its module.",
+)
 @click.option("--out", required=True, metavar="FILE", help="Where to write the bundle.")
 @click.option("--budget", default=1, show_default=True, type=click.IntRange(0), help="False pages a week, at most.")
 @click.option(
@@ -246,6 +257,56 @@ def demo(**options: Any) -> int:
     from streams.demo.stage import run
 
     return run(**options)
+
+
+@vedette.group()
+def redteam() -> None:
+    """Attack a model under a threat model, and report how robust it is."""
+
+
+@redteam.command("run")
+@click.option(
+    "--model",
+    required=True,
+    metavar="URL|FILE|module:name",
+    help="http://HOST:PORT/v2/models/NAME, a file (.npz, .joblib, .pkl), or an estimator or function of this "
+    "environment.",
+)
+@click.option("--data", required=True, metavar="FILE", help="Rows with true classes that the model never learned from.")
+@click.option("--schema", "schema_path", metavar="FILE", help="Feature schema (JSON); inferred if left out.")
+@click.option("--threat", required=True, metavar="NAME", help="Threat model: shipped, or declared as [threats.NAME].")
+@click.option("--eps", type=float, help="Another largest distance than the threat model's.")
+@click.option("--budget", type=click.IntRange(0), help="Queries a start row and attack; default: the threat model's.")
+@click.option("--rows", default=200, show_default=True, type=click.IntRange(1), help="Rows drawn from the data.")
+@click.option("--attacks", metavar="NAME,...", help="Only these; default: all that the threat model permits.")
+@click.option("--bundle", metavar="FILE", help="Also tell what this bundle's detectors would have seen.")
+@click.option("--report", required=True, metavar="FOLDER", help="Where report, examples and partial results go.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--curve/--no-curve", default=True, show_default=True, help="Try other distances too, for the plots.")
+@click.option("--again", is_flag=True, help="Throw away what the folder holds of an earlier campaign.")
+@click.option("--trust-pickle", is_flag=True, help="Read --model from a pickle, which runs the code in it.")
+@click.option(
+    "--client-id", "client", default="vedette-redteam", show_default=True, help="Who an endpoint is told asks."
+)
+@click.option("--require", type=click.FloatRange(0, 1), help="Exit with 1 when robust accuracy is below this share.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.pass_obj
+def redteam_run(session: Session, **options: Any) -> int:
+    """Run a campaign; after Ctrl-C the same command goes on."""
+    from streams.redteam.command import run
+
+    return run(session, **options)
+
+
+@redteam.command("compare")
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
+def redteam_compare(first: str, second: str, as_json: bool) -> int:
+    """Compare two reports: did the model of B get more or less robust than that of A?"""
+    from streams.redteam.compare import run
+
+    return run(first, second, as_json=as_json)
 
 
 def _add_incidents() -> None:

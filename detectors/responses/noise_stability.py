@@ -30,8 +30,9 @@ class NoiseStability:
     For every other class z the mean over draws of ln p_z - ln p_y, less its value at the row itself, is put in standard
     deviations of the reference rows of class y; the largest over z and over sizes of noise counts.
 
-    Blind to: adversarial inputs far behind the boundary, as high-confidence attacks make them (Hosseini, Kannan &
-    Poovendran, "Are Odds Really Odd?", 2019), and to models that answer labels alone nearly so.
+    Blind to: linear models, whose log-odds noise moves by nothing in the mean; adversarial inputs far behind the
+    boundary, as high-confidence attacks make them (Hosseini, Kannan & Poovendran, "Are Odds Really Odd?", 2019); models
+    that answer labels alone, nearly so.
 
     References
     ----------

@@ -17,6 +17,7 @@ from detectors.schema import FeatureSchema
 from streams import tables
 from streams.cli import print_json
 from streams.errors import ConfigError
+from streams.training.choice import detectors_of, model_of
 from streams.training.findings import Findings, show
 from streams.training.sources import PARTITIONS, Events, Session, Span, client_key, events_of, schema_of, settings_of
 from streams.training.telling import Telling
@@ -32,6 +33,8 @@ def run(
     benign: str | None,
     schema_path: str | None,
     crafted: str | None,
+    detectors: str | None = None,
+    model_object: str | None = None,
     out: str,
     budget: int,
     clients_per_week: int | None,
@@ -53,6 +56,7 @@ def run(
     began = time.monotonic()
     limit_blas_threads()
     target = writable(out)
+    chosen, watched = detectors_of(detectors), model_of(model_object)
     settings = settings_of(session)
     key, notes = client_key(settings)
     with Telling() as telling:
@@ -77,6 +81,8 @@ def run(
                 partitions=partition_count(partitions, events),
                 rng=np.random.default_rng(seed),
                 progress=telling,
+                detectors=chosen,
+                model=watched,
             )
         except DetectorError as refusal:
             raise ConfigError(f"cannot fit: {refusal}") from None
