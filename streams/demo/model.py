@@ -5,12 +5,16 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streams.demo import digits
 from streams.demo.digits import Pool
+
+if TYPE_CHECKING:  # the served model needs no scikit-learn
+    from sklearn.neural_network import MLPClassifier
 
 #: Hidden layers.
 HIDDEN = (64, 32)
@@ -57,18 +61,34 @@ class Perceptron:
 
 def train(pool: Pool, rng: np.random.Generator) -> Perceptron:
     """A model of the pool's pictures."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.neural_network import MLPClassifier
+    fitted = perceptron(pool, rng)
+    return Perceptron(tuple(fitted.coefs_), tuple(fitted.intercepts_))
 
-    which = np.repeat(np.arange(len(pool)), ROWS_PER_PICTURE)
-    plain = digits.columns([digits.Style()]).repeat(len(which), axis=0)
-    inputs = np.concatenate([pool.inputs, digits.fresh(pool.inputs[which], plain, rng)])
-    truth = np.concatenate([pool.truth, pool.truth[which]])
-    seed = int(rng.integers(2**31))
-    fitted = MLPClassifier(
-        HIDDEN, alpha=1e-3, batch_size=128, learning_rate_init=0.004, max_iter=PASSES, random_state=seed
-    )
+
+def perceptron(pool: Pool, rng: np.random.Generator) -> MLPClassifier:
+    """The same model as scikit-learn's estimator."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    inputs, truth = learning_rows(pool, rng)
+    fitted = architecture(int(rng.integers(2**31)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         fitted.fit(inputs, truth)
-    return Perceptron(tuple(fitted.coefs_), tuple(fitted.intercepts_))
+    return fitted
+
+
+def architecture(seed: int) -> MLPClassifier:
+    """The estimator before it has learned anything."""
+    from sklearn.neural_network import MLPClassifier
+
+    return MLPClassifier(
+        HIDDEN, alpha=1e-3, batch_size=128, learning_rate_init=0.004, max_iter=PASSES, random_state=seed
+    )
+
+
+def learning_rows(pool: Pool, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The pool's pictures and `ROWS_PER_PICTURE` fresh rows of each: inputs (m, 64), true classes (m,)."""
+    which = np.repeat(np.arange(len(pool)), ROWS_PER_PICTURE)
+    plain = digits.columns([digits.Style()]).repeat(len(which), axis=0)
+    inputs = np.concatenate([pool.inputs, digits.fresh(pool.inputs[which], plain, rng)])
+    return inputs, np.concatenate([pool.truth, pool.truth[which]])

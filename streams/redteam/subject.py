@@ -1,0 +1,258 @@
+"""The model under test: behind a URL, in a file, or an object of this environment; what of it can be read."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import itertools
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attacks import gradients, trees
+from attacks.contract import GradientModel, Model
+from attacks.errors import ModelError
+from attacks.network import Network
+from attacks.trees import TreeModel
+from streams.errors import ConfigError, EndpointError
+from streams.models.function import FunctionModel
+from streams.models.oip import OIPModel
+
+#: Rows of one request to an endpoint: attacks ask thousands at once, servers bound the size of a request.
+ROWS_PER_REQUEST = 64
+#: Identity that an endpoint is told, unless another is named.
+CLIENT = "vedette-redteam"
+#: Files that run code when they are read.
+PICKLES = (".joblib", ".pkl", ".pickle")
+#: What --model may be.
+FORMS = "a URL http://HOST:PORT/v2/models/NAME, a file (.npz, .joblib, .pkl) or module:name"
+
+
+@runtime_checkable
+class Attackable(Protocol):
+    """An estimator that tells by itself how attackers reach it."""
+
+    def attacked(self) -> Model:
+        """The model with scores, and with `logits` and `gradient`, or `leaves` and `thresholds`, where it has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model under test.
+
+    Attributes
+    ----------
+    name : str
+        As it was named.
+    model : Model
+        Answers; what it says counts.
+    gradients : GradientModel or None
+        The same model with gradients, for attackers who know it.
+    trees : TreeModel or None
+        The same model as a tree ensemble.
+    estimator : object or None
+        What can be fitted again.
+    """
+
+    name: str
+    model: Model
+    gradients: GradientModel | None = None
+    trees: TreeModel | None = None
+    estimator: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """An endpoint that is asked in requests of bounded size."""
+
+    endpoint: OIPModel
+
+    def predict(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Scores (n, k) of rows (n, d)."""
+        parts = [X[first : first + ROWS_PER_REQUEST] for first in range(0, len(X), ROWS_PER_REQUEST)]
+        return np.concatenate([self.endpoint.predict(part) for part in parts])
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The scores of an estimator, as scikit-learn's have them."""
+
+    estimator: Any
+    name: str
+
+    def predict(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Probabilities (n, k); where there are none, decision values."""
+        try:
+            if hasattr(self.estimator, "predict_proba"):
+                values = np.asarray(self.estimator.predict_proba(X), dtype=np.float64)
+            else:
+                values = np.asarray(self.estimator.decision_function(X), dtype=np.float64)
+        except Exception as error:  # an estimator of a stranger: whatever it raises becomes one sentence
+            raise EndpointError(f"{self.name} failed: {type(error).__name__}: {error}") from error
+        if values.ndim == 1:
+            values = np.column_stack([-values, values])
+        if values.shape[0] != len(X) or not np.isfinite(values).all():
+            raise EndpointError(f"{self.name} returned {values.shape} scores for {len(X)} rows, or not finite ones")
+        return values
+
+
+def load(spec: str, *, trust_pickle: bool = False, client: str = CLIENT) -> Subject:
+    """The model that --model names.
+
+    Parameters
+    ----------
+    spec : str
+        ``http://HOST:PORT/v2/models/NAME`` (Open Inference Protocol); a file ``.npz`` (layers, as `save_network` writes
+        them), ``.joblib`` or ``.pkl`` (a fitted estimator); ``module:name``: an estimator, a function of rows (n, d) to
+        scores (n, k), or a function without arguments that makes either.
+    trust_pickle : bool
+        Whether files that run code when they are read may be.
+    client : str
+        Identity that an endpoint is told.
+
+    Raises
+    ------
+    ConfigError
+        Says in a sentence what is wrong with the name or the file.
+    EndpointError
+        When what it names fails.
+    """
+    if spec.startswith(("http://", "https://")):
+        return _endpoint(spec, client)
+    path = Path(spec)
+    suffix = path.suffix.lower()
+    if suffix == ".onnx":
+        raise ConfigError(
+            f"--model: {spec}: ONNX files are not read; serve the model and name its URL, or write a function "
+            "rows -> scores around it and name it as module:function"
+        )
+    if suffix in PICKLES or suffix == ".npz":
+        if not path.is_file():
+            raise ConfigError(f"--model: {spec}: no such file")
+        return of(_pickle(path, trust_pickle) if suffix in PICKLES else _network(path), spec)
+    if ":" not in spec:
+        raise ConfigError(f"--model: {spec!r} is not understood; it is {FORMS}")
+    return _named(spec)
+
+
+def of(found: Any, name: str) -> Subject:
+    """An object of this environment as a model under test.
+
+    Raises
+    ------
+    ConfigError
+        It has neither scores nor anything that could be asked for them.
+    """
+    estimator = found if hasattr(found, "fit") else None
+    if isinstance(found, Attackable):
+        found = found.attacked()
+    if isinstance(found, GradientModel):
+        return Subject(name, found, gradients=found, estimator=estimator)
+    if isinstance(found, TreeModel):
+        return Subject(name, found, trees=found, estimator=estimator)
+    if hasattr(found, "predict_proba") or hasattr(found, "decision_function"):
+        if hasattr(found, "fit") and not (hasattr(found, "classes_")):
+            raise ConfigError(f"--model: {name}: {type(found).__name__} is not fitted")
+        return Subject(name, Answers(found, name), _adapted(gradients, found), _adapted(trees, found), estimator)
+    if hasattr(found, "predict"):
+        return Subject(name, found, estimator=estimator)
+    raise ConfigError(f"--model: {name} is a {type(found).__name__}, which has neither predict_proba nor predict")
+
+
+def save_network(network: Network, path: Path) -> None:
+    """Write layers as an npz that `load` reads, without any code in it."""
+    arrays: dict[str, NDArray[Any]] = {f"weights_{i}": w for i, w in enumerate(network.weights)}
+    arrays |= {f"biases_{i}": b for i, b in enumerate(network.biases)}
+    with path.open("wb") as out:
+        np.savez(out, allow_pickle=False, activation=np.array(network.activation), **arrays)
+
+
+def _endpoint(spec: str, client: str) -> Subject:
+    path = urlsplit(spec).path
+    base, found, rest = path.partition("/v2/models/")
+    model_name = unquote(rest.removesuffix("/").removesuffix("/infer"))
+    if not found or not model_name or "/" in model_name:
+        raise ConfigError(f"--model: {spec} names no model; it reads http://HOST:PORT/v2/models/NAME")
+    root = spec[: spec.index(path, len("https://"))] + base
+    return Subject(spec, Requests(OIPModel(root, model_name, client_id=client)))
+
+
+def _adapted(reader: Any, estimator: Any) -> Any:
+    try:
+        return reader.adapt(estimator)
+    except ModelError:
+        return None
+
+
+def _named(spec: str) -> Subject:
+    module, _, path = spec.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: Any = importlib.import_module(module)
+        for part in path.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"--model: {spec}: {error}; it is {FORMS}") from None
+    if inspect.isclass(found):
+        raise ConfigError(f"--model: {spec} is a class; name a fitted estimator, or a function that returns one")
+    if inspect.isroutine(found):
+        if not _takes_rows(found):
+            try:
+                return of(found(), spec)
+            except (ConfigError, EndpointError):
+                raise
+            except Exception as error:  # a stranger's function: whatever it raises becomes one sentence
+                raise EndpointError(f"{spec} failed: {type(error).__name__}: {error}") from error
+        return Subject(spec, FunctionModel(spec))
+    return of(found, spec)
+
+
+def _takes_rows(function: Any) -> bool:
+    """Whether a function asks for an argument."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return True
+    return any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+
+
+def _pickle(path: Path, trusted: bool) -> Any:
+    if not trusted:
+        raise ConfigError(
+            f"--model: {path}: reading a pickle runs whatever code is in it; pass --trust-pickle if you made the file "
+            "yourself or know who did"
+        )
+    import joblib
+
+    try:
+        return joblib.load(path)
+    except Exception as error:  # reading a pickle can raise anything
+        raise ConfigError(f"--model: {path} cannot be read: {type(error).__name__}: {error}") from None
+
+
+def _network(path: Path) -> Network:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as wrong:
+        raise ConfigError(f"--model: {path} cannot be read: {wrong}") from None
+    layers = sum(name.startswith("weights_") for name in arrays)
+    names = {f"{kind}_{i}" for kind in ("weights", "biases") for i in range(layers)}
+    if not layers or not names <= set(arrays):
+        held = ", ".join(sorted(arrays)[:8]) or "nothing"
+        raise ConfigError(f"--model: {path} holds no layers weights_0, biases_0, ...; it has {held}")
+    weights = tuple(np.asarray(arrays[f"weights_{i}"], dtype=np.float64) for i in range(layers))
+    biases = tuple(np.asarray(arrays[f"biases_{i}"], dtype=np.float64) for i in range(layers))
+    activation = str(arrays.get("activation", np.array("relu")))
+    fits = all(w.ndim == 2 and b.shape == (w.shape[1],) for w, b in zip(weights, biases, strict=True))
+    fits = fits and all(a.shape[1] == b.shape[0] for a, b in itertools.pairwise(weights))
+    if not fits or activation not in ("relu", "tanh", "logistic", "identity"):
+        raise ConfigError(f"--model: {path}: its layers do not fit one another, or {activation!r} is no activation")
+    return Network(weights, biases, activation)
