@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from streams.audit import COUNTERS
 from streams.config import ModelSettings
 from streams.console.index import IncidentIndex, IncidentRow
+from streams.incidents.monitoring import BLIND
 from streams.store.keys import ModelKeys, PartitionKeys
 from streams.store.messages import Incident, ProbeSummary, SignalMessage, WorkerStatus
 
@@ -180,7 +181,8 @@ class Watch:
         held = {partition for status in living for partition in status.partitions}
         known = {partition for status in said for partition in status.partitions} | self._partitions(places)
         totals = await self._count(sorted(known), now)
-        blind = next((row for row in self.index.rows if row.entity == "monitoring" and row.state != "resolved"), None)
+        about_sight = (row for row in self.index.rows if row.technique == BLIND.technique)
+        blind = next((row for row in about_sight if row.state != "resolved"), None)
         return Overview(
             model=self.model.name,
             at=now,

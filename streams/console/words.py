@@ -15,6 +15,7 @@ from detectors.queries.intent import (
     PROGRESS_SCALE,
     WIDE_SHARE,
 )
+from streams.incidents.monitoring import MODEL_REGRESSION, OBJECTIVE_MISSED
 from streams.incidents.titles import TECHNIQUES, client_name
 from streams.store.messages import Incident, ReasonMessage, SignalMessage
 
@@ -159,6 +160,10 @@ def atlas_link(name: str) -> str:
 
 def sentence(incident: Incident) -> str:
     """What happens, in full sentences: who, what, since when, how strongly, and what the model's owner should know."""
+    if incident.technique == OBJECTIVE_MISSED:
+        return "The newest probes leave little doubt that an objective of this model is missed. No attack is claimed."
+    if incident.technique == MODEL_REGRESSION:
+        return "Matched probes show that the model's newest version bears an attack worse than the version before."
     if incident.entity == "monitoring":
         return "Probes that should be detected are not. Until this is resolved, silence proves nothing."
     if incident.entity == "population":

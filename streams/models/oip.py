@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 import socket
 import threading
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from streams.errors import ConfigError, EndpointError
+from streams.errors import ConfigError, EndpointError, EndpointFault
 
 #: How long one answer may take.
 TIMEOUT_SECONDS = 10.0
@@ -21,6 +22,9 @@ TIMEOUT_SECONDS = 10.0
 SHOWN_BYTES = 200
 #: Larger answers are refused unread.
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
+
+#: What servers write for numbers that JSON has not.
+NOT_JSON = re.compile(rb"[,\[:]\s*-?(NaN|Infinity)")
 
 RequestId = Callable[[NDArray[np.float64]], str]
 """From the rows of a request to its id."""
@@ -39,6 +43,12 @@ class Answer(msgspec.Struct):
     """What is read of an answer; unknown fields are passed over."""
 
     outputs: list[Tensor]
+
+
+class Metadata(msgspec.Struct):
+    """What is read of a model's metadata."""
+
+    versions: list[str] = []
 
 
 class OIPModel:
@@ -111,11 +121,38 @@ class OIPModel:
         request: dict[str, Any] = {"inputs": [tensor]}
         if self._request_id is not None:
             request["id"] = self._request_id(rows)
-        status, body = self._post(msgspec.json.encode(request), self._headers)
+        status, body = self.post(msgspec.json.encode(request))
         if status != 200:
             said = body[:SHOWN_BYTES].decode(errors="replace").strip()
-            raise EndpointError(f"{self.url} answered with status {status}: {said or 'nothing'}")
+            fault: EndpointFault = "refused" if 400 <= status < 500 else "crash"
+            raise EndpointError(f"{self.url} answered with status {status}: {said or 'nothing'}", fault)
         return scores(body, len(rows), self.url, self._answers)
+
+    def post(self, body: bytes) -> tuple[int, bytes]:
+        """Status and body of the answer to a request as it is, well-formed or not.
+
+        Raises
+        ------
+        EndpointError
+            It did not answer at all.
+        """
+        return self._call("POST", self._path, body, self._headers)
+
+    def version(self) -> str:
+        """The newest version that the model's metadata name; empty where they name none.
+
+        Raises
+        ------
+        EndpointError
+        """
+        status, body = self._call("GET", self._path.removesuffix("/infer"), b"", {})
+        if status != 200:
+            return ""
+        try:
+            versions = msgspec.json.decode(body, type=Metadata).versions
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise EndpointError(f"{self.url}: its metadata cannot be read: {error}") from None
+        return versions[-1] if versions else ""
 
     def close(self) -> None:
         """Close the calling thread's connection; the next call opens another."""
@@ -124,28 +161,28 @@ class OIPModel:
             connection.close()
             self._local.connection = None
 
-    def _post(self, body: bytes, headers: Mapping[str, str]) -> tuple[int, bytes]:
+    def _call(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, bytes]:
         try:
             kept = getattr(self._local, "connection", None)
             if kept is not None:
                 try:
-                    return self._ask(kept, body, headers)
+                    return self._ask(kept, method, path, body, headers)
                 except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
                     self.close()
             connection = self._open(self._host, self._port, timeout=self._timeout)
             self._local.connection = connection
-            return self._ask(connection, body, headers)
+            return self._ask(connection, method, path, body, headers)
         except TimeoutError:
             self.close()
-            raise EndpointError(f"{self.url} did not answer within {self._timeout:g} s") from None
+            raise EndpointError(f"{self.url} did not answer within {self._timeout:g} s", "timeout") from None
         except (OSError, http.client.HTTPException, socket.gaierror) as error:
             self.close()
-            raise EndpointError(f"{self.url} cannot be asked: {error or type(error).__name__}") from None
+            raise EndpointError(f"{self.url} cannot be asked: {error or type(error).__name__}", "crash") from None
 
     def _ask(
-        self, connection: http.client.HTTPConnection, body: bytes, headers: Mapping[str, str]
+        self, connection: http.client.HTTPConnection, method: str, path: str, body: bytes, headers: Mapping[str, str]
     ) -> tuple[int, bytes]:
-        connection.request("POST", self._path, body=body, headers=dict(headers))
+        connection.request(method, path, body=body or None, headers=dict(headers))
         answer = connection.getresponse()
         content = answer.read(MAX_ANSWER_BYTES + 1)
         if len(content) > MAX_ANSWER_BYTES:
@@ -168,7 +205,8 @@ def scores(
     try:
         answer = (decoder or msgspec.json.Decoder(Answer)).decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise EndpointError(f"{where} did not answer by the Open Inference Protocol: {error}") from None
+        fault: EndpointFault = "not-finite" if NOT_JSON.search(body) else "unusable"
+        raise EndpointError(f"{where} did not answer by the Open Inference Protocol: {error}", fault) from None
     found = [one for one in answer.outputs if one.datatype in ("FP64", "FP32", "FP16", "BF16") and len(one.shape) == 2]
     if not found:
         outputs = ", ".join(f"{one.name} {one.datatype} {one.shape}" for one in answer.outputs[:5]) or "none"
@@ -180,5 +218,5 @@ def scores(
     if len(values) != rows or values.shape[1] < 2:
         raise EndpointError(f"{where} answered with {values.shape} scores for {rows} rows")
     if not np.isfinite(values).all():
-        raise EndpointError(f"{where} answered with scores that are not finite")
+        raise EndpointError(f"{where} answered with scores that are not finite", "not-finite")
     return values

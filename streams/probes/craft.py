@@ -1,4 +1,4 @@
-"""What the prober sends: transfer bursts, query campaigns, and benign controls of both.
+"""What the prober sends: transfer bursts, query campaigns, extractions, and benign controls.
 
 Probes reach the topic in two ways. **Straight**: made here, produced with header marks (bursts). **By the front door**:
 every query goes to the model's endpoint under a signed request id, and what the endpoint's logger writes is the probe
@@ -8,14 +8,20 @@ Questions that only serve the making of a burst (what does the model answer on t
 their logged copies must not count as traffic. They are **asides**: front-door ids issued at time 0, so every worker
 finds the mark valid and expired, counts the record and scores it nowhere, not even in the overlay, where it would be a
 second copy of the burst's own rows.
+
+Before a probe goes by the front door, one aside of its client tells in which partition the client's records arrive; the
+ids of the probe name that partition, and copies in any other are worth nothing.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -23,8 +29,10 @@ from numpy.typing import NDArray
 
 from streams.config import ProbeSettings
 from streams.probes import marks
+from streams.probes.answers import AnswerTally
 from streams.probes.data import Deck
-from streams.probes.pace import Pace, Stopped
+from streams.probes.marks import ANYWHERE, HELLO
+from streams.probes.pace import CpuBudget, Pace, Stopped
 from streams.probes.prober import Kind, Probe
 from streams.probes.records import DirectSender
 
@@ -37,6 +45,10 @@ ASIDE_ROWS = 64
 SURROGATE_SECONDS = 3600.0
 #: Issue time of asides.
 ASIDE_ISSUED = 0
+#: Pause between two looks whether the partition of a client is known.
+HOME_LOOK_SECONDS = 0.05
+#: Rows that an extraction starts from, and rows on which its copy is compared with the model.
+EXTRACTION_SEEDS, HELD_OUT_ROWS = 50, 200
 
 RequestId = Callable[[NDArray[np.float64]], str]
 
@@ -63,6 +75,7 @@ class FrontDoor:
     endpoint: Endpoint
     probe: Probe
     pace: Pace
+    cpu: CpuBudget
     budget: int
     rows: int = PROBE_ROWS
 
@@ -73,8 +86,9 @@ class FrontDoor:
             part = inputs[first : first + self.rows]
             if self.probe.inputs + len(part) > self.budget:
                 raise Stopped
+            self.cpu.pay(self.probe.stop)
             self.pace.take(len(part), self.probe.stop)
-            answers.append(self.endpoint.predict(part))
+            answers.append(self.probe.tally.call(partial(self.endpoint.predict, part)))
             self.probe.sent += 1
             self.probe.inputs += len(part)
         return np.concatenate(answers)
@@ -109,10 +123,11 @@ class Desk:
     ) -> None:
         self.settings = settings
         self.sender = sender
-        self.pace = Pace(settings.queries_per_second)
+        self.pace = Pace(min(settings.queries_per_second, (settings.queries_per_minute or math.inf) / 60))
+        self.cpu = CpuBudget(settings.cpu_share)
         self._topic = topic
         self._key = key
-        self._connect = connect
+        self.connect = connect
         self._rng = rng
         self._lock = threading.Lock()
         self._clock = clock or (lambda: time.time_ns() // 1000)
@@ -124,32 +139,53 @@ class Desk:
 
     def front_door(self, probe: Probe, budget: int) -> FrontDoor:
         """The model as one probe client asks it; the logged queries are the probe."""
-        counter = iter(range(1 << 32))
+        counter = iter(range(HELLO))
 
         def request_id(inputs: NDArray[np.float64]) -> str:
-            issued = self._clock()
-            client = probe.client.encode()
-            return marks.sign_request(self._key, self._topic, probe.campaign, next(counter), issued, client, inputs)
-
-        return FrontDoor(self._connect(probe.client, request_id), probe, self.pace, budget)
-
-    def ask(self, inputs: NDArray[np.float64], stop: threading.Event) -> NDArray[np.float64]:
-        """The model's scores (n, k), asked aside: the logged copies are excluded everywhere."""
-        rng = self.spawn()
-        client, campaign = rng.bytes(16).hex(), rng.bytes(marks.CAMPAIGN_BYTES)
-        counter = iter(range(1 << 32))
-
-        def request_id(rows: NDArray[np.float64]) -> str:
+            home = ANYWHERE if probe.home is None else probe.home
+            client, issued = probe.client.encode(), self._clock()
             return marks.sign_request(
-                self._key, self._topic, campaign, next(counter), ASIDE_ISSUED, client.encode(), rows
+                self._key, self._topic, probe.campaign, next(counter), issued, client, inputs, home
             )
 
-        endpoint = self._connect(client, request_id)
+        return FrontDoor(self.connect(probe.client, request_id), probe, self.pace, self.cpu, budget)
+
+    def find_home(self, probe: Probe, row: NDArray[np.float64]) -> None:
+        """Ask one row (1, d) aside under the probe's client, and wait for the verdict that tells the partition.
+
+        Gives up after `timeout_seconds`: then the ids name no partition, and the missing verdicts tell the rest.
+        """
+        if probe.home is not None or probe.homeless:
+            return
+        self.pace.take(len(row), probe.stop)
+        probe.tally.call(partial(self.aside(probe.client, probe.campaign, HELLO).predict, row))
+        until = self._clock() + round(self.settings.timeout_seconds * 1e6)
+        while probe.home is None and self._clock() < until:
+            if probe.stop.wait(HOME_LOOK_SECONDS):
+                raise Stopped
+
+    def aside(self, client: str, campaign: bytes, first: int = 0) -> Endpoint:
+        """The model as a client asks it aside; counters of its ids begin at `first`."""
+        counter = itertools.count(first)
+        return self.connect(client, lambda rows: self.aside_id(client, campaign, next(counter), rows))
+
+    def aside_id(self, client: str, campaign: bytes, counter: int, rows: NDArray[np.float64]) -> str:
+        """Id of a request (n, d) whose logged copy is excluded everywhere."""
+        return marks.sign_request(self._key, self._topic, campaign, counter, ASIDE_ISSUED, client.encode(), rows)
+
+    def ask(
+        self, inputs: NDArray[np.float64], stop: threading.Event, tally: AnswerTally | None = None
+    ) -> NDArray[np.float64]:
+        """The model's scores (n, k), asked aside: the logged copies are excluded everywhere."""
+        rng = self.spawn()
+        endpoint = self.aside(rng.bytes(16).hex(), rng.bytes(marks.CAMPAIGN_BYTES))
+        tally = tally or AnswerTally()
         answers = []
         for first in range(0, len(inputs), ASIDE_ROWS):
             part = inputs[first : first + ASIDE_ROWS]
+            self.cpu.pay(stop)
             self.pace.take(len(part), stop)
-            answers.append(endpoint.predict(part))
+            answers.append(tally.call(partial(endpoint.predict, part)))
         return np.concatenate(answers)
 
     def send(self, probe: Probe, inputs: NDArray[np.float64], outputs: NDArray[np.float64]) -> None:
@@ -162,8 +198,9 @@ class Desk:
 
     def seconds_for(self, rows: int) -> float:
         """Time that so many queries take when all that may run at once share the pace, with room for the rest."""
-        sharing = self.settings.concurrent_campaigns + 2
-        return 60.0 + rows * sharing / self.settings.queries_per_second
+        sharing = sum(schedule.at_once for schedule in self.settings.schedules if schedule.enabled)
+        sharing += self.settings.concurrent_campaigns + self.settings.requests_at_once + 2
+        return 60.0 + self.settings.timeout_seconds + rows * sharing * self.pace.seconds_per_row
 
 
 class ControlDirect:
@@ -182,7 +219,7 @@ class ControlDirect:
 
     def run(self, probe: Probe) -> None:
         rows = self._rows.deal(self._desk.settings.control_inputs)
-        self._desk.send(probe, rows, self._desk.ask(rows, probe.stop))
+        self._desk.send(probe, rows, self._desk.ask(rows, probe.stop, probe.tally))
 
 
 class ControlFrontDoor:
@@ -201,6 +238,7 @@ class ControlFrontDoor:
 
     def run(self, probe: Probe) -> None:
         rows = self._rows.deal(self._desk.settings.control_inputs)
+        self._desk.find_home(probe, self._rows.sample(1, self._desk.spawn()))
         self._desk.front_door(probe, len(rows)).predict(rows)
 
 
@@ -229,6 +267,23 @@ class QueryAttack(Protocol):
         self, model: Endpoint, inputs: NDArray[np.float64], labels: NDArray[np.int64], rng: np.random.Generator
     ) -> None:
         """Attack rows (n, d) of the predicted classes (n,); every query goes through `model`."""
+
+
+class Thief(Protocol):
+    """An extraction: copies the model by asking it."""
+
+    attack: str
+    threat: str
+
+    def steal(self, model: Endpoint, seeds: NDArray[np.float64], rng: np.random.Generator) -> Copy:
+        """A copy, from legal rows (n, d) and as many questions as the threat model allows."""
+
+
+class Copy(Protocol):
+    """What an extraction brings home."""
+
+    def agreement(self, inputs: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+        """Share of rows (n, d) on which the copy answers with the watched model's class (n,)."""
 
 
 class TransferBurst:
@@ -262,31 +317,38 @@ class TransferBurst:
         self._known = known
         self._surrogate: object | None = None
         self._fitted_at = 0.0
+        self._fitted_version = ""
 
     def seconds(self) -> float:
         asked = 2 * self._desk.settings.burst_size + (0 if self._known else self._desk.settings.surrogate_rows)
         return self._desk.seconds_for(asked)
 
     def run(self, probe: Probe) -> None:
-        rng = self._desk.spawn()
-        surrogate = self._fresh_surrogate(probe, rng)
-        rows = self._rows.deal(self._desk.settings.burst_size)
-        before = classes(self._desk.ask(rows, probe.stop))
-        crafted = self._transfer.craft(surrogate, rows, before, rng)
-        answers = self._desk.ask(crafted, probe.stop)
-        probe.fooled = int(np.count_nonzero(classes(answers) != before))
+        surrogate = self._fresh_surrogate(probe, self._desk.spawn())
+        rows = self._rows.lot(self.attack, probe.number, self._desk.settings.burst_size)
+        before = classes(self._desk.ask(rows, probe.stop, probe.tally))
+        crafted = self._transfer.craft(surrogate, rows, before, probe.rng())
+        self._desk.cpu.pay(probe.stop)
+        answers = self._desk.ask(crafted, probe.stop, probe.tally)
+        fooled = classes(answers) != before
+        probe.fooled = int(np.count_nonzero(fooled))
+        probe.fooled_rows = np.packbits(fooled).tobytes().hex()
         self._desk.send(probe, crafted, answers)
 
     def _fresh_surrogate(self, probe: Probe, rng: np.random.Generator) -> object:
         now = time.monotonic()
-        stale = self._known is None and now - self._fitted_at > SURROGATE_SECONDS
+        stale = self._known is None and (
+            now - self._fitted_at > SURROGATE_SECONDS or probe.model_version != self._fitted_version
+        )
+        self._fitted_version = probe.model_version
         if self._surrogate is None or stale:
             if self._known is not None:
                 inputs, labels = self._known
             else:
                 inputs = self._rows.sample(self._desk.settings.surrogate_rows, rng)
-                labels = classes(self._desk.ask(inputs, probe.stop))
+                labels = classes(self._desk.ask(inputs, probe.stop, probe.tally))
             self._surrogate, self._fitted_at = self._transfer.fit(inputs, labels, rng), now
+            self._desk.cpu.pay(probe.stop)
         return self._surrogate
 
 
@@ -309,11 +371,34 @@ class QueryCampaign:
         return self._desk.seconds_for(self._desk.settings.campaign_queries)
 
     def run(self, probe: Probe) -> None:
-        rng = self._desk.spawn()
+        rng = probe.rng()
+        self._desk.find_home(probe, self._rows.sample(1, self._desk.spawn()))
         door = self._desk.front_door(probe, self._desk.settings.campaign_queries)
-        while True:
-            row = self._rows.deal(1)
+        for row in self._rows.walk(self.attack, probe.number):
             self._craft.craft(door, row, classes(door.predict(row)), rng)
+
+
+class ExtractionRun:
+    """One thief who copies the model by asking it, until he is paged or his queries are spent."""
+
+    kind: Kind = "extraction"
+
+    def __init__(self, desk: Desk, rows: Deck, thief: Thief) -> None:
+        self.attack = thief.attack
+        self.threat = thief.threat
+        self._desk = desk
+        self._rows = rows
+        self._thief = thief
+
+    def seconds(self) -> float:
+        return self._desk.seconds_for(self._desk.settings.extraction_queries + HELD_OUT_ROWS)
+
+    def run(self, probe: Probe) -> None:
+        self._desk.find_home(probe, self._rows.sample(1, self._desk.spawn()))
+        door = self._desk.front_door(probe, self._desk.settings.extraction_queries)
+        copy = self._thief.steal(door, self._rows.lot(self.attack, probe.number, EXTRACTION_SEEDS), probe.rng())
+        held_out = self._rows.sample(HELD_OUT_ROWS, self._desk.spawn())
+        probe.agreement = copy.agreement(held_out, classes(self._desk.ask(held_out, probe.stop, probe.tally)))
 
 
 def classes(scores: NDArray[np.float64]) -> NDArray[np.int64]:

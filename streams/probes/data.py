@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import zipfile
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +31,14 @@ class ProbeData:
         Rows that attacks and controls start from.
     surrogate_inputs : float64 (m, d) or None; surrogate_labels : int64 (m,) or None
         Rows with the watched model's predicted class, for the surrogate of transfer attacks.
+    labels : int64 (n,) or None
+        Classes of `inputs`, for threat models by a distance quantile.
     """
 
     inputs: NDArray[np.float64]
     surrogate_inputs: NDArray[np.float64] | None = None
     surrogate_labels: NDArray[np.int64] | None = None
+    labels: NDArray[np.int64] | None = None
 
 
 def load(model: ModelSettings, width: int) -> ProbeData:
@@ -57,15 +63,18 @@ def load(model: ModelSettings, width: int) -> ProbeData:
     inputs = _rows(arrays["inputs"], "inputs", where, width)
     if len(inputs) < LEAST_ROWS:
         raise ConfigError(f"{where}: {path} has {len(inputs)} rows; give at least {LEAST_ROWS}, better hundreds")
+    labels = _classes(arrays["labels"], "labels", inputs, "inputs", where) if "labels" in arrays else None
     if "surrogate_inputs" not in arrays or "surrogate_labels" not in arrays:
-        return ProbeData(inputs)
+        return ProbeData(inputs, labels=labels)
     known = _rows(arrays["surrogate_inputs"], "surrogate_inputs", where, width)
-    labels = np.asarray(arrays["surrogate_labels"])
-    if labels.shape != (len(known),) or not np.issubdtype(labels.dtype, np.integer):
-        raise ConfigError(
-            f"{where}: `surrogate_labels` must be {len(known)} whole numbers, one a row of `surrogate_inputs`"
-        )
-    return ProbeData(inputs, known, labels.astype(np.int64))
+    answered = _classes(arrays["surrogate_labels"], "surrogate_labels", known, "surrogate_inputs", where)
+    return ProbeData(inputs, known, answered, labels)
+
+
+def _classes(labels: NDArray[Any], name: str, rows: NDArray[Any], of: str, where: str) -> NDArray[np.int64]:
+    if labels.shape != (len(rows),) or not np.issubdtype(labels.dtype, np.integer):
+        raise ConfigError(f"{where}: `{name}` must be {len(rows)} whole numbers, one a row of `{of}`")
+    return labels.astype(np.int64)
 
 
 def _rows(array: NDArray[Any], name: str, where: str, width: int) -> NDArray[np.float64]:
@@ -80,7 +89,9 @@ def _rows(array: NDArray[Any], name: str, where: str, width: int) -> NDArray[np.
 class Deck:
     """Deals rows to threads, without repetition until all have been dealt, then shuffles again.
 
-    A row that comes back soon would look like a repeated query to the detectors, and be judged for that.
+    A row that comes back soon would look like a repeated query to the detectors, and be judged for that. `deal` goes on
+    where it stopped; `lot` and `walk` give the same rows for the same name and number, so that what was sent to one
+    version of a model can be sent to the next.
 
     Parameters
     ----------
@@ -91,6 +102,7 @@ class Deck:
     def __init__(self, rows: NDArray[np.float64], rng: np.random.Generator) -> None:
         self._rows = rows
         self._rng = rng
+        self._seed = int(rng.integers(1 << 63))
         self._order = rng.permutation(len(rows))
         self._next = 0
         self._lock = threading.Lock()
@@ -101,6 +113,23 @@ class Deck:
     def sample(self, n: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """At most `n` different rows that stay in the deck, for questions that no detector sees."""
         return self._rows[rng.permutation(len(self._rows))[:n]]
+
+    def lot(self, name: str, number: int, n: int) -> NDArray[np.float64]:
+        """Lot `number` (from 0 on) of `n` rows, (n, d), of the endless deal of that name."""
+        places = range(number * n, (number + 1) * n)
+        whole = len(self._rows)
+        orders = {deal: self._shuffled(name, deal) for deal in {place // whole for place in places}}
+        return self._rows[[orders[place // whole][place % whole] for place in places]]
+
+    def walk(self, name: str, number: int) -> Iterator[NDArray[np.float64]]:
+        """Rows (1, d) without end, in an order that the name and the number fix."""
+        for deal in itertools.count():
+            for place in self._shuffled(f"{name} {number}", deal):
+                yield self._rows[place : place + 1]
+
+    def _shuffled(self, name: str, deal: int) -> NDArray[np.intp]:
+        seeds = [self._seed, zlib.crc32(name.encode()), deal]
+        return np.random.default_rng(seeds).permutation(len(self._rows))
 
     def deal(self, n: int) -> NDArray[np.float64]:
         """The next `n` rows, (n, d)."""

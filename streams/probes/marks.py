@@ -46,6 +46,8 @@ CAMPAIGN_BYTES = 8
 _COUNTER_BYTES = 4
 _PARTITION_BYTES = 4
 _TIME_BYTES = 8
+#: Counter of the aside that asks where a client's records arrive.
+HELLO = (1 << (8 * _COUNTER_BYTES)) - 1
 #: Stands in a front-door id that names no partition.
 ANYWHERE = (1 << (8 * _PARTITION_BYTES)) - 1
 

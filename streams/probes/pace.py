@@ -22,7 +22,7 @@ class Pace:
     """
 
     def __init__(self, rows_per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._seconds_per_row = 1.0 / rows_per_second
+        self.seconds_per_row = 1.0 / rows_per_second
         self._clock = clock
         self._next = clock()
         self._lock = threading.Lock()
@@ -38,31 +38,49 @@ class Pace:
         with self._lock:
             now = self._clock()
             start = max(now, self._next)
-            self._next = start + rows * self._seconds_per_row
+            self._next = start + rows * self.seconds_per_row
         if stop.wait(max(0.0, start - now)):
             raise Stopped
 
 
-class Schedule:
-    """When each kind of probe is due. A kind that was held up does not catch up: it is due once, then on.
+class CpuBudget:
+    """At most a share of one core over all threads that share it: who has used more waits before going on.
 
     Parameters
     ----------
-    every : dict of str to float
-        Seconds between two starts of each kind.
-    now : float
-        Monotonic seconds; everything is due at once.
+    share : float
+        Of one core, above 0 and at most 1.
+    clock, used : callable
+        Monotonic seconds; cpu seconds of the calling thread.
     """
 
-    def __init__(self, every: dict[str, float], now: float) -> None:
-        self._every = dict(every)
-        self._due = dict.fromkeys(every, now)
+    def __init__(
+        self,
+        share: float,
+        clock: Callable[[], float] = time.monotonic,
+        used: Callable[[], float] = time.thread_time,
+    ) -> None:
+        self._share = share
+        self._clock = clock
+        self._used = used
+        self._paid_at = clock()
+        self._lock = threading.Lock()
+        self._thread = threading.local()
 
-    def due(self, kind: str, now: float) -> bool:
-        """Whether to start one now."""
-        return now >= self._due[kind]
+    def pay(self, stop: threading.Event) -> None:
+        """Wait until what the calling thread has used since its last call is within the budget.
 
-    def started(self, kind: str, now: float) -> None:
-        """Note the start."""
-        late = now - self._due[kind]
-        self._due[kind] = now + self._every[kind] if late >= self._every[kind] else self._due[kind] + self._every[kind]
+        Raises
+        ------
+        Stopped
+            When `stop` is set before or meanwhile.
+        """
+        used = self._used()
+        spent = used - getattr(self._thread, "used", 0.0)
+        self._thread.used = used
+        with self._lock:
+            now = self._clock()
+            self._paid_at = max(self._paid_at, now - spent) + spent / self._share
+            owed = self._paid_at - now
+        if stop.wait(max(0.0, owed)):
+            raise Stopped

@@ -7,14 +7,17 @@ what it had not. Probes are made in threads; the main thread alone talks to Redi
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import resource
 import signal as signals
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -23,15 +26,27 @@ from redis.exceptions import RedisError
 from threadpoolctl import threadpool_limits
 
 from detectors.contract import Level
-from streams.config import ProbeSettings, Settings, secret
-from streams.errors import BrokerError, Fenced, VedetteError
-from streams.incidents.monitoring import open_blind, resolve_blind
+from streams.config import ObjectiveSettings, ProbeSettings, Settings, secret
+from streams.errors import BrokerError, ConfigError, Fenced, VedetteError
+from streams.incidents.monitoring import (
+    objective,
+    open_blind,
+    open_incident,
+    regression,
+    resolve_blind,
+    resolve_incident,
+)
 from streams.lease import Lease
-from streams.probes.outcome import blindness, judge, summarise
-from streams.probes.pace import Schedule, Stopped
+from streams.probes import marks
+from streams.probes.answers import AnswerTally
+from streams.probes.objectives import OBJECTIVES, breaches
+from streams.probes.outcome import blindness, break_down, judge, summarise
+from streams.probes.pace import Stopped
+from streams.probes.regression import Comparison, compare, sentence
+from streams.probes.schedules import Timetable, schedules
 from streams.probes.store import START, ProbeStore
 from streams.store.keys import ModelKeys
-from streams.store.messages import ProbeOutcome, ProbePlan, ProbeVerdict
+from streams.store.messages import ProbeKind, ProbeOutcome, ProbePlan, ProbeRequest, ProbeVerdict
 
 log = logging.getLogger("vedette.prober")
 
@@ -45,8 +60,18 @@ AWAY_SECONDS = 1.0
 NICENESS = 10
 #: How long threads that make probes are waited for at the end; they are daemons and cannot hold the process.
 JOIN_SECONDS = 3.0
+#: Requests that nobody served for so long are dropped.
+REQUEST_SECONDS = 3600
+#: Counter of the aside that tells a client's partition.
+HELLO = f"{marks.HELLO:08x}"
+#: Name under which probes on demand are counted.
+ON_DEMAND = ""
 
-Kind = Literal["burst", "campaign", "control"]
+Kind = ProbeKind
+Seeds = Callable[[str], int]
+"""From the name of a probe (attack, threat model, number) to its seed."""
+MakeCrafter = Callable[[ProbeRequest], "Crafter"]
+"""The crafter that a request asks for; raises `ConfigError` when there can be none."""
 
 
 @dataclass(slots=True)
@@ -63,8 +88,18 @@ class Probe:
         Set when the probe shall end: it has paged, or the prober ends.
     sent, inputs : int
         Records and rows sent so far.
-    fooled : int or None
-        Crafted rows that changed the model's answer.
+    fooled, fooled_rows : int or None, str
+        Crafted rows that changed the model's answer, and which (see `ProbePlan`).
+    number, seed : int
+        See `ProbePlan`.
+    model_version : str
+    home : int or None
+        Partition in which the client's records arrive.
+    homeless : bool
+        Do not ask for it.
+    tally : AnswerTally
+    agreement : float or None
+        Of an extracted copy.
     """
 
     campaign: bytes
@@ -73,6 +108,18 @@ class Probe:
     sent: int = 0
     inputs: int = 0
     fooled: int | None = None
+    fooled_rows: str = ""
+    number: int = 0
+    seed: int = 0
+    model_version: str = ""
+    home: int | None = None
+    homeless: bool = False
+    tally: AnswerTally = field(default_factory=AnswerTally)
+    agreement: float | None = None
+
+    def rng(self) -> np.random.Generator:
+        """Its random numbers, from the beginning."""
+        return np.random.default_rng(self.seed)
 
 
 class Crafter(Protocol):
@@ -101,7 +148,7 @@ class Crafter(Protocol):
 class _Job:
     """A probe that is being made, in a thread."""
 
-    kind: str
+    schedule: str
     probe: Probe
     thread: threading.Thread = field(default_factory=threading.Thread)
     error: str = ""
@@ -128,13 +175,19 @@ class Prober:
     lease : Lease
         Of the role ``prober``.
     crafters : mapping of schedule name to crafters
-        ``burst``, ``campaign`` and ``control``; every crafter of a name is started when the name is due.
+        One for each attack of the schedule.
     partitions : callable
         Number of partitions of the event topic now; may raise `BrokerError`.
     rng : numpy.random.Generator
         Names of campaigns and clients.
     clock : callable
-        Microseconds since the epoch.
+        Microseconds since the epoch; everything but the lease goes by it.
+    objectives : ObjectiveSettings
+    version : callable
+        The watched model's version now, empty where it is not known; must not block.
+    make : callable, optional
+        Serves requests; without it they are refused.
+    seeds : callable
     """
 
     def __init__(
@@ -146,6 +199,11 @@ class Prober:
         partitions: Callable[[], int],
         rng: np.random.Generator,
         clock: Callable[[], int] | None = None,
+        *,
+        objectives: ObjectiveSettings | None = None,
+        version: Callable[[], str] = lambda: "",
+        make: MakeCrafter | None = None,
+        seeds: Seeds | None = None,
     ) -> None:
         self.store = store
         self.settings = settings
@@ -158,6 +216,15 @@ class Prober:
         self._positions: dict[int, str] = {}
         self._outcomes: list[ProbeOutcome] = []
         self._reason: str | None = None
+        self._objectives = objectives or ObjectiveSettings()
+        self._version = version
+        self._make = make
+        self._seeds = seeds or seeds_under(b"")
+        self._numbers: Counter[tuple[str, str, str]] = Counter()
+        self._timetables: list[Timetable] = []
+        self._missed: dict[str, str] | None = None
+        self._compared: set[tuple[str, str, str, str, int]] = set()
+        self._renew_at = 0.0
 
     def run(self, stop: threading.Event) -> None:
         """Stand by for the lease and probe, until `stop` is set. Holds on while Redis is away."""
@@ -188,45 +255,110 @@ class Prober:
             log.warning("lease not released, it ends by itself: %s", error)
 
     def _active(self, stop: threading.Event) -> None:
-        self._take_over()
-        settings = self.settings
-        now = time.monotonic()
-        schedule = Schedule(
-            {
-                "control": settings.control_every_seconds,
-                "burst": settings.burst_every_seconds,
-                "campaign": settings.campaign_every_seconds,
-            },
-            now,
-        )
-        renew = now
+        self.begin()
         while not stop.is_set():
-            now = time.monotonic()
-            if now >= renew:
-                if not self.lease.renew():
-                    raise Fenced(f"another prober holds the lease of model {self.store.keys.model!r}")
-                renew = now + self.lease.renew_every
-            for kind, crafters in self._crafters.items():
-                at_once = settings.concurrent_campaigns if kind == "campaign" else 1
-                if schedule.due(kind, now) and self._busy(kind) < at_once * len(crafters):
-                    for crafter in crafters:
-                        self._start(kind, crafter)
-                    schedule.started(kind, now)
-            self._gather()
+            self.tick()
             if not self._positions:
                 stop.wait(BLOCK_MILLISECONDS / 1000)
-            for verdict in self.store.verdicts(self._positions, BLOCK_MILLISECONDS):
-                self._note(verdict)
-            self._finish()
 
-    def _busy(self, kind: str) -> int:
-        return sum(watch.job is not None and watch.job.kind == kind for watch in self._watches.values())
+    def begin(self) -> None:
+        """Take over what is under way, and see when what is due next. The lease must be held."""
+        self._renew_at = 0.0
+        self._take_over()
+        last: dict[str, int] = {}
+        for done in self._outcomes:
+            last[done.schedule] = max(last.get(done.schedule, 0), done.issued)
+        version = next((done.model_version for done in reversed(self._outcomes) if done.model_version), "")
+        now = self._clock()
+        self._timetables = [
+            Timetable(schedule, self._crafters[schedule.name], now, last.get(schedule.name, 0), version)
+            for schedule in schedules(self.settings)
+            if self._crafters.get(schedule.name)
+        ]
+
+    def tick(self, block_milliseconds: int = BLOCK_MILLISECONDS) -> None:
+        """One look: start what is due or asked for, take note of what was sent and said, finish what is complete.
+
+        Raises
+        ------
+        Fenced
+            Another prober has taken over.
+        """
+        moment = time.monotonic()
+        if moment >= self._renew_at:
+            if not self.lease.renew():
+                raise Fenced(f"another prober holds the lease of model {self.store.keys.model!r}")
+            self._renew_at = moment + self.lease.renew_every
+        now, version = self._clock(), self._version()
+        for table in self._timetables:
+            if table.due(now, version) and self._busy(table.schedule.name) < table.room:
+                for crafter in table.draw(self._rng):
+                    self._start(table.schedule.name, crafter)
+                table.started(now, version)
+        self._serve()
+        self._gather()
+        for verdict in self.store.verdicts(self._positions, block_milliseconds):
+            self._note(verdict)
+        self._finish()
+
+    @property
+    def under_way(self) -> int:
+        """Probes that are being made or whose verdicts are awaited."""
+        return len(self._watches)
+
+    def _busy(self, schedule: str) -> int:
+        return sum(watch.job is not None and watch.job.schedule == schedule for watch in self._watches.values())
+
+    def _serve(self) -> None:
+        """Start what was asked for, as far as there is room."""
+        for request in self.store.requests():
+            if self._clock() - request.at > REQUEST_SECONDS * 1_000_000:
+                self._refuse(request, f"nobody served the request for {REQUEST_SECONDS // 60} minutes")
+                continue
+            try:
+                if self._make is None:
+                    raise ConfigError("this prober serves no requests")
+                crafter = self._make(request)
+            except VedetteError as error:
+                self._refuse(request, str(error))
+                continue
+            left = request
+            while left.count > 0 and self._busy(ON_DEMAND) < self.settings.requests_at_once:
+                if not self._start(ON_DEMAND, crafter, left):
+                    break
+                left = msgspec.structs.replace(left, count=left.count - 1)
+
+    def _refuse(self, request: ProbeRequest, reason: str) -> None:
+        """Answer a request by an outcome that says why there is none."""
+        now = self._clock()
+        plan = ProbePlan(
+            campaign=self._rng.bytes(8).hex(),
+            attack=request.attack,
+            kind=request.kind or "burst",
+            threat=request.threat,
+            client="",
+            sent=0,
+            inputs=0,
+            issued=now,
+            deadline=now,
+            request=request.id,
+        )
+        if self.store.put_plan(plan, self.lease.token, msgspec.structs.replace(request, count=1)):
+            log.warning("request %s by %s is refused: %s", request.id, request.by, reason)
+            self._watches[plan.campaign] = _Watch(plan, None)
+            self._close(self._watches[plan.campaign], reason)
 
     def _take_over(self) -> None:
         """Load outcomes and plans; abandon plans that nobody is sending any more."""
         plans = self.store.plans()
         self._outcomes = self.store.outcomes()
-        self._reason = None
+        self._reason, self._missed = None, None
+        self._compared = {_look(found) for found in compare(self._outcomes, self.settings.significance)}
+        self._numbers.clear()
+        everything: list[ProbeOutcome | ProbePlan] = [*self._outcomes, *plans]
+        for known in everything:
+            series = known.attack, known.threat, known.model_version
+            self._numbers[series] = max(self._numbers[series], known.number)
         self._positions = {}
         self._discover()
         self._positions = self.store.tails(self._positions)
@@ -235,8 +367,9 @@ class Prober:
                 place = int(partition)
                 self._positions[place] = min(self._positions.get(place, after), after, key=_stream_id)
             self._watches[plan.campaign] = _Watch(plan, None)
-            if not plan.complete:
-                self._close(self._watches[plan.campaign], "the prober that made it ended")
+        for watch in list(self._watches.values()):
+            if not watch.plan.complete:
+                self._close(watch, "the prober that made it ended")
         if plans:
             log.info("took over %d probes under way", len(plans))
 
@@ -250,10 +383,13 @@ class Prober:
         for partition in range(partitions):
             self._positions.setdefault(partition, START)
 
-    def _start(self, kind: str, crafter: Crafter) -> None:
+    def _start(self, schedule: str, crafter: Crafter, request: ProbeRequest | None = None) -> bool:
         self._discover()
-        now = self._clock()
-        probe = Probe(self._rng.bytes(8), self._rng.bytes(16).hex())
+        now, version = self._clock(), self._version()
+        series = crafter.attack, crafter.threat, version
+        number = self._numbers[series] + 1
+        probe = Probe(self._rng.bytes(8), self._rng.bytes(16).hex(), number=number, model_version=version)
+        probe.seed = self._seeds(f"{crafter.attack}|{crafter.threat}|{number}")
         plan = ProbePlan(
             campaign=probe.campaign.hex(),
             attack=crafter.attack,
@@ -265,13 +401,21 @@ class Prober:
             issued=now,
             deadline=now + round((crafter.seconds() + self.settings.timeout_seconds) * 1e6),
             since={str(partition): after for partition, after in self._positions.items()},
+            schedule=schedule,
+            request="" if request is None else request.id,
+            number=number,
+            seed=f"{probe.seed:016x}",
+            model_version=version,
         )
-        self.store.put_plan(plan, self.lease.token)
-        job = _Job(kind, probe)
+        if not self.store.put_plan(plan, self.lease.token, request):
+            return False
+        self._numbers[series] = number
+        job = _Job(schedule, probe)
         job.thread = threading.Thread(target=_make, args=(crafter, job), name=f"probe-{crafter.attack}", daemon=True)
         self._watches[plan.campaign] = _Watch(plan, job)
         job.thread.start()
         log.info("started %s probe %s", plan.attack, plan.campaign)
+        return True
 
     def _gather(self) -> None:
         """Take note of probes that have been sent in full, or failed."""
@@ -280,9 +424,7 @@ class Prober:
             if job is None or job.thread.is_alive():
                 continue
             watch.job = None
-            watch.plan = msgspec.structs.replace(
-                watch.plan, sent=job.probe.sent, inputs=job.probe.inputs, fooled=job.probe.fooled
-            )
+            watch.plan = self._told(watch.plan, job.probe)
             if job.error:
                 self._close(watch, job.error)
                 continue
@@ -290,9 +432,28 @@ class Prober:
             watch.plan = msgspec.structs.replace(watch.plan, complete=True, deadline=deadline)
             self.store.put_plan(watch.plan, self.lease.token)
 
+    def _told(self, plan: ProbePlan, probe: Probe) -> ProbePlan:
+        """The plan with what the crafter has told so far."""
+        same = self._version() == plan.model_version
+        return msgspec.structs.replace(
+            plan,
+            sent=probe.sent,
+            inputs=probe.inputs,
+            fooled=probe.fooled,
+            fooled_rows=probe.fooled_rows,
+            answers=probe.tally.message(),
+            agreement=probe.agreement,
+            model_version=plan.model_version if same else "",
+        )
+
     def _note(self, verdict: ProbeVerdict) -> None:
-        watch = self._watches.get(verdict.probe.partition("-")[0])
+        campaign, _, counter = verdict.probe.partition("-")
+        watch = self._watches.get(campaign)
         if watch is None:
+            return
+        if counter == HELLO:
+            if watch.job is not None and watch.job.probe.home is None:
+                watch.job.probe.home = verdict.partition
             return
         if verdict.status == "replayed":
             log.warning("a copy of probe record %s stands at %d:%d", verdict.probe, verdict.partition, verdict.offset)
@@ -302,7 +463,7 @@ class Prober:
         watch.verdicts[verdict.probe] = verdict
         if verdict.status == "scored" and verdict.level >= Level.PAGE and not watch.paged:
             watch.paged = True
-            if watch.job is not None and watch.plan.kind == "campaign":
+            if watch.job is not None and watch.plan.kind in ("campaign", "extraction"):
                 watch.job.probe.stop.set()
 
     def _finish(self) -> None:
@@ -310,6 +471,7 @@ class Prober:
         for watch in list(self._watches.values()):
             if watch.job is not None and now >= watch.plan.deadline:
                 watch.job.probe.stop.set()
+                watch.plan = self._told(watch.plan, watch.job.probe)
                 watch.job = None
                 self._close(watch, "making and sending it took too long")
                 continue
@@ -322,7 +484,7 @@ class Prober:
         now = self._clock()
         outcome = judge(watch.plan, watch.verdicts.values(), now, abandoned)
         outcomes = [*self._outcomes[-OUTCOMES_KEPT + 1 :], outcome]
-        self.store.finish(outcome, summarise(outcomes, now), self.lease.token)
+        self.store.finish(outcome, summarise(outcomes, now), self.lease.token, break_down(outcomes, now))
         self._outcomes = outcomes
         del self._watches[watch.plan.campaign]
         log.info(
@@ -337,9 +499,13 @@ class Prober:
         if outcome.kind == "control" and outcome.detected:
             log.warning("control %s was paged: benign rows look like an attack", outcome.campaign)
         self._report_sight(now)
+        self._report_objectives(now)
+        self._report_regressions(now)
 
     def _report_sight(self, now: int) -> None:
-        reason = blindness(self._outcomes, self.settings.min_recall, self.settings.min_units)
+        wanted = self._objectives
+        least = self.settings.min_recall if wanted.recall is None else wanted.recall
+        reason = blindness(self._outcomes, least, self.settings.min_units, wanted.recall_of)
         if reason is None:
             if resolve_blind(self.store.redis, self.store.keys, now, token=self.lease.token) is not None:
                 log.info("monitoring sees again")
@@ -347,6 +513,34 @@ class Prober:
             log.error("monitoring is blind: %s", reason)
             open_blind(self.store.redis, self.store.keys, reason, now, token=self.lease.token)
         self._reason = reason
+
+    def _report_objectives(self, now: int) -> None:
+        missed = breaches(self._outcomes, self._objectives, self.settings.min_units)
+        before = dict.fromkeys(OBJECTIVES, "") if self._missed is None else self._missed
+        for name in OBJECTIVES:
+            if name in missed and missed[name] != before.get(name):
+                log.warning("objective %s missed: %s", name, missed[name])
+                open_incident(
+                    self.store.redis, self.store.keys, objective(name), missed[name], now, token=self.lease.token
+                )
+            elif name not in missed and name in before:
+                resolve_incident(self.store.redis, self.store.keys, objective(name), now, token=self.lease.token)
+        self._missed = {str(name): reason for name, reason in missed.items()}
+
+    def _report_regressions(self, now: int) -> None:
+        """Open an incident at the look that finds one; whoever works on it resolves it."""
+        for found in compare(self._outcomes, self.settings.significance):
+            if found.worse and _look(found) not in self._compared:
+                self._compared.add(_look(found))
+                log.warning("regression: %s", sentence(found))
+                open_incident(
+                    self.store.redis,
+                    self.store.keys,
+                    regression(found.attack),
+                    sentence(found),
+                    now,
+                    token=self.lease.token,
+                )
 
     def _cancel(self) -> None:
         """Stop everything that is being made; what is under way stays in Redis for whoever holds the lease next."""
@@ -372,6 +566,19 @@ def _make(crafter: Crafter, job: _Job) -> None:
         job.error = f"{type(error).__name__}: {error}"
 
 
+def _look(found: Comparison) -> tuple[str, str, str, str, int]:
+    return found.attack, found.threat, found.measure, found.after, found.probes
+
+
+def seeds_under(key: bytes) -> Seeds:
+    """Seeds that only the holder of a key can foresee: a keyed hash of the probe's name."""
+
+    def seed(name: str) -> int:
+        return int.from_bytes(hashlib.blake2b(name.encode(), key=key, digest_size=8).digest(), "big")
+
+    return seed
+
+
 def _stream_id(name: str) -> tuple[int, int]:
     first, _, second = name.partition("-")
     return int(first), int(second or 0)
@@ -395,12 +602,32 @@ def run(settings: Settings, model_name: str) -> int:
     rng = np.random.default_rng()
     redis: Redis = connect(settings.redis)
     os.nice(NICENESS)
+    if settings.probes.memory_mb is not None:
+        bound_memory(settings.probes.memory_mb)
     stop = threading.Event()
     for number in (signals.SIGTERM, signals.SIGINT):
         signals.signal(number, lambda *_: stop.set())
-    with threadpool_limits(1), workshop(settings, model, key, rng.spawn(1)[0]) as shop:
+    with threadpool_limits(1), workshop(settings, model, key) as shop:
         store = ProbeStore(redis, model.name, model.topic)
         lease = Lease(redis, ModelKeys(model.name), "prober")
         shop.sender.partitions()
-        Prober(store, settings.probes, lease, shop.crafters, shop.sender.partitions, rng).run(stop)
+        Prober(
+            store,
+            settings.probes,
+            lease,
+            shop.crafters,
+            shop.sender.partitions,
+            rng,
+            objectives=model.objectives,
+            version=shop.version,
+            make=shop.make,
+            seeds=seeds_under(key),
+        ).run(stop)
     return 0
+
+
+def bound_memory(megabytes: int) -> None:
+    """Bound the private memory of this process; a probe that needs more fails with a `MemoryError`."""
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = megabytes << 20
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 from redis import Redis
 
-from streams.errors import Fenced
+from streams.errors import Conflict, Fenced
 from streams.store.keys import ModelKeys, PartitionKeys
-from streams.store.messages import ProbeOutcome, ProbePlan, ProbeSummary, ProbeVerdict
+from streams.store.messages import ProbeOutcome, ProbePlan, ProbeRequest, ProbeSummary, ProbeVerdict
 
 log = logging.getLogger("vedette.prober")
 
@@ -20,6 +20,8 @@ log = logging.getLogger("vedette.prober")
 LOG_LENGTH = 5_000
 #: Verdicts of one partition that one read takes.
 READ_VERDICTS = 1_000
+#: Requests that may wait at once.
+MOST_REQUESTS = 100
 #: Id before the first entry of a stream.
 START = "0-0"
 
@@ -42,18 +44,41 @@ class ProbeStore:
         self.topic = topic
         self._write = redis.register_script(SCRIPT)
 
-    def put_plan(self, plan: ProbePlan, token: int | None) -> None:
-        """Store or replace the plan of one campaign.
+    def put_plan(self, plan: ProbePlan, token: int | None, answers: ProbeRequest | None = None) -> bool:
+        """Store or replace the plan of one campaign; False when the request that it answers is gone.
+
+        Parameters
+        ----------
+        answers : ProbeRequest, optional
+            The request that the probe is started for; it is counted down in the same step, and removed at the last one.
 
         Raises
         ------
         Fenced
             Another prober has taken over.
         """
-        self._call(token, "plan", plan.campaign, msgspec.json.encode(plan), LOG_LENGTH)
+        request, left = "", b""
+        if answers is not None:
+            request = answers.id
+            if answers.count > 1:
+                left = msgspec.json.encode(msgspec.structs.replace(answers, count=answers.count - 1))
+        return self._call(token, "plan", plan.campaign, msgspec.json.encode(plan), request, left) == 1
 
-    def finish(self, outcome: ProbeOutcome, summaries: Sequence[ProbeSummary], token: int | None) -> bool:
+    def finish(
+        self,
+        outcome: ProbeOutcome,
+        summaries: Sequence[ProbeSummary],
+        token: int | None,
+        breakdown: Sequence[ProbeSummary] = (),
+    ) -> bool:
         """Replace a plan by its outcome and set the summaries, all or nothing; False when it was finished before.
+
+        Parameters
+        ----------
+        summaries : sequence of ProbeSummary
+            By attack.
+        breakdown : sequence of ProbeSummary
+            By attack, threat model and model version: the whole of it.
 
         Raises
         ------
@@ -63,7 +88,42 @@ class ProbeStore:
         pairs: list[bytes | str] = []
         for summary in summaries:
             pairs += [summary.attack, msgspec.json.encode(summary)]
-        return self._call(token, "finish", outcome.campaign, msgspec.json.encode(outcome), LOG_LENGTH, *pairs) == 1
+        for part in breakdown:
+            pairs += ["|".join((part.attack, part.threat, part.model_version)), msgspec.json.encode(part)]
+        done = self._call(
+            token, "finish", outcome.campaign, msgspec.json.encode(outcome), LOG_LENGTH, len(summaries), *pairs
+        )
+        return done == 1
+
+    def ask(self, request: ProbeRequest) -> None:
+        """Leave a request for the active prober.
+
+        Raises
+        ------
+        Conflict
+            Too many wait already.
+        """
+        if int(self.redis.hlen(self.keys.probe_requests)) >= MOST_REQUESTS:
+            raise Conflict(f"{MOST_REQUESTS} requests for probes wait already; is `vedette prober` running?")
+        self.redis.hset(self.keys.probe_requests, request.id, msgspec.json.encode(request).decode())
+
+    def requests(self) -> list[ProbeRequest]:
+        """Requests that wait, oldest first; what cannot be read is removed."""
+        stored: Any = self.redis.hgetall(self.keys.probe_requests)
+        found = []
+        for name, text in stored.items():
+            try:
+                found.append(msgspec.json.decode(text, type=ProbeRequest))
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                log.error("request %s cannot be read and is removed: %s", name, error)
+                self.redis.hdel(self.keys.probe_requests, name)
+        return sorted(found, key=lambda request: (request.at, request.id))
+
+    def breakdown(self) -> list[ProbeSummary]:
+        """Summaries by attack, threat model and model version."""
+        stored: Any = self.redis.hvals(self.keys.probe_breakdown)
+        found = [msgspec.json.decode(text, type=ProbeSummary) for text in stored]
+        return sorted(found, key=lambda part: (part.kind, part.attack, part.threat, part.model_version))
 
     def plans(self) -> list[ProbePlan]:
         """Probes under way, oldest first."""
@@ -106,7 +166,14 @@ class ProbeStore:
         return found
 
     def _call(self, token: int | None, *arguments: Any) -> int:
-        keys = [self.keys.fence("prober"), self.keys.probe_plans, self.keys.probe_log, self.keys.probe_results]
+        keys = [
+            self.keys.fence("prober"),
+            self.keys.probe_plans,
+            self.keys.probe_log,
+            self.keys.probe_results,
+            self.keys.probe_breakdown,
+            self.keys.probe_requests,
+        ]
         done = int(self._write(keys=keys, args=["" if token is None else token, *arguments]))
         if done < 0:
             raise Fenced(f"another prober holds the lease of model {self.keys.model!r}")

@@ -21,7 +21,7 @@ from streams.incidents.monitoring import GROUP
 from streams.lease import Lease
 from streams.probes import marks
 from streams.probes import prober as prober_module
-from streams.probes.pace import Pace, Schedule, Stopped
+from streams.probes.pace import CpuBudget, Pace, Stopped
 from streams.probes.prober import Crafter, Kind, Probe, Prober
 from streams.probes.store import ProbeStore
 from streams.store.keys import ModelKeys, PartitionKeys
@@ -371,12 +371,25 @@ def test_pace_notices_a_stop() -> None:
         Pace(1.0).take(1, stop)
 
 
-def test_schedule_does_not_catch_up() -> None:
-    schedule = Schedule({"burst": 10.0}, now=0.0)
-    assert schedule.due("burst", 0.0)
-    schedule.started("burst", 1.0)
-    assert not schedule.due("burst", 9.9)
-    assert schedule.due("burst", 10.0)
-    schedule.started("burst", 75.0)
-    assert not schedule.due("burst", 84.9)
-    assert schedule.due("burst", 85.0)
+def test_cpu_is_paid_for_before_going_on() -> None:
+    now, used = [10.0], [0.0]
+    budget = CpuBudget(0.25, clock=lambda: now[0], used=lambda: used[0])
+    waits: list[float] = []
+
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(round(timeout or 0.0, 6))
+            return False
+
+    budget.pay(Stop())
+    now[0], used[0] = 11.0, 1.0  # a second at full speed
+    budget.pay(Stop())
+    now[0] = 14.0
+    budget.pay(Stop())
+    now[0], used[0] = 20.0, 1.5
+    budget.pay(Stop())
+    assert waits == [0.0, 3.0, 0.0, 1.5]
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Stopped):
+        budget.pay(stop)

@@ -389,7 +389,7 @@ def test_bursts_and_campaigns_are_found_and_stated_with_their_intervals(
 
 
 def test_an_undetected_campaign_spends_its_budget_and_no_query_more(scene: Scene, wait_until: WaitUntil) -> None:
-    probe = Probe(scene.rng.bytes(8), "anna")
+    probe = Probe(scene.rng.bytes(8), "anna", homeless=True)
     campaign = QueryCampaign(
         Desk(
             msgspec.structs.replace(scene.settings, campaign_queries=33),
