@@ -17,8 +17,9 @@ from detectors.errors import FitError, SchemaError
 from detectors.kernels import exact, rows
 from detectors.stored import stored, within
 
-#: Rows of a block of the product with the reference: the block's result stays in the second-level cache.
-BLOCK_ROWS = 128
+#: Rows of a block of the product with the reference: enough for the product to run at full speed, few enough for the
+#: caches (64, 128, 256 rows took 3.4, 3.0, 2.7 us a row in one run).
+BLOCK_ROWS = 256
 #: Condensed reference rows, unless asked otherwise.
 REFERENCE_ROWS = 1000
 #: A feature's scale is at least this share of its observed range, so that a rare value isn't hundreds of sd away.

@@ -102,7 +102,7 @@ def test_in_pilot_pages_are_tickets_that_would_have_paged(deploy: Deploy) -> Non
 
 def test_killed_worker_leaves_the_same_as_an_undisturbed_one(deploy: Deploy) -> None:
     """Every key of every partition, the state included, and that after two kills at chance places."""
-    site = deploy(2, worker={"max_batch_rows": 40})
+    site = deploy(2, worker={"max_batch_rows": 40, "snapshot_seconds": 0.05})
     records = site.traffic(0, 4000)
     worker = site.start()
     site.wait_recorded(records)
@@ -116,6 +116,7 @@ def test_killed_worker_leaves_the_same_as_an_undisturbed_one(deploy: Deploy) -> 
     for part in (1 / 3, 2 / 3):
         worker = site.start()
         site.wait_recorded(int(records * part))
+        site.wait_until(lambda: any(site.snapshot(p) for p in range(2)), 60, "a snapshot")
         site.stop(worker, signal.SIGKILL)
     assert site.recorded() < records, "the kills came too late to prove anything"
     site.start()
