@@ -243,6 +243,32 @@ def score(session: Session, file: str, bundle: str | None, out: str | None, as_j
 
 
 @vedette.command()
+@click.option("--incident", required=True, metavar="ID", help="Incident whose events are read again.")
+@click.option("--bundle", metavar="FILE", help="Bundle that decides; default: the model's from the settings.")
+@click.option(
+    "--before", type=click.IntRange(0), help="Records before the first query in evidence, read too; default 2,000."
+)
+@click.option("--at-most", "most", type=click.IntRange(1), help="Records of a partition, at most; default 200,000.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.pass_obj
+def replay(
+    session: Session, incident: str, bundle: str | None, before: int | None, most: int | None, as_json: bool
+) -> int:
+    """Run an incident's events from Kafka through a bundle again: what would have paged?"""
+    from streams.replay import MOST_RECORDS, WARM_UP_RECORDS, run
+
+    return run(
+        session.settings,
+        session.model_settings.name,
+        incident,
+        bundle,
+        before=WARM_UP_RECORDS if before is None else before,
+        most=MOST_RECORDS if most is None else most,
+        as_json=as_json,
+    )
+
+
+@vedette.command()
 @click.option("--headless", is_flag=True, help="No live view; end after --seconds and judge the main job.")
 @click.option(
     "--seconds", type=click.FloatRange(min=10), help="Length of the traffic; default: until Ctrl-C (headless: 60)."
@@ -291,7 +317,7 @@ def redteam() -> None:
 @click.option("--require", type=click.FloatRange(0, 1), help="Exit with 1 when robust accuracy is below this share.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_obj
-def redteam_run(session: Session, **options: Any) -> int:
+def redteam_run(session: Session, /, **options: Any) -> int:
     """Run a campaign; after Ctrl-C the same command goes on."""
     from streams.redteam.command import run
 
@@ -307,6 +333,41 @@ def redteam_compare(first: str, second: str, as_json: bool) -> int:
     from streams.redteam.compare import run
 
     return run(first, second, as_json=as_json)
+
+
+@vedette.command()
+@click.option(
+    "--model",
+    required=True,
+    metavar="module:name|FILE",
+    help="An estimator of this environment, a function that returns one, or a file (.joblib, .pkl).",
+)
+@click.option("--data", required=True, metavar="FILE", help="Rows with true classes to learn from.")
+@click.option("--test", metavar="FILE", help="Rows that nothing learns from; default: a third of --data.")
+@click.option("--schema", "schema_path", metavar="FILE", help="Feature schema (JSON); inferred if left out.")
+@click.option("--threat", required=True, metavar="NAME", help="Threat model: shipped, or declared as [threats.NAME].")
+@click.option("--eps", type=float, help="Another largest distance than the threat model's.")
+@click.option("--budget", type=click.IntRange(0), help="Queries a start row and attack; default: the threat model's.")
+@click.option(
+    "--rows", default=300, show_default=True, type=click.IntRange(10), help="Held-out rows that are attacked."
+)
+@click.option("--only", metavar="NAME,...", help="Only these mitigations; default: all.")
+@click.option("--attacks", metavar="NAME,...", help="Attacks that judge; default: a strong one of each kind.")
+@click.option("--levels", default=4, show_default=True, type=click.IntRange(2), help="Values of a squeezed feature.")
+@click.option("--members", default=3, show_default=True, type=click.IntRange(2), help="Classifiers of an ensemble.")
+@click.option(
+    "--most-lost", default=0.02, show_default=True, type=click.FloatRange(0, 1), help="Accuracy that may be lost."
+)
+@click.option("--out", required=True, metavar="FOLDER", help="Where models and figures go.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--trust-pickle", is_flag=True, help="Read --model from a pickle, which runs the code in it.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@click.pass_obj
+def harden(session: Session, /, **options: Any) -> int:
+    """Make a model more robust, and measure each mitigation before and after."""
+    from streams.hardening.command import run
+
+    return run(session, **options)
 
 
 def _add_incidents() -> None:

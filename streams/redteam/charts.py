@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 #: Units of the view boxes.
-WIDE, SMALL, BARS_WIDTH = (720, 300), (300, 170), 720
+WIDE, SMALL, BARS_WIDTH = (960, 340), (300, 170), 960
 #: Colours; further lines repeat them dashed.
 COLOURS = 6
 
@@ -48,7 +48,7 @@ def plot(
 ) -> Markup:
     """Shares from 0 to 1 against a distance or a number of queries; `mark` draws a line upwards."""
     width, height = size
-    left, right, top, bottom = 46, 14, 10, 40
+    left, right, top, bottom = 46, 22, 10, 40
     xs = [x for line in lines for x, _ in line.points] + ([mark] if mark is not None else [])
     least, most = (1.0, max([*xs, 10.0])) if logarithmic else (0.0, max([*xs, 1e-12]))
 

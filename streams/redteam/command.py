@@ -39,6 +39,8 @@ from streams.training.telling import Telling
 OWN_FILES = ("campaign.json", "report.json", "report.html", "examples.parquet")
 #: Rows whose answers are timed, each asked alone.
 TIMED_ROWS = 30
+#: Width of tables where they go into a file.
+LOG_COLUMNS = 130
 #: Examples and features on the page.
 SHOWN_EXAMPLES, SHOWN_FEATURES = 12, 15
 
@@ -129,7 +131,7 @@ def run(
     if as_json:
         print_json(told)
     else:
-        show(told, folder, Console())
+        show(told, folder, terminal())
     reached = told["robust_accuracy"]["value"]
     return int(require is not None and reached is not None and reached < require)
 
@@ -237,6 +239,12 @@ def spare(
             "pass a smaller --rows, more data, or --attacks without those by gradients"
         )
     return known.inputs[rest], scores_of(subject.model, known.inputs[rest])
+
+
+def terminal() -> Console:
+    """Standard output, wide enough for tables where it is no terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=LOG_COLUMNS)
 
 
 def show(told: Mapping[str, Any], folder: Path | None, console: Console) -> None:

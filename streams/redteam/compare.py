@@ -15,6 +15,7 @@ from rich.text import Text
 
 from streams.cli import print_json
 from streams.errors import ConfigError
+from streams.redteam.command import terminal
 from streams.redteam.findings import FORMAT, sentence
 from streams.redteam.intervals import Change, change, holm
 
@@ -36,7 +37,7 @@ def run(first: str, second: str, *, as_json: bool) -> int:
     if as_json:
         print_json(found)
     else:
-        _show(found, Console())
+        _show(found, terminal())
     return 0
 
 

@@ -9,7 +9,7 @@ import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, get_args, runtime_checkable
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from attacks import gradients, trees
 from attacks.contract import GradientModel, Model
 from attacks.errors import ModelError
-from attacks.network import Network
+from attacks.network import Activation, Network
 from attacks.trees import TreeModel
 from streams.errors import ConfigError, EndpointError
 from streams.models.function import FunctionModel
@@ -141,6 +141,35 @@ def load(spec: str, *, trust_pickle: bool = False, client: str = CLIENT) -> Subj
     return _named(spec)
 
 
+def load_estimator(spec: str, *, trust_pickle: bool = False) -> Any:
+    """The estimator that --model names, for fitting copies of it; it need not be fitted.
+
+    Raises
+    ------
+    ConfigError
+        It is none.
+    EndpointError
+        The function that makes it fails.
+    """
+    path = Path(spec)
+    if path.suffix.lower() in PICKLES:
+        if not path.is_file():
+            raise ConfigError(f"--model: {spec}: no such file")
+        found = _pickle(path, trust_pickle)
+    elif ":" in spec and not spec.startswith(("http://", "https://")):
+        found = _object(spec)
+        if _function(found):
+            found = None if _takes_rows(found) else _made(found, spec)
+    else:
+        found = None
+    if not (hasattr(found, "fit") and hasattr(found, "get_params")) or inspect.isclass(found):
+        raise ConfigError(
+            f"--model: {spec}: no estimator that can be fitted; name one as module:name, a function module:name that "
+            "returns one, or a file (.joblib, .pkl)"
+        )
+    return found
+
+
 def of(found: Any, name: str) -> Subject:
     """An object of this environment as a model under test.
 
@@ -190,7 +219,8 @@ def _adapted(reader: Any, estimator: Any) -> Any:
         return None
 
 
-def _named(spec: str) -> Subject:
+def _object(spec: str) -> Any:
+    """What ``module:name`` names; modules of the working directory count."""
     module, _, path = spec.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -200,18 +230,31 @@ def _named(spec: str) -> Subject:
             found = getattr(found, part)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"--model: {spec}: {error}; it is {FORMS}") from None
+    return found
+
+
+def _named(spec: str) -> Subject:
+    found = _object(spec)
     if inspect.isclass(found):
         raise ConfigError(f"--model: {spec} is a class; name a fitted estimator, or a function that returns one")
-    if inspect.isroutine(found):
-        if not _takes_rows(found):
-            try:
-                return of(found(), spec)
-            except (ConfigError, EndpointError):
-                raise
-            except Exception as error:  # a stranger's function: whatever it raises becomes one sentence
-                raise EndpointError(f"{spec} failed: {type(error).__name__}: {error}") from error
-        return Subject(spec, FunctionModel(spec))
+    if _function(found):
+        if _takes_rows(found):
+            return Subject(spec, FunctionModel(spec))
+        found = _made(found, spec)
     return of(found, spec)
+
+
+def _function(found: Any) -> bool:
+    """Functions, methods, and functions with a cache."""
+    return inspect.isroutine(found) or (callable(found) and hasattr(found, "cache_info"))
+
+
+def _made(function: Any, spec: str) -> Any:
+    """What a stranger's function returns."""
+    try:
+        return function()
+    except Exception as error:  # whatever it raises becomes one sentence
+        raise EndpointError(f"{spec} failed: {type(error).__name__}: {error}") from error
 
 
 def _takes_rows(function: Any) -> bool:
@@ -229,7 +272,7 @@ def _pickle(path: Path, trusted: bool) -> Any:
             f"--model: {path}: reading a pickle runs whatever code is in it; pass --trust-pickle if you made the file "
             "yourself or know who did"
         )
-    import joblib
+    import joblib  # type: ignore[import-untyped]  # it ships no types
 
     try:
         return joblib.load(path)
@@ -253,6 +296,6 @@ def _network(path: Path) -> Network:
     activation = str(arrays.get("activation", np.array("relu")))
     fits = all(w.ndim == 2 and b.shape == (w.shape[1],) for w, b in zip(weights, biases, strict=True))
     fits = fits and all(a.shape[1] == b.shape[0] for a, b in itertools.pairwise(weights))
-    if not fits or activation not in ("relu", "tanh", "logistic", "identity"):
+    if not fits or activation not in get_args(Activation):
         raise ConfigError(f"--model: {path}: its layers do not fit one another, or {activation!r} is no activation")
-    return Network(weights, biases, activation)
+    return Network(weights, biases, cast("Activation", activation))

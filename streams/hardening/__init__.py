@@ -1,0 +1,1 @@
+"""Mitigations after a test: adversarial training, input pre-processing, an ensemble, each measured before and after."""
