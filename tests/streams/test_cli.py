@@ -26,6 +26,7 @@ COMMANDS = [
     "incidents",
     "notifier",
     "prober",
+    "replay",
     "score",
     "topics",
     "worker",

@@ -135,7 +135,7 @@ if (incident) {
   let last = 0;
   let asking = false;
   const update = async (change) => {
-    const page = await fetch(location.href);
+    const page = await fetch(incident.dataset.page); // a refused change leaves another address in the bar
     if (!page.ok) return;
     const fresh = new DOMParser().parseFromString(await page.text(), "text/html");
     const state = fresh.querySelector("[data-live=form]")?.dataset.state;
