@@ -279,42 +279,6 @@ def test_login_with_the_token(scene: Fixture, serve: Fixture, visit: Open, redis
     expect(page.locator("#token")).to_be_visible()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
-def test_every_page_fits_the_screen_and_can_be_read_by_all(
-    scene: Fixture, serve: Fixture, visit: Open, scheme: str, width: int, pictures_directory: Path | None
-) -> None:
-    scene.worker()
-    scene.worker("a-very-long-host-name.of-a-cluster.example.internal:12345:abcdef", (2, 3))
-    scene.traffic()
-    scene.probe()
-    scene.probe("hop_skip_jump", "campaign", n=9, units=9, detected=6, recall=0.66, low=0.35, high=0.88)
-    scene.probe("control_direct", "control", n=30, units=30, detected=0, recall=0.0, low=0.0, high=0.11)
-    scene.attack("77aa000000000001", page=False, bundle="b" * 300)
-    scene.history()
-    scene.silence()
-    name = scene.attack()
-    served = serve()
-    page = visit(served.url, color_scheme=scheme, viewport={"width": width, "height": 844})
-    expect(page.locator("#pulse")).to_have_class("pulse live")
-    for title, path in (
-        ("live", "/"),
-        ("incidents", "/incidents"),
-        ("incident", f"/incidents/{name}"),
-        ("silences", "/silences"),
-        ("probes", "/probes"),
-        ("detectors", "/detectors"),
-        ("accounting", "/accounting"),
-        ("dead-letters", "/dead-letters"),
-    ):
-        page.goto(served.url + path)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.evaluate(ACCESSIBILITY) == [], title
-        if pictures_directory is not None:
-            kind = "phone" if width < 500 else "wide"
-            page.screenshot(path=pictures_directory / f"console-{title}-{scheme}-{kind}.png", full_page=True)
-
-
 def test_check_of_accessibility_finds_faults(scene: Fixture, serve: Fixture, visit: Open, redis: Redis) -> None:
     page = visit(serve().url)
     page.evaluate(
