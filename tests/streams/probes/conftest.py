@@ -1,0 +1,70 @@
+"""Topics that the sender's clock stamps, and deployments on them."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafka import KafkaAdminClient
+from kafka.admin import NewTopic
+from redis import Redis
+
+from detectors.kernels import siphash
+from streams import children
+from streams.events import kernels
+from streams.topics import DEAD_SUFFIX
+from tests.streams.worker.conftest import Deployment
+
+WaitUntil = Callable[..., Any]
+
+
+@pytest.fixture
+def stamped_topic(kafka: str) -> Iterator[Callable[..., str]]:
+    """Make a topic with CreateTime and its dead-letter topic; both are deleted afterwards."""
+    made: list[str] = []
+    admin = KafkaAdminClient(bootstrap_servers=kafka)
+
+    def make(partitions: int = 1) -> str:
+        name = f"vedette-test-{secrets.token_hex(4)}"
+        configs = {"message.timestamp.type": "CreateTime", "retention.ms": "-1"}
+        wanted = [(name, partitions), (name + DEAD_SUFFIX, 1)]
+        admin.create_topics([NewTopic(each, count, 1, topic_configs=configs) for each, count in wanted])
+        admin.wait_for_topics([each for each, _ in wanted], timeout_ms=15_000)
+        made.extend(each for each, _ in wanted)
+        return name
+
+    yield make
+    admin.delete_topics(made)
+    admin.close()
+
+
+@pytest.fixture
+def deploy(
+    kafka: str,
+    stamped_topic: Callable[..., str],
+    redis: Redis,
+    redis_url: str,
+    tmp_path: Path,
+    wait_until: WaitUntil,
+) -> Iterator[Callable[..., Deployment]]:
+    """Real workers with the counting scorer, on topics of the sender's clock."""
+    siphash.warm_up()
+    kernels.warm_up()
+    made: list[Deployment] = []
+
+    def make(partitions: int = 2, **changes: Any) -> Deployment:
+        name = stamped_topic(partitions)
+        deployment = Deployment(
+            tmp_path, kafka, redis_url, redis, name, partitions, wait_until, **{"group": name, **changes}
+        )
+        made.append(deployment)
+        return deployment
+
+    yield make
+    for deployment in made:
+        deployment.close()
+        for log in sorted(tmp_path.glob("worker-*.log")):
+            print(f"--- {log.name}\n{children.tail(log)}")
