@@ -37,7 +37,7 @@ bench: .venv/dev.stamp
 
 # Faults in full: every kill point for several rounds, mutants, and 100,000 malformed records.
 faults: .venv/dev.stamp
-	VEDETTE_FAULTS=full $(BIN)/python -m pytest tests/faults tests/fuzz -v --timeout 3600
+	VEDETTE_FAULTS=full $(BIN)/python -m pytest tests/faults tests/fuzz tests/streams/demo/test_stage.py -v --timeout 3600
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pty
@@ -26,6 +27,15 @@ from streams.demo.report import Report, judge
 #: How long a demo may take from its start to its traffic on a busy machine.
 START_SECONDS = 240.0
 TRAFFIC_SECONDS = 45
+
+MOMENTS = ("Apache Kafka's jars", "starting Apache Kafka", "fitting the surrogate")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
+#: When and how a starting demo is ended: every signal once, or everything in `make faults`.
+ENDS = (
+    list(itertools.product(MOMENTS, SIGNALS))
+    if os.environ.get("VEDETTE_FAULTS") == "full"
+    else [(MOMENTS[0], SIGNALS[2]), (MOMENTS[1], SIGNALS[3]), (MOMENTS[1], SIGNALS[1]), (MOMENTS[2], SIGNALS[0])]
+)
 
 COMMAND = [sys.executable, "-m", "streams.cli", "demo"]
 
@@ -151,10 +161,9 @@ def test_servers_of_others_keep_what_is_theirs(
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-@pytest.mark.parametrize("moment", ["Apache Kafka's jars", "starting Apache Kafka", "fitting the surrogate"])
+@pytest.mark.parametrize(("moment", "number"), ENDS)
 def test_a_demo_that_is_ended_while_it_starts_leaves_nothing(
-    tmp_path: Path, wait_until: Callable[..., Any], number: signal.Signals, moment: str
+    tmp_path: Path, wait_until: Callable[..., Any], moment: str, number: signal.Signals
 ) -> None:
     home = tmp_path / "home"
     with demo(home, "--headless", "--seconds", "10") as process:
