@@ -173,7 +173,22 @@ def topics(session: Session, partitions: int, replication: int) -> int:
 @click.option(
     "--detectors",
     metavar="NAMES",
-    help="Detectors of single inputs, separated by commas, instead of the default ones; '+' before a name adds it.",
+    help="Detectors of single inputs, separated by commas, instead of the default ones; '+' before a name adds it. "
+    "'extended' and 'trees' name sets.",
+)
+@click.option(
+    "--spread",
+    type=click.Choice(["median", "tail"]),
+    default="median",
+    show_default=True,
+    help="Unit of a detector's score within a class: its median deviation, or the way to its 95 % quantile.",
+)
+@click.option(
+    "--fusion",
+    type=click.Choice(["product", "mean"]),
+    default="product",
+    show_default=True,
+    help="How detectors become one: weighted -ln p, or the mean of e-values.",
 )
 @click.option(
     "--model",
@@ -376,6 +391,12 @@ def _add_incidents() -> None:
     vedette.add_command(incidents)
 
 
+def _add_probe() -> None:
+    from streams.probes.terminal import probe
+
+    vedette.add_command(probe)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `vedette` command."""
     sys.exit(invoke(arguments))
@@ -384,6 +405,7 @@ def main(arguments: list[str] | None = None) -> None:
 def invoke(arguments: list[str] | None = None) -> int:
     """Run one command line and return its exit code."""
     _add_incidents()
+    _add_probe()
     command: Callable[..., Any] = vedette.main
     try:
         return int(command(args=arguments, prog_name="vedette", standalone_mode=False) or 0)

@@ -434,3 +434,27 @@ def foreign_share(index: Any, reference_labels: Any, labels: Any, out: Any) -> N
             if index[i, j] < 0 or reference_labels[index[i, j]] != labels[i]:
                 foreign += weight
         out[i] = foreign / whole
+
+
+@njit(cache=True, nogil=True)
+def pattern_surprise(inputs: Any, labels: Any, usual: Any, slack: Any, cost: Any, out: Any) -> None:
+    """Sum over features of cost[0] where the value is within slack of the usual one, of cost[1] where it is not.
+
+    inputs (n, d); labels int32 (n,); usual, slack (d,); cost (2, k, d); out (n,). Four sums are kept and added at the
+    end, so that the processor need not wait for one.
+    """
+    d = inputs.shape[1]
+    for i in range(inputs.shape[0]):
+        row, has, lacks = inputs[i], cost[0, labels[i]], cost[1, labels[i]]
+        s0 = s1 = s2 = s3 = 0.0
+        f = 0
+        while f + 4 <= d:
+            s0 += has[f] if abs(row[f] - usual[f]) <= slack[f] else lacks[f]
+            s1 += has[f + 1] if abs(row[f + 1] - usual[f + 1]) <= slack[f + 1] else lacks[f + 1]
+            s2 += has[f + 2] if abs(row[f + 2] - usual[f + 2]) <= slack[f + 2] else lacks[f + 2]
+            s3 += has[f + 3] if abs(row[f + 3] - usual[f + 3]) <= slack[f + 3] else lacks[f + 3]
+            f += 4
+        while f < d:
+            s0 += has[f] if abs(row[f] - usual[f]) <= slack[f] else lacks[f]
+            f += 1
+        out[i] = (s0 + s1) + (s2 + s3)
