@@ -385,16 +385,52 @@ def harden(session: Session, /, **options: Any) -> int:
     return run(session, **options)
 
 
+@vedette.group()
+def probe() -> None:
+    """Probes of the watched model: start some now, show what was found."""
+
+
+@probe.command("now")
+@click.option("--attack", "attacks", multiple=True, metavar="NAME", help="May be given again; default: all scheduled.")
+@click.option("--kind", default="", type=click.Choice(["", "burst", "campaign"]), help="Default: as the attack goes.")
+@click.option("--threat", default="", metavar="NAME", help="Threat model; default: the attack's own.")
+@click.option("--count", default=1, show_default=True, type=click.IntRange(1, 50), help="Probes of each attack.")
+@click.option("--by", metavar="NAME", help="Who asks; default: the user.")
+@click.option(
+    "--wait", "wait_seconds", default=0.0, metavar="SECONDS", help="Wait for the outcomes; exit with 1 if one is bad."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print requests, or with --wait outcomes, as JSON.")
+@click.pass_obj
+def probe_now(session: Session, /, attacks: tuple[str, ...], **options: Any) -> int:
+    """Ask the active prober for probes."""
+    from streams.probes.terminal import now
+
+    return now(session, attacks, **options)
+
+
+@probe.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
+def probe_list(as_json: bool) -> int:
+    """What can be sent."""
+    from streams.probes.terminal import catalogue
+
+    return catalogue(as_json)
+
+
+@probe.command("results")
+@click.option("--json", "as_json", is_flag=True, help="Print summaries and comparisons as JSON.")
+@click.pass_obj
+def probe_results(session: Session, as_json: bool) -> int:
+    """Recall, robust accuracy and latency by attack, threat model and model version, and versions compared."""
+    from streams.probes.terminal import results
+
+    return results(session, as_json)
+
+
 def _add_incidents() -> None:
     from streams.incidents.terminal import incidents
 
     vedette.add_command(incidents)
-
-
-def _add_probe() -> None:
-    from streams.probes.terminal import probe
-
-    vedette.add_command(probe)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -405,7 +441,6 @@ def main(arguments: list[str] | None = None) -> None:
 def invoke(arguments: list[str] | None = None) -> int:
     """Run one command line and return its exit code."""
     _add_incidents()
-    _add_probe()
     command: Callable[..., Any] = vedette.main
     try:
         return int(command(args=arguments, prog_name="vedette", standalone_mode=False) or 0)
