@@ -38,7 +38,9 @@ def ask(
     Conflict
         Too many requests wait already.
     """
-    kind_of(attack, kind)
+    sent_as = kind_of(attack, kind)
+    if threat_name and sent_as not in ("burst", "campaign"):
+        raise ConfigError(f"{attack} knows no threat model; leave {threat_name!r} out")
     if threat_name:
         threat(settings, threat_name)
     if not 1 <= count <= MOST_PROBES:
