@@ -41,6 +41,11 @@ SHARES = (0.5, 0.25, 0.25)
 #: Shapes of pictures.
 SHAPES = {"digits": (8, 8), "mnist": (28, 28)}
 
+#: Levels of a feature that crafted rows are rounded to, where the data is pictures of so many.
+LEVELS = {"mnist": 255.0}
+#: Marks an attack that gives back what it changed of features that were zero.
+KEPT = "zeros kept"
+
 Data = Literal["digits", "mnist", "cancer", "spambase"]
 Kind = Literal["mlp", "forest", "boosting", "logistic", "xgboost"]
 
@@ -97,6 +102,11 @@ def available(data: Data) -> bool:
     return True
 
 
+def xgboost_installed() -> bool:
+    """Whether XGBoost is installed."""
+    return importlib.util.find_spec("xgboost") is not None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
     """Rows (n, d), their true classes, and the watched model's answers."""
@@ -116,7 +126,8 @@ class Asked:
         self._network: Any = None
         if isinstance(estimator, RandomForestClassifier):
             read = trees.read(estimator)
-            values, first = [], []
+            values: list[NDArray[np.float64]] = []
+            first: list[int] = []
             for tree in (inner.tree_ for inner in estimator.estimators_):
                 first.append(sum(len(value) for value in values))
                 value = tree.value[tree.children_left < 0, 0, :]
@@ -219,12 +230,14 @@ def plans(made: Task) -> list[Plan]:
     if made.gradients:
         found.append(Plan("carlini_wagner", "carlini_wagner", "carlini_wagner", "l2", None))
     found.append(Plan("hop_skip_jump", "hop_skip_jump", "hop_skip_jump", "l2", None))
+    if made.gradients:
+        found.append(Plan(f"pgd 0.3, {KEPT}", "pgd", "pgd", "linf", 0.3))
     return found
 
 
-def tree_plans() -> list[Plan]:
-    """Minimal-distance attacks on tree ensembles."""
-    return [
+def tree_plans(made: Task) -> list[Plan]:
+    """Attacks on tree ensembles; leaf search reads scikit-learn's forests."""
+    found = [
         Plan("sign_opt L2", "sign_opt", "sign_opt", "l2", None),
         Plan("hop_skip_jump L2", "hop_skip_jump", "hop_skip_jump", "l2", None),
         Plan("boundary L2", "boundary", "boundary", "l2", None),
@@ -232,6 +245,7 @@ def tree_plans() -> list[Plan]:
         Plan("leaf_search Linf", "leaf_search", "leaf_search", "linf", None),
         Plan("square Linf 0.2", "square", "square", "linf", 0.2),
     ]
+    return [plan for plan in found if plan.attack != "leaf_search" or made.kind == "forest"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -271,8 +285,13 @@ def craft(made: Task, plan: Plan, part: Part, starts: int, seed: int) -> Example
     for start in range(0, len(right), ROWS_AT_ONCE):
         rows = right[start : start + ROWS_AT_ONCE]
         crafted = attack.craft(model, part.x[rows], part.truth[rows].astype(np.int64), threat, rng)
-        said = made.model.predict(crafted.inputs).argmax(axis=1)
-        found.append(crafted.inputs[said != part.truth[rows]])
+        pushed = crafted.inputs
+        if KEPT in plan.name:
+            pushed = np.where(part.x[rows] == 0.0, 0.0, pushed)
+        if made.data in LEVELS:
+            pushed = np.rint(pushed * LEVELS[made.data]) / LEVELS[made.data]
+        said = made.model.predict(pushed).argmax(axis=1)
+        found.append(pushed[said != part.truth[rows]])
     made_rows = np.concatenate(found)
     outputs = made.model.predict(made_rows) if len(made_rows) else np.empty((0, len(made.schema.classes)))
     return Examples(made_rows, outputs.argmax(axis=1).astype(np.int32), outputs, len(right))
