@@ -286,7 +286,49 @@ def histograms(inputs: Any, edges: Any, last: Any, slack_low: Any, slack_high: A
 
 
 @njit(cache=True, nogil=True)
-def empirical_tails(inputs: Any, columns: Any, means: Any, second: Any, third: Any, surprise: Any, total: Any) -> None:
+def bucket_of(x: float, low: float, steps: float, buckets: int) -> int:
+    """Place of x among equal steps from `low` on; it never falls as x grows."""
+    place = (x - low) * steps
+    if not place > 0.0:
+        return 0
+    return buckets - 1 if place >= buckets else int(place)
+
+
+@njit(cache=True, nogil=True)
+def bucket_starts(values: Any, offsets: Any, lows: Any, steps: Any, starts: Any) -> None:
+    """For each feature and bucket the first of its ascending values, within values[offsets[f]:offsets[f + 1]], in it.
+
+    lows, steps (d,); starts int32 (d, buckets + 1), filled.
+    """
+    buckets = starts.shape[1] - 1
+    for f in range(starts.shape[0]):
+        begin, end = offsets[f], offsets[f + 1]
+        b = 0
+        for k in range(begin, end):
+            mine = bucket_of(values[k], lows[f], steps[f], buckets)
+            while b <= mine:
+                starts[f, b] = k - begin
+                b += 1
+        while b <= buckets:
+            starts[f, b] = end - begin
+            b += 1
+
+
+@njit(cache=True, nogil=True)
+def empirical_tails(
+    inputs: Any,
+    values: Any,
+    counts: Any,
+    offsets: Any,
+    lows: Any,
+    steps: Any,
+    starts: Any,
+    means: Any,
+    second: Any,
+    third: Any,
+    surprise: Any,
+    total: Any,
+) -> None:
     """ECOD's score of each row as if it alone stood behind the n' rows that were learned from.
 
     With N = n' + 1 the tails of a value are (1 + #{learned <= x}) / N and (1 + #{learned >= x}) / N; the sign of the
@@ -295,35 +337,41 @@ def empirical_tails(inputs: Any, columns: Any, means: Any, second: Any, third: A
     Parameters
     ----------
     inputs : float64 (n, d)
-    columns : float64 (d, n')
-        Learned values of each feature, ascending.
+    values : float64 (v,)
+        Learned values of each feature, ascending, each once; feature f in offsets[f]:offsets[f + 1].
+    counts : int32 (v + d,)
+        How many learned values are below each of them, and after the last their number; of feature f from
+        offsets[f] + f on.
+    offsets : int64 (d + 1,)
+    lows, steps : float64 (d,)
+    starts : int32 (d, buckets + 1)
+        As `bucket_starts` fills them.
     means, second, third : float64 (d,)
         Mean, and sums of squares and cubes about it.
     surprise : float64 (n' + 2,)
         -ln(count / N) by count.
     total : float64 (n,), filled
     """
-    count = columns.shape[1]
+    count = surprise.shape[0] - 2
     whole = count + 1.0
+    buckets = starts.shape[1] - 1
     total[:] = 0.0
-    for f in range(columns.shape[0]):
-        column = columns[f]
+    for f in range(inputs.shape[1]):
+        mine = values[offsets[f] : offsets[f + 1]]
+        below_of = counts[offsets[f] + f : offsets[f + 1] + f + 1]
         for i in range(inputs.shape[0]):
             x = inputs[i, f]
-            base, size = 0, count
+            b = bucket_of(x, lows[f], steps[f], buckets)
+            base, size = starts[f, b], starts[f, b + 1] - starts[f, b]
             while size > 1:
                 half = size >> 1
-                base = base + half if column[base + half - 1] < x else base
+                base = base + half if mine[base + half - 1] < x else base
                 size -= half
-            if column[base] < x:
+            if size == 1 and mine[base] < x:
                 base += 1
-            below = base
-            while base < count and column[base] == x:
-                base += 1
-                if base - below > 8:
-                    base = np.searchsorted(column, x, side="right")
-                    break
-            left, right = surprise[base + 1], surprise[count - below + 1]
+            below = below_of[base]
+            up_to = below_of[base + 1] if base < mine.shape[0] and mine[base] == x else below
+            left, right = surprise[up_to + 1], surprise[count - below + 1]
             away = x - means[f]
             step = away * (away * (away * (count * (count - 1.0) / (whole * whole))) - 3.0 * second[f] / whole)
             lean = third[f] + step
