@@ -579,3 +579,12 @@ def test_every_page_asks_redis_for_a_bounded_number_of_commands(scene: Fixture, 
     minutes = 28 * 2
     assert many[0] <= few[0] + minutes
     assert many[1] <= few[1]
+
+
+def test_runbook_of_the_settings_stands_on_the_page_as_text_with_links(scene: Fixture, serve: Fixture) -> None:
+    name = scene.attack()
+    text = "Ask the <b>tenant</b>: https://gateway.example/keys\n\nKeep the records."
+    page = serve(runbook={"AML.T0043.*": text}).get(f"/incidents/{name}").text
+    assert 'Ask the &lt;b&gt;tenant&lt;/b&gt;: <a href="https://gateway.example/keys" rel=' in page
+    assert '<p class="runbook">Keep the records.</p>' in page
+    assert "limit or question the client" not in page
