@@ -29,6 +29,7 @@ from streams.config import (
     IncidentSettings,
     KafkaSettings,
     ModelSettings,
+    NotifySettings,
     ProbeSettings,
     RedisSettings,
     Settings,
@@ -323,6 +324,7 @@ def serve(redis_url: str) -> Iterator[Serve]:
         topic: str = TOPIC,
         host: str = "127.0.0.1",
         runbook: dict[str, str] | None = None,
+        notify: NotifySettings | None = None,
     ) -> Served:
         settings = Settings(
             models=tuple(ModelSettings(name=name, topic=topic, bundle="none") for name in models),
@@ -331,6 +333,7 @@ def serve(redis_url: str) -> Iterator[Serve]:
             console=ConsoleSettings(),
             probes=ProbeSettings(),
             incidents=IncidentSettings(runbook=runbook or {}),
+            notify=notify or NotifySettings(),
         )
 
         def read(path: str) -> FeatureSchema:
