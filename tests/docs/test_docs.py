@@ -21,6 +21,7 @@ SECTIONS: dict[str, type[Any]] = {
     "[[notify.destinations]]": config.DestinationSettings,
     "[[notify.routes]]": config.RouteSettings,
     "[[notify.inhibitions]]": config.InhibitionSettings,
+    "[threats.NAME]": config.ThreatSettings,
     **{
         f"[{field.name}]": field.type
         for field in msgspec.structs.fields(config.Settings)
