@@ -163,7 +163,7 @@ def prepare(
     classes = np.unique(truth)
     if len(classes) < 2 or not np.array_equal(classes, np.arange(len(classes))):
         raise ConfigError(f"--data: {known.path}: classes of rows to learn from are {classes.tolist()}, not 0 to k - 1")
-    legal = np.flatnonzero(threat.domain.holds(tested))
+    legal = np.flatnonzero(threat.domain.holds(tested) & (answers != threat.goal if threat.goal != "any" else True))
     if len(legal) == 0:
         raise ConfigError(f"no held-out row is legal under {threat.name!r}: {threat.domain.complaint(tested)}")
     attacked = np.sort(rng.permutation(legal)[:rows])

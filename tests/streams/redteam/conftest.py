@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +41,7 @@ def scores(rows):
 
 
 def slow(rows):
-    time.sleep(0.02)
+    time.sleep(0.01)
     return model.predict_proba(rows)
 
 
@@ -84,3 +87,53 @@ def little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Little]:
     sys.modules.pop("little", None)
     while str(tmp_path) in sys.path:
         sys.path.remove(str(tmp_path))
+
+
+@dataclass(slots=True)
+class Endpoint:
+    """A served model that answers by the Open Inference Protocol.
+
+    `seen` holds (path, client, shape) of every request; after `lasts` of them the model is out of order.
+    """
+
+    url: str = ""
+    seen: list[Any] = field(default_factory=list)
+    lasts: int | None = None
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    served = Endpoint()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        wbufsize = 65536  # head and body in one packet
+
+        def do_POST(self) -> None:
+            tensor = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["inputs"][0]
+            served.seen.append((self.path, self.headers["X-Client-Id"], tensor["shape"]))
+            rows = np.array(tensor["data"]).reshape(tensor["shape"])
+            yes = 1 / (1 + np.exp(-20 * (rows[:, 0] + rows[:, 1] - 1)))
+            values = np.column_stack([1 - yes, yes])
+            output = {"name": "p", "datatype": "FP64", "shape": list(values.shape), "data": values.ravel().tolist()}
+            working = served.lasts is None or len(served.seen) <= served.lasts
+            body = json.dumps({"outputs": [output]} if working else {"error": "out of order"}).encode()
+            self.send_response(200 if working else 500)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    served.url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield served
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

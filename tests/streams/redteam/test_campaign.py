@@ -17,7 +17,7 @@ import pytest
 
 from streams.cli import invoke
 from streams.redteam import subject
-from tests.streams.redteam.conftest import Little
+from tests.streams.redteam.conftest import Endpoint, Little
 
 #: A campaign of seconds.
 QUICK = ["--rows", "30", "--budget", "60", "--seed", "3"]
@@ -150,6 +150,27 @@ def test_ctrl_c_keeps_finished_parts_and_the_same_command_goes_on(little: Little
     assert stopped.pop("model") == "little:slow"
     whole.pop("model")
     assert stopped == whole
+
+
+def test_a_campaign_against_an_endpoint_goes_on_after_the_endpoint_broke_down(
+    little: Little, endpoint: Endpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"{endpoint.url}/v2/models/little"
+    less = ["--no-curve", "--attacks", "square,uniform_noise", "--client-id", "drill"]
+    assert run(*less, model=url, report="whole") == 0
+    assert {client for _, client, _ in endpoint.seen} == {"drill"}
+    asked = len(endpoint.seen)
+    endpoint.seen.clear()
+    endpoint.lasts = asked - 80  # at the end the latency of 60 rows is measured
+    capsys.readouterr()
+    assert run(*less, model=url, report="broken") == 22
+    assert "status 500" in capsys.readouterr().err
+    kept = list(Path("broken/parts").glob("*.npz"))
+    assert len(kept) == 1
+    endpoint.lasts = None
+    assert run(*less, model=url, report="broken") == 0
+    assert lasting("broken") == lasting("whole")
+    assert lasting("whole")["withstood"]["value"] < 1.0
 
 
 def test_a_folder_of_another_campaign_is_refused_until_it_is_thrown_away(

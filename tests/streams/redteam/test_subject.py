@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import http.server
-import json
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import joblib
 import numpy as np
@@ -16,55 +11,15 @@ import pytest
 from attacks import gradients
 from streams.errors import ConfigError, EndpointError
 from streams.redteam import samples, subject
-from tests.streams.redteam.conftest import Little
+from tests.streams.redteam.conftest import Endpoint, Little
 
 
-@pytest.fixture
-def endpoint() -> Iterator[tuple[str, list[Any]]]:
-    """A served model that answers by the Open Inference Protocol, and what it was asked."""
-    seen: list[Any] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            tensor = asked["inputs"][0]
-            seen.append((self.path, self.headers["X-Client-Id"], tensor["shape"]))
-            rows = np.array(tensor["data"]).reshape(tensor["shape"])
-            yes = 1 / (1 + np.exp(-20 * (rows[:, 0] + rows[:, 1] - 1)))
-            values = np.column_stack([1 - yes, yes])
-            output = {"name": "p", "datatype": "FP64", "shape": list(values.shape), "data": values.ravel().tolist()}
-            body = json.dumps({"outputs": [output]}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            return
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", seen
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def test_a_url_is_asked_in_requests_of_bounded_size_under_a_name(
-    endpoint: tuple[str, list[Any]], little: Little
-) -> None:
-    url, seen = endpoint
-    found = subject.load(f"{url}/v2/models/little%20one/infer", client="drill")
+def test_a_url_is_asked_in_requests_of_bounded_size_under_a_name(endpoint: Endpoint, little: Little) -> None:
+    found = subject.load(f"{endpoint.url}/v2/models/little%20one/infer", client="drill")
     scores = found.model.predict(little.inputs)
     assert np.array_equal(np.argmax(scores, axis=1), little.truth)
-    assert {(path, client) for path, client, _ in seen} == {("/v2/models/little%20one/infer", "drill")}
-    assert [shape for _, _, shape in seen] == [[64, 6], [64, 6], [32, 6]]
+    assert {(path, client) for path, client, _ in endpoint.seen} == {("/v2/models/little%20one/infer", "drill")}
+    assert [shape for _, _, shape in endpoint.seen] == [[64, 6], [64, 6], [32, 6]]
     assert found.gradients is None
     assert found.estimator is None
 
