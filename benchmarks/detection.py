@@ -17,7 +17,10 @@ Schemes:
 * ``default``: the default detectors as `vedette fit` calibrates them without crafted rows (weights rehearsed on its own
   surrogate);
 * ``default, crafted``: the same, weights learned from tuning attacks of other families;
+* ``default, tail``: the default with spreads of the tail; ``default + pattern``: the default and that detector;
+* ``lean``: the default detectors with `pattern` and `margin`, spreads of the tail, mean of e-values;
 * ``extended``: the set of that name, spreads of the tail, mean of e-values; nothing learned from attacks;
+* ``extended, product`` and ``extended, median``: the same with equal weights of -ln p, and with median spreads;
 * ``extended, crafted``: the same scores, weights learned from tuning attacks of other families;
 * ``escalation``: ``extended`` and the two inquiries that ask the model again, mean of e-values;
 * ``trees`` (tree ensembles): the set of that name, spreads of the median, equal weights; nothing learned from attacks;
@@ -226,10 +229,18 @@ def scene_of(made: Task, attacks: Sequence[Plan], starts: int, tuning_starts: in
     )
 
 
+#: Sets of detectors beside those of the registry.
+SETS = {
+    **registry.SETS,
+    "default + pattern": (*registry.DEFAULT, "pattern"),
+    "lean": (*registry.DEFAULT, "pattern", "margin"),
+}
 SCHEMES: dict[str, tuple[str, Spread, Fusion, str]] = {
     "default": ("default", "median", "product", "rehearsed"),
     "default, crafted": ("default", "median", "product", "crafted"),
     "default, tail": ("default", "tail", "product", "rehearsed"),
+    "default + pattern": ("default + pattern", "median", "product", "rehearsed"),
+    "lean": ("lean", "tail", "mean", "equal"),
     "extended": ("extended", "tail", "mean", "equal"),
     "extended, product": ("extended", "tail", "product", "equal"),
     "extended, median": ("extended", "median", "mean", "equal"),
@@ -242,7 +253,7 @@ SCHEMES: dict[str, tuple[str, Spread, Fusion, str]] = {
 def judged(scene: Scene, case: Case) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """(benign, crafted) scores of one attack under every scheme and by every single detector."""
     found = {}
-    sets = dict(registry.SETS) | {"escalation": (*registry.SETS["extended"], *scene.judge.inquiries)}
+    sets = SETS | {"escalation": (*registry.SETS["extended"], *scene.judge.inquiries)}
     for name, (chosen, spread, fusion, weighing) in SCHEMES.items():
         if all(detector in scene.benign for detector in sets[chosen]):
             found[name] = fuse(scene, case, sets[chosen], spread, fusion, weighing)
@@ -418,41 +429,64 @@ def tree_figures(cells: Table3) -> list[Figure]:
     return found
 
 
+#: Columns of the tables in docs: what a site chooses between, and how the choices came about.
+CHIEF = ("default", "lean", "extended", "escalation", *SINGLES)
+CHOICES = (
+    "default, crafted",
+    "default, tail",
+    "default + pattern",
+    "extended, product",
+    "extended, median",
+    "extended, crafted",
+    "trees",
+)
+
+
 def tables(cells: Table3, trees: Table3) -> str:
     """Markdown of the worst cases, and of OC-score's table."""
-    lines = [
-        "Worst over attacks, by task: TPR at 1 % FPR (95 % Wilson interval; at .1 % FPR behind the stroke); AUROC.",
-        "",
-    ]
-    columns = [name for name in (*SCHEMES, *SINGLES) if any(scheme == name for _, scheme, _ in cells)]
-    lines.append("| task | " + " | ".join(columns) + " |")
-    lines.append("|---" * (len(columns) + 1) + "|")
-    for where in dict.fromkeys(where for where, _, _ in cells):
-        row = [where]
-        for scheme in columns:
-            value, attack = worst(cells, where, scheme, lambda cell: cell.tpr)
-            if attack == "none":
-                row.append("")
-                continue
-            cell = cells[where, scheme, attack]
-            low, high = wilson(sum(hit for hit, _ in cell.hits), cell.examples)
-            tiny = worst(cells, where, scheme, lambda cell: cell.tiny_tpr)[0]
-            area = worst(cells, where, scheme, lambda cell: cell.auroc)[0]
-            shares = f"{value:.2f} ({low:.2f}-{high:.2f}) / {tiny:.2f}"
-            row.append(f"{shares}; {area:.3f}".replace("0.", "."))
-        lines.append("| " + " | ".join(row) + " |")
-    lines += ["", "ROC-AUC of tree ensembles by attack, mean over seeds (least to largest):", ""]
+    lines = ["Worst over attacks: TPR at 1 % FPR (95 % Wilson interval) / at .1 % FPR; AUROC.", ""]
+    for columns in (CHIEF, CHOICES):
+        lines += ["| task | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        for where in dict.fromkeys(where for where, _, _ in cells):
+            lines.append("| " + " | ".join([where, *(_worst_cell(cells, where, scheme) for scheme in columns)]) + " |")
+        lines.append("")
+    kept = {attack for _, _, attack in cells if KEPT in attack}
+    for attack in sorted(kept):
+        columns = tuple(scheme for scheme in CHIEF if any((s, a) == (scheme, attack) for _, s, a in cells))
+        lines += [f"TPR at 1 % FPR of {attack}:", ""]
+        lines += ["| task | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        for where in dict.fromkeys(where for where, _, a in cells if a == attack):
+            shares = [_dotted(f"{cells[where, scheme, attack].tpr:.2f}") for scheme in columns]
+            lines.append("| " + " | ".join([where, *shares]) + " |")
+        lines.append("")
+    lines += ["ROC-AUC on tree ensembles by attack, mean over seeds (least to largest):", ""]
     for where in dict.fromkeys(where for where, _, _ in trees):
         attacks = list(dict.fromkeys(attack for where_, _, attack in trees if where_ == where))
         lines += [f"| {where} | " + " | ".join(attacks) + " |", "|---" * (len(attacks) + 1) + "|"]
-        for scheme in dict.fromkeys(scheme for where_, scheme, _ in trees if where_ == where):
+        for scheme in ("trees", "OC-score", "default", "extended", "IForest", "KNN", "ECOD", "max-softmax"):
             row = []
             for attack in attacks:
                 cell = trees[where, scheme, attack]
-                row.append(f"{cell.auroc:.3f} ({min(cell.aurocs):.3f}-{max(cell.aurocs):.3f})".replace("0.", "."))
+                row.append(_dotted(f"{cell.auroc:.3f} ({min(cell.aurocs):.3f}-{max(cell.aurocs):.3f})"))
             lines.append(f"| {scheme} | " + " | ".join(row) + " |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _worst_cell(cells: Table3, where: str, scheme: str) -> str:
+    value, attack = worst(cells, where, scheme, lambda cell: cell.tpr)
+    if attack == "none":
+        return ""
+    cell = cells[where, scheme, attack]
+    low, high = wilson(sum(hit for hit, _ in cell.hits), cell.examples)
+    tiny = worst(cells, where, scheme, lambda cell: cell.tiny_tpr)[0]
+    area = worst(cells, where, scheme, lambda cell: cell.auroc)[0]
+    return _dotted(f"{value:.2f} ({low:.2f}-{high:.2f}) / {tiny:.2f}; {area:.3f}")
+
+
+def _dotted(text: str) -> str:
+    """Shares without their leading zero."""
+    return text.replace("0.", ".")
 
 
 def plot(cells: Table3, path: Path) -> None:
@@ -493,11 +527,7 @@ def plot(cells: Table3, path: Path) -> None:
 
 def write(text: str, cells: Table3) -> None:
     """Put the tables into docs/detection.md and the plot beside it."""
-    begin, end = "<!-- single inputs: begin -->", "<!-- single inputs: end -->"
-    page = DOCS / "detection.md"
-    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
-    _, _, after = rest.partition(end)
-    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+    report.write_between(DOCS / "detection.md", "single inputs", text)
     plot(cells, DOCS / "images" / "detection-single.svg")
 
 

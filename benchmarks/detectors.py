@@ -1,6 +1,6 @@
 """Compiled detectors of PyOD against PyOD: the same scores, and what a row costs.
 
-    python -m benchmarks.detectors --json --check [--quick]
+    python -m benchmarks.detectors --json --check [--quick] [--write]
 
 64 features in pictures' manner (`benchmarks.scoring.rows`), 5,000 reference rows, standardised, one core. Times are
 processor time a row at batches of 1, 100 and 1,000; the speed-up is PyOD's median over ours at a batch. Scores are
@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,8 @@ from detectors.view import BatchView, ReferenceFrame, feature_scales
 
 REFERENCE_ROWS, FRESH_ROWS, ALONE_ROWS = 5_000, 300, 40
 BATCHES = (1, 100, 1_000)
+#: Where the table goes.
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "detection.md"
 #: Processor seconds that each measurement may take.
 SECONDS, QUICK_SECONDS = 4.0, 0.8
 #: Largest difference of scores, relative to their size where that is above 1.
@@ -151,9 +154,23 @@ def costs(reference: NDArray[np.float64], inputs: NDArray[np.float64], seed: int
     return figures
 
 
+def table(figures: list[Figure]) -> str:
+    """Markdown of what a row costs, compiled and in PyOD."""
+    by_name = {figure.name: figure.value for figure in figures}
+    heads = [f"{who}, batch {size}" for size in BATCHES for who in ("compiled", "PyOD")]
+    lines = ["| us a row | " + " | ".join(heads) + " | faster at 100 |", "|---" * (len(heads) + 2) + "|"]
+    for name in dict.fromkeys(name.partition(":")[0] for name in by_name if name.endswith("difference of scores")):
+        costs_ = [by_name[f"{name}, {who}: batch {size}"] for size in BATCHES for who in ("compiled", "PyOD")]
+        cells = [f"{cost:,.0f}" if cost >= 100 else f"{cost:.2g}" for cost in costs_]
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {by_name[f'{name}: speed-up at batch 100']:.3g} x |")
+    return "\n".join(lines)
+
+
 def main() -> int:
     """Entry point."""
-    options = report.arguments(__doc__ or "").parse_args()
+    parser = report.arguments(__doc__ or "")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/")
+    options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     limit_blas_threads()
     warnings.simplefilter("ignore")
@@ -181,6 +198,8 @@ def main() -> int:
             figures += [mine, their, Figure(f"{name}: speed-up at batch {size}", their.value / mine.value, unit="x")]
     figures += costs(reference, inputs, options.seed, seconds)
     targets += [Target(f"{name}: speed-up at batch 100", ">=", bound) for name, bound in TARGETS.items()]
+    if options.write:
+        report.write_between(PAGE, "compiled", table(figures))
     context = {"features": WIDTH, "reference_rows": REFERENCE_ROWS, "compared_rows": FRESH_ROWS}
     return report.finish(options, figures, targets, context)
 

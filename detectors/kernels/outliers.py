@@ -16,7 +16,7 @@ from numba import njit
 from detectors.kernels.rows import CHUNK_ROWS, SINGLE_ROUNDOFF, steady_exp2, steady_log
 
 #: Rows of a block of a product with all reference rows.
-BLOCK_ROWS = 64
+BLOCK_ROWS = 128
 #: Beyond this squared length a row is measured against every reference row: single precision can't hold it.
 LARGEST_NORM = 1e30
 #: Scores are kept finite at this size, so that they can be ranked and stored.
