@@ -111,8 +111,14 @@ def _network(estimator: Any) -> Network:
 def _begun(
     estimator: Any, X: NDArray[np.float64], y: NDArray[np.int64], classes: NDArray[np.int64]
 ) -> tuple[Any, Callable[[NDArray[np.float64], NDArray[np.int64]], None]]:
-    """A copy after a first pass, with its scalers fitted, and how it learns more."""
+    """A copy after a first pass, with its scalers fitted, and how it learns more.
+
+    Early stopping is switched off: it looks at untouched rows alone, and learning in passes refuses it.
+    """
     fresh = clone(estimator)
+    last = fresh.steps[-1][1] if isinstance(fresh, Pipeline) else fresh
+    if getattr(last, "early_stopping", False):
+        last.set_params(early_stopping=False)
     if not isinstance(fresh, Pipeline):
         fresh.partial_fit(X, y, classes=classes)
         return fresh, lambda rows, labels: fresh.partial_fit(rows, labels)

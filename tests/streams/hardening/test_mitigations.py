@@ -149,3 +149,11 @@ def test_adversarial_training_needs_a_distance() -> None:
     domain = threat(5, 1.0).domain
     with pytest.raises(ValueError, match="needs a bound"):
         train(LogisticRegression(), X, Y, ThreatModel("t", "l2", None, domain, "white-box", 10), RNG)
+
+
+def test_early_stopping_does_not_end_adversarial_training() -> None:
+    labels = (X[:, 0] + X[:, 1] > 1).astype(np.int64)
+    estimator = MLPClassifier((8,), early_stopping=True, learning_rate_init=0.01, max_iter=5, random_state=0)
+    after = train(estimator, X, labels, threat(5, 0.05), np.random.default_rng(5), passes=40)
+    assert after.score(X, labels) > 0.9
+    assert estimator.early_stopping
