@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from streams.console.data import Overview
 from streams.console.deliveries import Deliveries
+from streams.probes.outcome import together
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -32,6 +33,28 @@ def exposition(looks: Sequence[Overview], out: Sequence[Deliveries] = ()) -> str
             [({"model": look.model}, float(look.blind is not None)) for look in looks],
         ),
         ("vedette_probe_recall", "gauge", "Share of probes detected; of controls: paged falsely.", _recall(looks)),
+        (
+            "vedette_probe_robust_accuracy",
+            "gauge",
+            "Share of crafted rows that the model answers as before.",
+            [(labels, value) for labels, value in _probes(looks, "robust_accuracy") if value is not None],
+        ),
+        (
+            "vedette_probe_finished_timestamp_seconds",
+            "gauge",
+            "When a probe finished last.",
+            [
+                ({"model": look.model}, max(probe.updated for probe in look.probes) / 1e6)
+                for look in looks
+                if look.probes
+            ],
+        ),
+        (
+            "vedette_probe_model_calls",
+            "gauge",
+            "Calls to the model's endpoint by the probes that recall is taken from, by how they ended.",
+            _answers(looks),
+        ),
         ("vedette_recorded_signals_total", "counter", "Signals that workers recorded, by level.", _signals(looks)),
         ("vedette_alerts_length", "gauge", "Entries in the public stream of alerts.", _alerts(out)),
         ("vedette_alert_group_pending", "gauge", "Alerts handed out and not acknowledged.", _groups(out, "pending")),
@@ -73,11 +96,25 @@ def _open(looks: Sequence[Overview]) -> list[Sample]:
 
 
 def _recall(looks: Sequence[Overview]) -> list[Sample]:
+    return _probes(looks, "recall")
+
+
+def _probes(looks: Sequence[Overview], which: str) -> list[Sample]:
     return [
-        ({"model": look.model, "attack": probe.attack, "kind": probe.kind}, probe.recall)
+        ({"model": look.model, "attack": probe.attack, "kind": probe.kind}, getattr(probe, which))
         for look in looks
         for probe in look.probes
     ]
+
+
+def _answers(looks: Sequence[Overview]) -> list[Sample]:
+    kinds = ("calls", "refused", "crashes", "timeouts", "not_finite", "unusable", "wrong")
+    found = []
+    for look in looks:
+        whole = together(probe.answers for probe in look.probes)
+        if whole.calls:
+            found += [({"model": look.model, "ended": kind}, float(getattr(whole, kind))) for kind in kinds]
+    return found
 
 
 def _signals(looks: Sequence[Overview]) -> list[Sample]:
