@@ -18,6 +18,8 @@ PAGES = [HOME / "README.md", *sorted(DOCS.glob("*.md"))]
 _ROW = re.compile(r"^\| `(\w+)` \| ([^|]*) \|", re.MULTILINE)
 SECTIONS: dict[str, type[Any]] = {
     "[[models]]": config.ModelSettings,
+    "[models.objectives]": config.ObjectiveSettings,
+    "[[probes.schedules]]": config.ScheduleSettings,
     "[[notify.destinations]]": config.DestinationSettings,
     "[[notify.routes]]": config.RouteSettings,
     "[[notify.inhibitions]]": config.InhibitionSettings,
@@ -43,6 +45,8 @@ def spelled(default: Any) -> str:
     if default is msgspec.NODEFAULT:
         return "required"
     if default is None:
+        return "none"
+    if isinstance(default, msgspec.Struct):
         return "none"
     if default in ((), {}) and not isinstance(default, str):
         return "none"
