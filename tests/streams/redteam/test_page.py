@@ -77,6 +77,10 @@ def test_chromium_shows_the_page_without_complaint(little: Little) -> None:
         pytest.skip("no chromium on PATH")
     from playwright.sync_api import sync_playwright
 
+    schema = json.loads(Path("little.json").read_text())
+    for feature in schema["features"]:
+        feature["name"] = f"a_rather_long_name_of_a_feature_called_{feature['name']}"
+    Path("little.json").write_text(json.dumps(schema))
     written()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
@@ -89,6 +93,8 @@ def test_chromium_shows_the_page_without_complaint(little: Little) -> None:
             assert page.locator("svg.plot").count() >= 5
             assert page.locator("svg.plot").first.bounding_box()["height"] > 200  # type: ignore[index]
             assert page.evaluate("document.documentElement.scrollWidth") <= 900
+            wide = "[...document.querySelectorAll('figure')].filter(f => f.scrollWidth > f.clientWidth).length"
+            assert page.evaluate(wide) == 0
             assert complaints == []
         finally:
             browser.close()
