@@ -20,12 +20,14 @@ import time
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.tree import DecisionTreeClassifier
+from streams.hardening.preprocessing import Prepared
 
 rng = np.random.default_rng(5)
 inputs = rng.uniform(0, 1, (300, 6))
 truth = (inputs[:, 0] + inputs[:, 1] > 1).astype(int)
 model = LogisticRegression(C=100.0).fit(inputs, truth)
 unfitted = LogisticRegression()
+unprepared = Prepared(LogisticRegression(), np.zeros(6), np.ones(6))
 
 
 def made():

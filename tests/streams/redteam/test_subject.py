@@ -21,7 +21,6 @@ def test_a_url_is_asked_in_requests_of_bounded_size_under_a_name(endpoint: Endpo
     assert {(path, client) for path, client, _ in endpoint.seen} == {("/v2/models/little%20one/infer", "drill")}
     assert [shape for _, _, shape in endpoint.seen] == [[64, 6], [64, 6], [32, 6]]
     assert found.gradients is None
-    assert found.estimator is None
 
 
 @pytest.mark.parametrize("name", ["model", "made"])
@@ -30,7 +29,6 @@ def test_estimators_and_functions_that_make_them_have_gradients(little: Little, 
     assert found.gradients is not None
     assert np.allclose(found.gradients.predict(little.inputs), found.model.predict(little.inputs))
     assert found.trees is None
-    assert found.estimator is not None
 
 
 def test_trees_are_read_as_trees(little: Little) -> None:
@@ -78,6 +76,7 @@ def test_layers_come_back_from_an_npz_without_any_code(tmp_path: Path) -> None:
         ("nowhere:model", "No module named 'nowhere'"),
         ("little:gone", "has no attribute 'gone'"),
         ("little:unfitted", "LogisticRegression is not fitted"),
+        ("little:unprepared", "Prepared is not fitted"),
         ("little:LogisticRegression", "is a class; name a fitted estimator"),
         ("little:inputs", "ndarray, which has neither predict_proba nor predict"),
         ("little.npz", "holds no layers weights_0, biases_0, ...; it has inputs, labels"),
