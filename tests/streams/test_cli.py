@@ -26,6 +26,7 @@ COMMANDS = [
     "harden",
     "incidents",
     "notifier",
+    "probe",
     "prober",
     "redteam",
     "replay",
