@@ -3,8 +3,8 @@
     python -m benchmarks.incidents [--json] [--check] [--quick]
 
 1. 10,000 attacking clients in one campaign, over four partitions: each is ticketed, then pages, from either side of
-   one decision boundary (two corners of the input space). Counted: incidents that are open at the end, and alerts that
-   would call somebody (a page opened, raised or re-opened).
+   one decision boundary (two corners of the input space). Counted: incidents that are open at the end, alerts that would
+   call somebody (a page opened, raised or re-opened), and what a notifier really told a destination over HTTP meanwhile.
 2. The list, the live page, the API's list and incident pages over HTTP, with 10,000 incidents and 1,000,000 entries in
    the alerts stream, while 50 signals a second arrive: 95 % quantiles of the time to the last byte, one visitor at a
    time.
@@ -18,10 +18,13 @@ import asyncio
 import os
 import secrets
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
@@ -32,14 +35,23 @@ from redis import Redis
 
 from benchmarks.report import Figure, Target, arguments, finish, median_figure, progress
 from streams import embedded
-from streams.config import ModelSettings, RedisSettings, Settings
+from streams.config import (
+    DestinationSettings,
+    ModelSettings,
+    NotifySettings,
+    RedisSettings,
+    RouteSettings,
+    Settings,
+)
 from streams.console.app import Console
 from streams.incidents.correlator import Correlator
 from streams.incidents.ledger import as_text
 from streams.lease import Lease
+from streams.notify.outbox import GROUP
+from streams.notify.service import serve
 from streams.store.client import connect_async
 from streams.store.keys import ModelKeys, PartitionKeys
-from streams.store.messages import Alert, Incident, ReasonMessage, SignalMessage, WorkerStatus
+from streams.store.messages import Alert, Incident, Notice, ReasonMessage, SignalMessage, WorkerStatus
 
 MODEL, TOPIC = "digits", "events"
 KEYS = ModelKeys(MODEL)
@@ -57,6 +69,7 @@ FEATURES = 64
 TARGETS = (
     Target("open_incidents", "<=", 5),
     Target("page_alerts", "<=", 5),
+    Target("notifications", "<=", 5),
     *(Target(f"{page}_p95_ms", "<=", 200.0) for page in ("list", "live", "incident", "api_list")),
 )
 
@@ -139,6 +152,81 @@ class Site:
         names = [as_text(name) for name in self.redis.hvals(KEYS.open_incidents)]
         bodies = [self.redis.hget(KEYS.incident(name), "m") for name in names]
         return [msgspec.json.decode(body, type=Incident) for body in bodies if body is not None]
+
+
+@dataclass
+class Called:
+    """What reached the on-call engineer's destination."""
+
+    notices: list[Notice] = field(default_factory=list)
+
+    @property
+    def triggers(self) -> int:
+        """Notices that call somebody, each counted once."""
+        return len({notice.id for notice in self.notices if notice.action == "trigger"})
+
+
+@contextmanager
+def notified(url: str, redis: Redis) -> Iterator[Called]:
+    """A notifier that tells a destination of pages over HTTP; at the end everything that is due has been told."""
+    called = Called()
+    loop, stop, port = asyncio.new_event_loop(), asyncio.Event(), embedded.free_ports(1)[0]
+
+    async def take(request: web.Request) -> web.Response:
+        called.notices.append(msgspec.json.decode(await request.read(), type=Notice))
+        return web.Response()
+
+    async def main(settings: Settings) -> None:
+        application = web.Application()
+        application.router.add_post("/", take)
+        runner = web.AppRunner(application, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        await serve(settings, [MODEL], stop)
+        await runner.cleanup()
+
+    with tempfile.TemporaryDirectory() as directory:
+        secret = Path(directory) / "secret"
+        secret.write_text(secrets.token_hex(16))
+        settings = Settings(
+            models=(ModelSettings(name=MODEL, topic=TOPIC, bundle="none"),),
+            redis=RedisSettings(url=url),
+            notify=NotifySettings(
+                destinations=(
+                    DestinationSettings(
+                        name="oncall", kind="webhook", url=f"http://127.0.0.1:{port}/", secret_file=str(secret)
+                    ),
+                ),
+                routes=(RouteSettings(destinations=("oncall",)),),
+            ),
+        )
+        thread = threading.Thread(target=loop.run_until_complete, args=(main(settings),))
+        thread.start()
+        try:
+            _wait(lambda: bool(_group(redis)))
+            yield called
+            _wait(lambda: _group(redis) == redis.xrevrange(KEYS.alerts, count=1)[0][0])
+            _wait(lambda: not redis.zcount(KEYS.notices_due("oncall"), "-inf", time.time()))
+        finally:
+            loop.call_soon_threadsafe(stop.set)
+            thread.join()
+            loop.close()
+
+
+def _group(redis: Redis) -> bytes:
+    """Up to which alert the notifier has read; empty before it began."""
+    if not redis.exists(KEYS.alerts):
+        return b""
+    found: Any = redis.xinfo_groups(KEYS.alerts)
+    return next((group["last-delivered-id"] for group in found if group["name"] == GROUP.encode()), b"")
+
+
+def _wait(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            raise RuntimeError("the notifier does not come to an end")
+        time.sleep(0.02)
 
 
 def campaign(site: Site, clients: int, rng: np.random.Generator) -> list[Figure]:
@@ -302,7 +390,10 @@ def main(argv: list[str] | None = None) -> int:
     share = 10 if options.quick else 1
     with _redis() as (url, redis):
         progress(f"{CLIENTS // share:,} attacking clients in one campaign")
-        figures = campaign(Site(redis), CLIENTS // share, rng)
+        with notified(url, redis) as called:
+            figures = campaign(Site(redis), CLIENTS // share, rng)
+        figures.append(Figure("notifications", called.triggers))
+        figures.append(Figure("resolutions_told", len(called.notices) - called.triggers))
         redis.flushdb()
         site = Site(redis)
         progress(f"{INCIDENTS // share:,} incidents, {ALERTS // share:,} alerts")

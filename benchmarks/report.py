@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -80,6 +81,16 @@ class Told:
         if stage != self._last:
             self._last = stage
             progress(f"  {what}")
+
+
+def write_between(page: Path, mark: str, text: str) -> None:
+    """Replace what stands between the lines ``<!-- mark: begin -->`` and ``<!-- mark: end -->`` of a page."""
+    begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"{page} has no lines {begin} and {end}")
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def finish(

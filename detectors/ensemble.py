@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from detectors import registry
 from detectors.calibration import clusters, history, pools, repeaters, residual
-from detectors.calibration.conformal import ScoreCalibration
+from detectors.calibration.conformal import ScoreCalibration, surprise_of
 from detectors.calibration.decision import Decision, Yardstick, decide, proposed
-from detectors.calibration.fusion import Fusion, hedged, logistic_weights
+from detectors.calibration.evalues import evalue
+from detectors.calibration.fusion import Fusion, equal_weights, hedged, logistic_weights
 from detectors.calibration.history import History
 from detectors.calibration.rehearsal import rehearse
 from detectors.calibration.report import FitReport
+from detectors.calibration.scheme import Scheme
 from detectors.contract import ANONYMOUS, Batch, Detector, Progress, Reference
 from detectors.errors import FitError
 from detectors.queries.codes import Coder
@@ -48,6 +50,9 @@ STANDIN_CLIENTS, STANDIN_ROWS = 40, (10, 120)
 #: Residual scores that the sequential test is calibrated on, at most.
 MAX_RESIDUALS = 20_000
 
+#: Median spreads and weighted -ln p.
+DEFAULT_SCHEME = Scheme()
+
 
 def silent(_what: str, _share: float) -> None:
     """Progress that nobody watches."""
@@ -67,6 +72,7 @@ def fit(
     progress: Progress = silent,
     detectors: Sequence[str] = registry.DEFAULT,
     model: Any = None,
+    scheme: Scheme = DEFAULT_SCHEME,
 ) -> tuple[Ensemble, FitReport]:
     """Fit detectors, the default ones unless others are named, and calibrate what decides.
 
@@ -95,6 +101,8 @@ def fit(
         Names in the registry, each once, in the order of the columns of verdicts.
     model : object, optional
         The watched model, for detectors that read it at their fit.
+    scheme : Scheme
+        How scores are made comparable and how they become one.
 
     Returns
     -------
@@ -120,7 +128,7 @@ def fit(
     pool = pools.split(traffic.clients, rng)
     intent = IntentTest.fit(kept, schema, frame, rng, traffic.take(~pool.thresholds))
 
-    single, columns = _single(frame, fitted, coder, intent, schema, traffic, pool, crafted, rng, progress)
+    single, columns = _single(frame, fitted, coder, intent, schema, traffic, pool, crafted, scheme, rng, progress)
     progress("measuring distances between queries", 0.55)
     tables, index_rows, repeating, between = _tables(single, columns, pool, rng)
     progress("calibrating on client-weeks", 0.7)
@@ -150,6 +158,8 @@ def fit(
     counts = {name: int(np.count_nonzero(getattr(pool, name))) for name in ("shape", "ranks", "fusion", "thresholds")}
     counts = {"reference": len(kept), **counts, **clusters.sizes(tables), "index": index_rows}
     report = _report(ensemble, decision, past, counts, between, crafted is not None, budget, benign is not None)
+    if scheme.fusion == "mean":
+        report = replace(report, fusion="mean")
     progress("done", 1.0)
     return ensemble, replace(report, data_digest=_data_digest(reference, benign, crafted))
 
@@ -239,6 +249,7 @@ def _single(
     traffic: Batch,
     pool: pools.Pools,
     crafted: Reference | None,
+    scheme: Scheme,
     rng: np.random.Generator,
     progress: Progress,
 ) -> tuple[Single, Columns]:
@@ -255,7 +266,13 @@ def _single(
     columns = Columns(*(np.concatenate(parts) for parts in zip(*pieces, strict=True)))
     labels = columns.rows["label"]
     calibration = ScoreCalibration.fit(
-        scores[pool.shape], labels[pool.shape], scores[pool.ranks], labels[pool.ranks], frame.classes
+        scores[pool.shape],
+        labels[pool.shape],
+        scores[pool.ranks],
+        labels[pool.ranks],
+        frame.classes,
+        scheme.spread,
+        evalue if scheme.fusion == "mean" else surprise_of,
     )
     ranks = calibration.ranks(scores, labels)
     benign = calibration.surprise[ranks[pool.ranks]]
@@ -264,7 +281,9 @@ def _single(
         view = BatchView(frame, _as_batch(rows))
         return np.asarray(calibration.surprise[calibration.ranks(raw_scores(detectors, view), view.batch.labels)])
 
-    if crafted is not None:
+    if scheme.fusion == "mean":
+        weights = equal_weights(len(detectors))
+    elif crafted is not None:
         weights = logistic_weights(benign, surprise(crafted))
     else:
         progress("rehearsing attacks to weigh detectors", 0.5)

@@ -21,12 +21,22 @@ from detectors.inputs.outliers.lof import Lof
 from detectors.inputs.outliers.mcd import Mcd
 from detectors.inputs.outliers.pca import Pca
 from detectors.inputs.outliers.uncompiled import PREFIX, uncompiled
+from detectors.inputs.pattern import Pattern
 from detectors.inputs.residual import PcaResidual
 from detectors.inputs.trust_ratio import TrustRatio
 from detectors.responses.disagreement import Disagreement
+from detectors.responses.margin import Margin
 
 #: The default ensemble, in the order of its columns.
 DEFAULT: tuple[str, ...] = ("trust_ratio", "pca_residual", "mahalanobis", "isolation_forest", "constraints")
+
+#: Named sets: measured in ``benchmarks.detection``. ``extended`` costs more a row and wants events with probabilities;
+#: ``trees`` is for tree ensembles, which it reads at the fit.
+SETS: dict[str, tuple[str, ...]] = {
+    "default": DEFAULT,
+    "extended": (*DEFAULT, "pattern", "margin", "pyod.ECOD"),
+    "trees": ("trust_ratio", "oc_score", "dknn", "margin", "pyod.GMM"),
+}
 
 _OWN: dict[str, type[Any]] = {
     kind.name: kind
@@ -39,6 +49,8 @@ _OWN: dict[str, type[Any]] = {
         DeepNeighbours,
         LeafDistance,
         Disagreement,
+        Margin,
+        Pattern,
         Hbos,
         Ecod,
         Pca,

@@ -173,7 +173,22 @@ def topics(session: Session, partitions: int, replication: int) -> int:
 @click.option(
     "--detectors",
     metavar="NAMES",
-    help="Detectors of single inputs, separated by commas, instead of the default ones; '+' before a name adds it.",
+    help="Detectors of single inputs, separated by commas, instead of the default ones; '+' before a name adds it. "
+    "'extended' and 'trees' name sets.",
+)
+@click.option(
+    "--spread",
+    type=click.Choice(["median", "tail"]),
+    default="median",
+    show_default=True,
+    help="Unit of a detector's score within a class: its median deviation, or the way to its 95 % quantile.",
+)
+@click.option(
+    "--fusion",
+    type=click.Choice(["product", "mean"]),
+    default="product",
+    show_default=True,
+    help="How detectors become one: weighted -ln p, or the mean of e-values.",
 )
 @click.option(
     "--model",
@@ -368,6 +383,48 @@ def harden(session: Session, /, **options: Any) -> int:
     from streams.hardening.command import run
 
     return run(session, **options)
+
+
+@vedette.group()
+def probe() -> None:
+    """Probes of the watched model: start some now, show what was found."""
+
+
+@probe.command("now")
+@click.option("--attack", "attacks", multiple=True, metavar="NAME", help="May be given again; default: all scheduled.")
+@click.option("--kind", default="", type=click.Choice(["", "burst", "campaign"]), help="Default: as the attack goes.")
+@click.option("--threat", default="", metavar="NAME", help="Threat model; default: the attack's own.")
+@click.option("--count", default=1, show_default=True, type=click.IntRange(1, 50), help="Probes of each attack.")
+@click.option("--by", metavar="NAME", help="Who asks; default: the user.")
+@click.option(
+    "--wait", "wait_seconds", default=0.0, metavar="SECONDS", help="Wait for the outcomes; exit with 1 if one is bad."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print requests, or with --wait outcomes, as JSON.")
+@click.pass_obj
+def probe_now(session: Session, /, attacks: tuple[str, ...], **options: Any) -> int:
+    """Ask the active prober for probes."""
+    from streams.probes.terminal import now
+
+    return now(session, attacks, **options)
+
+
+@probe.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
+def probe_list(as_json: bool) -> int:
+    """What can be sent."""
+    from streams.probes.terminal import catalogue
+
+    return catalogue(as_json)
+
+
+@probe.command("results")
+@click.option("--json", "as_json", is_flag=True, help="Print summaries and comparisons as JSON.")
+@click.pass_obj
+def probe_results(session: Session, as_json: bool) -> int:
+    """Recall, robust accuracy and latency by attack, threat model and model version, and versions compared."""
+    from streams.probes.terminal import results
+
+    return results(session, as_json)
 
 
 def _add_incidents() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.calibration.scheme import Spread
 from detectors.kernels import rows
 from detectors.stored import stored
 
@@ -16,8 +17,15 @@ from detectors.stored import stored
 MIN_ROWS = 20
 #: The median absolute deviation of a normal distribution times this is its standard deviation.
 MAD_TO_SD = 1.4826
+#: Quantile that a spread of the tail reaches to.
+TAIL_QUANTILE = 0.95
 #: Calibration scores that are kept; of more, an evenly spaced sample is.
 MAX_VALUES = 8000
+
+
+def surprise_of(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """-ln p."""
+    return np.asarray(-np.log(p))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +38,11 @@ class ScoreCalibration:
     Attributes
     ----------
     centres, spreads : float64 (k, D)
-        Median and scaled median absolute deviation of each detector's scores among rows of each predicted class.
+        Median and spread (`Scheme.spread`) of each detector's scores among rows of each predicted class.
     values : float64 (D, m)
         Normalised scores of calibration rows, ascending.
     surprise : float64 (m + 1,)
-        -ln p by rank.
+        What each rank adds to the fusion: -ln p, or e (`Scheme.fusion`).
     """
 
     centres: NDArray[np.float64]
@@ -50,19 +58,22 @@ class ScoreCalibration:
         scores: NDArray[np.float64],
         labels: NDArray[np.int32],
         classes: int,
+        spread: Spread = "median",
+        measure: Callable[[NDArray[np.float64]], NDArray[np.float64]] = surprise_of,
     ) -> Self:
-        """Learn the normalisation from one set of rows, (n', D), and the values from another, (n, D)."""
+        """Learn the normalisation from one set of rows, (n', D), and the values from another, (n, D).
+
+        `measure` says what a p-value adds to the fusion.
+        """
         centres, spreads = np.empty((classes, scores.shape[1])), np.empty((classes, scores.shape[1]))
-        pooled = _centre_and_spread(shape_scores)
+        pooled = _centre_and_spread(shape_scores, spread)
         for label in range(classes):
             members = shape_scores[shape_labels == label]
-            centres[label], spreads[label] = _centre_and_spread(members) if len(members) >= MIN_ROWS else pooled
+            own = len(members) >= MIN_ROWS
+            centres[label], spreads[label] = _centre_and_spread(members, spread) if own else pooled
         normal = np.sort((scores - centres[labels]) / spreads[labels], axis=0)
-        return cls._of(centres, spreads, np.ascontiguousarray(thinned(normal, MAX_VALUES).T))
-
-    @classmethod
-    def _of(cls, centres: NDArray[np.float64], spreads: NDArray[np.float64], values: NDArray[np.float64]) -> Self:
-        return cls(centres, spreads, values, -np.log(pvalue_table(values.shape[1])))
+        values = np.ascontiguousarray(thinned(normal, MAX_VALUES).T)
+        return cls(centres, spreads, values, measure(pvalue_table(values.shape[1])))
 
     def ranks(self, scores: NDArray[np.float64], labels: NDArray[np.int32]) -> NDArray[np.int32]:
         """(n, D) number of calibration scores that are at least as large."""
@@ -115,9 +126,12 @@ def thinned(ascending: NDArray[np.float64], most: int, small: bool = False) -> N
     return np.asarray(ascending[place] if small else ascending[n - 1 - place[::-1]])
 
 
-def _centre_and_spread(scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _centre_and_spread(scores: NDArray[np.float64], kind: Spread) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     centre = np.median(scores, axis=0)
-    spread = MAD_TO_SD * np.median(np.abs(scores - centre), axis=0)
+    if kind == "tail":
+        spread = np.quantile(scores, TAIL_QUANTILE, axis=0) - centre
+    else:
+        spread = MAD_TO_SD * np.median(np.abs(scores - centre), axis=0)
     deviation = scores.std(axis=0)
     spread = np.where(spread > 0.0, spread, deviation)
     return centre, np.where(spread > 0.0, spread, 1.0)

@@ -16,7 +16,7 @@ from numba import njit
 from detectors.kernels.rows import CHUNK_ROWS, SINGLE_ROUNDOFF, steady_exp2, steady_log
 
 #: Rows of a block of a product with all reference rows.
-BLOCK_ROWS = 64
+BLOCK_ROWS = 128
 #: Beyond this squared length a row is measured against every reference row: single precision can't hold it.
 LARGEST_NORM = 1e30
 #: Scores are kept finite at this size, so that they can be ranked and stored.
@@ -286,7 +286,49 @@ def histograms(inputs: Any, edges: Any, last: Any, slack_low: Any, slack_high: A
 
 
 @njit(cache=True, nogil=True)
-def empirical_tails(inputs: Any, columns: Any, means: Any, second: Any, third: Any, surprise: Any, total: Any) -> None:
+def bucket_of(x: float, low: float, steps: float, buckets: int) -> int:
+    """Place of x among equal steps from `low` on; it never falls as x grows."""
+    place = (x - low) * steps
+    if not place > 0.0:
+        return 0
+    return buckets - 1 if place >= buckets else int(place)
+
+
+@njit(cache=True, nogil=True)
+def bucket_starts(values: Any, offsets: Any, lows: Any, steps: Any, starts: Any) -> None:
+    """For each feature and bucket the first of its ascending values, within values[offsets[f]:offsets[f + 1]], in it.
+
+    lows, steps (d,); starts int32 (d, buckets + 1), filled.
+    """
+    buckets = starts.shape[1] - 1
+    for f in range(starts.shape[0]):
+        begin, end = offsets[f], offsets[f + 1]
+        b = 0
+        for k in range(begin, end):
+            mine = bucket_of(values[k], lows[f], steps[f], buckets)
+            while b <= mine:
+                starts[f, b] = k - begin
+                b += 1
+        while b <= buckets:
+            starts[f, b] = end - begin
+            b += 1
+
+
+@njit(cache=True, nogil=True)
+def empirical_tails(
+    inputs: Any,
+    values: Any,
+    counts: Any,
+    offsets: Any,
+    lows: Any,
+    steps: Any,
+    starts: Any,
+    means: Any,
+    second: Any,
+    third: Any,
+    surprise: Any,
+    total: Any,
+) -> None:
     """ECOD's score of each row as if it alone stood behind the n' rows that were learned from.
 
     With N = n' + 1 the tails of a value are (1 + #{learned <= x}) / N and (1 + #{learned >= x}) / N; the sign of the
@@ -295,35 +337,41 @@ def empirical_tails(inputs: Any, columns: Any, means: Any, second: Any, third: A
     Parameters
     ----------
     inputs : float64 (n, d)
-    columns : float64 (d, n')
-        Learned values of each feature, ascending.
+    values : float64 (v,)
+        Learned values of each feature, ascending, each once; feature f in offsets[f]:offsets[f + 1].
+    counts : int32 (v + d,)
+        How many learned values are below each of them, and after the last their number; of feature f from
+        offsets[f] + f on.
+    offsets : int64 (d + 1,)
+    lows, steps : float64 (d,)
+    starts : int32 (d, buckets + 1)
+        As `bucket_starts` fills them.
     means, second, third : float64 (d,)
         Mean, and sums of squares and cubes about it.
     surprise : float64 (n' + 2,)
         -ln(count / N) by count.
     total : float64 (n,), filled
     """
-    count = columns.shape[1]
+    count = surprise.shape[0] - 2
     whole = count + 1.0
+    buckets = starts.shape[1] - 1
     total[:] = 0.0
-    for f in range(columns.shape[0]):
-        column = columns[f]
+    for f in range(inputs.shape[1]):
+        mine = values[offsets[f] : offsets[f + 1]]
+        below_of = counts[offsets[f] + f : offsets[f + 1] + f + 1]
         for i in range(inputs.shape[0]):
             x = inputs[i, f]
-            base, size = 0, count
+            b = bucket_of(x, lows[f], steps[f], buckets)
+            base, size = starts[f, b], starts[f, b + 1] - starts[f, b]
             while size > 1:
                 half = size >> 1
-                base = base + half if column[base + half - 1] < x else base
+                base = base + half if mine[base + half - 1] < x else base
                 size -= half
-            if column[base] < x:
+            if size == 1 and mine[base] < x:
                 base += 1
-            below = base
-            while base < count and column[base] == x:
-                base += 1
-                if base - below > 8:
-                    base = np.searchsorted(column, x, side="right")
-                    break
-            left, right = surprise[base + 1], surprise[count - below + 1]
+            below = below_of[base]
+            up_to = below_of[base + 1] if base < mine.shape[0] and mine[base] == x else below
+            left, right = surprise[up_to + 1], surprise[count - below + 1]
             away = x - means[f]
             step = away * (away * (away * (count * (count - 1.0) / (whole * whole))) - 3.0 * second[f] / whole)
             lean = third[f] + step
@@ -434,3 +482,27 @@ def foreign_share(index: Any, reference_labels: Any, labels: Any, out: Any) -> N
             if index[i, j] < 0 or reference_labels[index[i, j]] != labels[i]:
                 foreign += weight
         out[i] = foreign / whole
+
+
+@njit(cache=True, nogil=True)
+def pattern_surprise(inputs: Any, labels: Any, usual: Any, slack: Any, cost: Any, out: Any) -> None:
+    """Sum over features of cost[0] where the value is within slack of the usual one, of cost[1] where it is not.
+
+    inputs (n, d); labels int32 (n,); usual, slack (d,); cost (2, k, d); out (n,). Four sums are kept and added at the
+    end, so that the processor need not wait for one.
+    """
+    d = inputs.shape[1]
+    for i in range(inputs.shape[0]):
+        row, has, lacks = inputs[i], cost[0, labels[i]], cost[1, labels[i]]
+        s0 = s1 = s2 = s3 = 0.0
+        f = 0
+        while f + 4 <= d:
+            s0 += has[f] if abs(row[f] - usual[f]) <= slack[f] else lacks[f]
+            s1 += has[f + 1] if abs(row[f + 1] - usual[f + 1]) <= slack[f + 1] else lacks[f + 1]
+            s2 += has[f + 2] if abs(row[f + 2] - usual[f + 2]) <= slack[f + 2] else lacks[f + 2]
+            s3 += has[f + 3] if abs(row[f + 3] - usual[f + 3]) <= slack[f + 3] else lacks[f + 3]
+            f += 4
+        while f < d:
+            s0 += has[f] if abs(row[f] - usual[f]) <= slack[f] else lacks[f]
+            f += 1
+        out[i] = (s0 + s1) + (s2 + s3)

@@ -24,11 +24,14 @@ from streams.console.index import IncidentRow, Order, StateFilter
 from streams.console.probe_room import ProbeRoom
 from streams.errors import ConfigError
 from streams.incidents.service import IncidentService
+from streams.probes.regression import Comparison
+from streams.probes.requests import MOST_PROBES
 from streams.store.messages import (
     Incident,
     LevelName,
     Matcher,
     ProbeOutcome,
+    ProbeRequest,
     ProbeSummary,
     SignalMessage,
     Silence,
@@ -116,6 +119,17 @@ class SilenceBody(_Body, frozen=True, kw_only=True):
     kind: Literal["silence", "maintenance"] = "silence"
 
 
+class ProbeBody(_Body, frozen=True, kw_only=True):
+    """Which probes to start now."""
+
+    attack: str
+    kind: Literal["", "burst", "campaign"] = ""
+    """Default: as the attack goes."""
+    threat: str = ""
+    """Name of a threat model; default: the attack's own."""
+    count: Annotated[int, msgspec.Meta(ge=1, le=MOST_PROBES)] = 1
+
+
 class IncidentList(msgspec.Struct, frozen=True):
     """Some of the incidents that fit."""
 
@@ -184,6 +198,14 @@ class ProbeDocument(msgspec.Struct, frozen=True):
     summaries: list[ProbeSummary]
     outcomes: list[ProbeOutcome]
     """Newest first."""
+    breakdown: list[ProbeSummary]
+    """By attack, threat model and model version."""
+    comparisons: list[Comparison]
+    """The newest model version against the one before, on matched probes."""
+    requests: list[ProbeRequest]
+    """What was asked for and has not been started."""
+    prober: str
+    """Who probes; empty: nobody."""
 
 
 class AccountDocument(msgspec.Struct, frozen=True):
@@ -280,6 +302,16 @@ class ApiRoom:
                 changes=True,
             ),
             Operation("GET", "/probes", "How well Vedette sees", self._probe_document, ProbeDocument),
+            Operation(
+                "POST",
+                "/probes",
+                "Start probes now",
+                self._probe_now,
+                ProbeRequest,
+                body=ProbeBody,
+                changes=True,
+                failures=(409,),
+            ),
             Operation("GET", "/accounting", "Where every row went", self._account_document, AccountingDocument),
         ]
 
@@ -341,7 +373,16 @@ class ApiRoom:
 
     async def _probe_document(self, call: Call) -> ProbeDocument:
         look, probes = await call.watch.look(), await self._probes.look(call.watch)
-        return ProbeDocument(self.front.settings.probes.min_recall, look.probes, probes.outcomes)
+        own = call.watch.model.objectives.recall
+        return ProbeDocument(
+            self.front.settings.probes.min_recall if own is None else own,
+            look.probes,
+            probes.outcomes,
+            probes.breakdown,
+            probes.comparisons,
+            probes.requests,
+            probes.prober,
+        )
 
     async def _account_document(self, call: Call) -> AccountingDocument:
         accounts = await self._accounting.look(call.watch)
@@ -373,6 +414,10 @@ class ApiRoom:
             return desk.silence(body.matcher, body.by, body.ends, body.comment, starts=body.starts, kind=body.kind)
 
         return await self._desk(call, make)
+
+    async def _probe_now(self, call: Call) -> ProbeRequest:
+        body: ProbeBody = call.body
+        return await self._probes.ask(call.watch.model, body.attack, body.by, body.kind, body.threat, body.count)
 
     async def _end_silence(self, call: Call) -> Silence:
         name = call.request.match_info["silence"]

@@ -24,6 +24,7 @@ from streams.console.accounting_room import AccountingRoom
 from streams.console.api import ApiRoom
 from streams.console.data import Overview, Watch
 from streams.console.dead_letter_room import DeadLetterRoom
+from streams.console.deliveries import deliveries
 from streams.console.detector_room import DetectorRoom
 from streams.console.front import Front, form_of
 from streams.console.incident_room import IncidentRoom
@@ -183,9 +184,11 @@ class Console:
     # For programs -----------------------------------------------------------------------------------------------
 
     async def metrics(self, _: web.Request) -> web.Response:
-        """Prometheus metrics of incidents and probes, for every declared model."""
+        """Prometheus metrics of incidents, probes and notifications, for every declared model."""
         looks = [await watch.look() for watch in self.front.watches.values()]
-        return web.Response(text=metrics.exposition(looks), headers={"Content-Type": metrics.CONTENT_TYPE})
+        names = [one.name for one in self.front.settings.notify.destinations]
+        out = [await deliveries(self.front.redis, look.model, names, look.at) for look in looks]
+        return web.Response(text=metrics.exposition(looks, out), headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def health(self, _: web.Request) -> web.Response:
         """200 while Redis answers."""

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from streams.audit import COUNTERS
 from streams.config import ModelSettings
+from streams.console.deliveries import health_of
 from streams.console.index import IncidentIndex, IncidentRow
 from streams.incidents.monitoring import BLIND
 from streams.store.keys import ModelKeys, PartitionKeys
@@ -33,6 +34,8 @@ EVIDENCE_BYTES = 4 * 1024 * 1024
 #: Signals that are read however wide they are.
 EVIDENCE_LEAST = 3
 
+#: A destination of notifications that has failed for so long is told of.
+DEAF_SECONDS = 60.0
 #: Counters that are shown, of the beginning and of each minute.
 TOTALS = (*COUNTERS, "tickets", "pages", "anonymous")
 BY_MINUTE = ("rows", "tickets", "pages")
@@ -76,6 +79,8 @@ class Overview:
     """The open incident that says that probes are not seen."""
     bundle: str
     """Path of the bundle in force."""
+    deaf: list[tuple[str, str]] = field(default_factory=list)
+    """Destinations of notifications that have failed for a while, and why."""
 
     @property
     def lag(self) -> int | None:
@@ -175,7 +180,8 @@ class Watch:
         pipe.hvals(self.keys.probe_results)
         pipe.hkeys(self.keys.progress)
         pipe.hget(self.keys.bundle, "path")
-        statuses, mode, results, places, bundle = await pipe.execute()
+        pipe.hgetall(self.keys.notice_health)
+        statuses, mode, results, places, bundle, healths = await pipe.execute()
         said = sorted(decoded(statuses, WorkerStatus), key=lambda status: status.worker)
         living = [status for status in said if now - status.at / 1e6 <= WORKER_STALE_SECONDS]
         held = {partition for status in living for partition in status.partitions}
@@ -200,6 +206,11 @@ class Watch:
             probes=sorted(decoded(results, ProbeSummary), key=lambda summary: (summary.kind, summary.attack)),
             blind=blind,
             bundle=text(bundle) if bundle else self.model.bundle,
+            deaf=[
+                (text(name), health.problem)
+                for name, said in sorted(healths.items())
+                if (health := health_of(said)).since and now - health.since / 1e6 > DEAF_SECONDS
+            ],
         )
 
     def _partitions(self, places: Iterable[bytes]) -> set[int]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from streams.console.data import Overview
+from streams.console.deliveries import Deliveries
+from streams.probes.outcome import together
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 Sample = tuple[dict[str, str], float]
 
 
-def exposition(looks: Sequence[Overview]) -> str:
+def exposition(looks: Sequence[Overview], out: Sequence[Deliveries] = ()) -> str:
     """One text over all models; no label is unbounded."""
     families: list[tuple[str, str, str, list[Sample]]] = [
         ("vedette_rows_total", "counter", "Rows that workers recorded, by what became of them.", _rows(looks)),
@@ -31,6 +33,42 @@ def exposition(looks: Sequence[Overview]) -> str:
             [({"model": look.model}, float(look.blind is not None)) for look in looks],
         ),
         ("vedette_probe_recall", "gauge", "Share of probes detected; of controls: paged falsely.", _recall(looks)),
+        (
+            "vedette_probe_robust_accuracy",
+            "gauge",
+            "Share of crafted rows that the model answers as before.",
+            [(labels, value) for labels, value in _probes(looks, "robust_accuracy") if value is not None],
+        ),
+        (
+            "vedette_probe_finished_timestamp_seconds",
+            "gauge",
+            "When a probe finished last.",
+            [
+                ({"model": look.model}, max(probe.updated for probe in look.probes) / 1e6)
+                for look in looks
+                if look.probes
+            ],
+        ),
+        (
+            "vedette_probe_model_calls",
+            "gauge",
+            "Calls to the model's endpoint by the probes that recall is taken from, by how they ended.",
+            _answers(looks),
+        ),
+        ("vedette_recorded_signals_total", "counter", "Signals that workers recorded, by level.", _signals(looks)),
+        ("vedette_alerts_length", "gauge", "Entries in the public stream of alerts.", _alerts(out)),
+        ("vedette_alert_group_pending", "gauge", "Alerts handed out and not acknowledged.", _groups(out, "pending")),
+        ("vedette_alert_group_waiting", "gauge", "Alerts that a group has not read yet.", _groups(out, "waiting")),
+        ("vedette_notifications_total", "counter", "Attempts to notify, by how they ended.", _attempts(out)),
+        ("vedette_notifications_open", "gauge", "Incidents, or groups, a destination knows.", _told(out, "known")),
+        (
+            "vedette_notifications_overdue_seconds",
+            "gauge",
+            "How long the oldest notification waits to be delivered.",
+            _told(out, "overdue"),
+        ),
+        ("vedette_notifications_dead", "gauge", "Dead letters of notifications that are kept.", _told(out, "dead")),
+        ("vedette_notifications_failures", "gauge", "Failures of a destination in a row.", _told(out, "failures")),
     ]
     lines = []
     for name, kind, text, samples in families:
@@ -58,10 +96,59 @@ def _open(looks: Sequence[Overview]) -> list[Sample]:
 
 
 def _recall(looks: Sequence[Overview]) -> list[Sample]:
+    return _probes(looks, "recall")
+
+
+def _probes(looks: Sequence[Overview], which: str) -> list[Sample]:
     return [
-        ({"model": look.model, "attack": probe.attack, "kind": probe.kind}, probe.recall)
+        ({"model": look.model, "attack": probe.attack, "kind": probe.kind}, getattr(probe, which))
         for look in looks
         for probe in look.probes
+    ]
+
+
+def _answers(looks: Sequence[Overview]) -> list[Sample]:
+    kinds = ("calls", "refused", "crashes", "timeouts", "not_finite", "unusable", "wrong")
+    found = []
+    for look in looks:
+        whole = together(probe.answers for probe in look.probes)
+        if whole.calls:
+            found += [({"model": look.model, "ended": kind}, float(getattr(whole, kind))) for kind in kinds]
+    return found
+
+
+def _signals(looks: Sequence[Overview]) -> list[Sample]:
+    kinds = (("page", "pages"), ("ticket", "tickets"))
+    return [({"model": look.model, "level": level}, look.totals[name]) for look in looks for level, name in kinds]
+
+
+def _alerts(out: Sequence[Deliveries]) -> list[Sample]:
+    return [({"model": one.model}, one.alerts) for one in out]
+
+
+def _groups(out: Sequence[Deliveries], which: str) -> list[Sample]:
+    return [
+        ({"model": one.model, "group": group.name}, getattr(group, which))
+        for one in out
+        for group in one.groups
+        if getattr(group, which) is not None
+    ]
+
+
+def _attempts(out: Sequence[Deliveries]) -> list[Sample]:
+    return [
+        ({"model": one.model, "destination": there.name, "outcome": outcome}, count)
+        for one in out
+        for there in one.destinations
+        for outcome, count in there.attempts.items()
+    ]
+
+
+def _told(out: Sequence[Deliveries], which: str) -> list[Sample]:
+    return [
+        ({"model": one.model, "destination": there.name}, getattr(there, which))
+        for one in out
+        for there in one.destinations
     ]
 
 

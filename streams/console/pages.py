@@ -20,7 +20,7 @@ from streams.console.data import Dossier, Overview
 from streams.console.index import IncidentRow
 from streams.console.pictures import ChangedFeature, Panel
 from streams.console.queries import Queries, plane
-from streams.incidents.titles import ADVICE
+from streams.incidents.runbook import Runbook
 from streams.store.messages import ProbeSummary, SignalMessage
 
 #: Pages in the order of the navigation.
@@ -56,6 +56,7 @@ class Pages:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._objective = settings.probes.min_recall
+        self._runbook = Runbook.of(settings.incidents)
         self._templates = Environment(
             loader=PackageLoader("streams.console"),
             autoescape=select_autoescape(default=True),
@@ -133,7 +134,7 @@ class Pages:
             "kept": dossier.kept,
             "sentence": words.sentence(incident),
             "missing": words.missing(incident),
-            "advice": ADVICE[incident.entity],
+            "advice": [part for part in self._runbook.text(incident.technique, incident.entity).split("\n\n") if part],
             "atlas": words.atlas_link(incident.technique),
             "rules": words.RULES,
             "classes": schema.classes if schema is not None else (),
@@ -167,7 +168,7 @@ class Pages:
         }
 
     def _interval(self, probe: ProbeSummary) -> Markup:
-        objective = None if probe.kind == "control" else self._objective
+        objective = self._objective if probe.kind in ("burst", "campaign") else None
         return plots.interval(probe.low, probe.recall, probe.high, objective)
 
 

@@ -1,4 +1,5 @@
-"""Probes: which detector sees which attack, recall and robust accuracy over time, objectives, the newest outcomes."""
+"""Probes: which detector sees which attack, recall and robust accuracy over time, by threat model and model version,
+the newest outcomes; and probes on demand."""
 
 from __future__ import annotations
 
@@ -11,13 +12,20 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from streams.config import THREATS, ModelSettings
 from streams.console import plots
-from streams.console.data import Watch, decoded
-from streams.console.front import Front
+from streams.console.data import Watch, decoded, text
+from streams.console.front import Front, clean_name, form_of, status_of
 from streams.console.plots import Point
-from streams.probes.outcome import RECENT_UNITS, wilson
+from streams.errors import ConfigError, Conflict
+from streams.probes import requests
+from streams.probes.catalogue import entries
+from streams.probes.outcome import ALARMS, RECENT_UNITS, SPEAKS_AT, corrected, faults, wilson
+from streams.probes.regression import Comparison, compare, sentence
+from streams.probes.store import ProbeStore
+from streams.store.client import connect
 from streams.store.keys import PartitionKeys
-from streams.store.messages import ProbeOutcome, ProbePlan, ProbeVerdict
+from streams.store.messages import ProbeOutcome, ProbePlan, ProbeRequest, ProbeSummary, ProbeVerdict
 
 #: Outcomes and verdicts (over all partitions) that the page looks back over.
 OUTCOMES, VERDICTS = 1_000, 6_000
@@ -25,8 +33,6 @@ OUTCOMES, VERDICTS = 1_000, 6_000
 LEAST_VERDICTS = 50
 #: Looks are at least so far apart.
 REFRESH_SECONDS = 5.0
-#: Share of benign rows at which a detector may speak in the matrix.
-SPEAKS_AT = 0.01
 #: Points of the plots over time, at most, and outcomes in the table.
 POINTS, LISTED = 60, 20
 
@@ -75,36 +81,98 @@ class ProbeLook:
     plans: list[ProbePlan]
     matrix: Matrix
     courses: list[Course]
+    breakdown: list[ProbeSummary]
+    """By attack, threat model and model version."""
+    comparisons: list[Comparison]
+    """The newest model version against the one before."""
+    requests: list[ProbeRequest]
+    """What was asked for and has not been started."""
+    prober: str
+    """Who holds the prober's lease; empty: nobody."""
 
 
 class ProbeRoom:
-    """Route of the page."""
+    """Routes of the page."""
 
     def __init__(self, front: Front, clock: Callable[[], float] = time.monotonic) -> None:
         self.front = front
         self._clock = clock
         self._looks: dict[str, ProbeLook] = {}
+        self._stores: dict[str, ProbeStore] = {}
         self._lock = asyncio.Lock()
 
     def routes(self) -> list[web.RouteDef]:
         """All of them."""
-        return [web.get("/probes", self.page)]
+        return [web.get("/probes", self.page), web.post("/probes", self.start)]
 
     async def page(self, request: web.Request) -> web.Response:
         """How well Vedette sees."""
+        return await self._page(request, self.front.watch(request))
+
+    async def start(self, request: web.Request) -> web.Response:
+        """Ask for probes by a form."""
         watch = self.front.watch(request)
+        form = await form_of(request)
+        self.front.check_change(request, form)
+        by = clean_name(form.get("by", ""))
+        try:
+            count = int(form.get("count", "1"))
+        except ValueError:
+            count = 0
+        try:
+            await self.ask(watch.model, form.get("attack", ""), by, form.get("kind", ""), form.get("threat", ""), count)
+        except (ConfigError, Conflict) as error:
+            return await self._page(request, watch, str(error), status_of(error)[0])
+        response = web.Response(status=303, headers={"Location": self.front.pages.link("/probes", watch.model)})
+        self.front.remember_name(request, response, by)
+        return response
+
+    async def ask(self, model: ModelSettings, attack: str, by: str, kind: str, threat: str, count: int) -> ProbeRequest:
+        """Leave a request for the active prober; the next look shows it.
+
+        Raises
+        ------
+        ConfigError, Conflict
+        """
+
+        def leave() -> ProbeRequest:
+            if model.name not in self._stores:
+                self._stores[model.name] = ProbeStore(connect(self.front.settings.redis), model.name, model.topic)
+            return requests.ask(
+                self._stores[model.name],
+                self.front.settings,
+                attack=attack,
+                by=by,
+                kind=kind,
+                threat_name=threat,
+                count=count,
+            )
+
+        made = await asyncio.to_thread(leave)
+        self._looks.pop(model.name, None)
+        return made
+
+    async def _page(self, request: web.Request, watch: Watch, problem: str = "", status: int = 200) -> web.Response:
         look, probes = await watch.look(), await self.look(watch)
         settings = self.front.settings.probes
+        own = watch.model.objectives
+        objective = settings.min_recall if own.recall is None else own.recall
         return self.front.page(
             request,
             "probes.html",
+            status,
             model=watch.model,
+            problem=problem,
             look=look,
             matrix=probes.matrix,
             courses=[
                 (
                     course,
-                    plots.course(course.recall, None if course.kind == "control" else settings.min_recall, "recall"),
+                    plots.course(
+                        course.recall,
+                        None if course.kind in ALARMS else own.recall_of.get(course.attack, objective),
+                        "recall",
+                    ),
                     plots.course(course.robust, None, "robust accuracy") if course.robust else "",
                 )
                 for course in probes.courses
@@ -114,6 +182,14 @@ class ProbeRoom:
             speaks_at=SPEAKS_AT,
             min_units=settings.min_units,
             recent=RECENT_UNITS,
+            breakdown=probes.breakdown,
+            comparisons=[(found, sentence(found)) for found in probes.comparisons],
+            requests=probes.requests,
+            prober=probes.prober,
+            attacks=await asyncio.to_thread(entries),
+            threats=sorted({*self.front.settings.threats, *THREATS}),
+            most=requests.MOST_PROBES,
+            faults=faults,
         )
 
     async def look(self, watch: Watch) -> ProbeLook:
@@ -131,9 +207,12 @@ class ProbeRoom:
         pipe = self.front.redis.pipeline(transaction=False)
         pipe.xrevrange(watch.keys.probe_log, count=OUTCOMES)
         pipe.hvals(watch.keys.probe_plans)
+        pipe.hvals(watch.keys.probe_breakdown)
+        pipe.hvals(watch.keys.probe_requests)
+        pipe.hget(watch.keys.lease("prober"), "holder")
         for partition in partitions:
             pipe.xrevrange(PartitionKeys(watch.model.topic, partition).probes, count=each)
-        logged, plans, *streams = await pipe.execute()
+        logged, plans, parts, waiting, holder, *streams = await pipe.execute()
         outcomes = decoded((fields.get(b"m", b"") for _, fields in logged), ProbeOutcome)
         verdicts = decoded((fields.get(b"m", b"") for stream in streams for _, fields in stream), ProbeVerdict)
         return ProbeLook(
@@ -142,6 +221,12 @@ class ProbeRoom:
             plans=decoded(plans, ProbePlan),
             matrix=matrix(outcomes, verdicts),
             courses=courses(outcomes),
+            breakdown=sorted(
+                decoded(parts, ProbeSummary), key=lambda part: (part.kind, part.attack, part.threat, part.model_version)
+            ),
+            comparisons=compare(outcomes[::-1], self.front.settings.probes.significance),
+            requests=sorted(decoded(waiting, ProbeRequest), key=lambda one: one.at),
+            prober=text(holder) if holder else "",
         )
 
 
@@ -159,12 +244,12 @@ def matrix(outcomes: Iterable[ProbeOutcome], verdicts: Iterable[ProbeVerdict]) -
         for detector, p in {**verdict.pvalues, "fused": verdict.fused}.items():
             count = counts[attack][detector]
             count[0] += 1
-            count[1] += 1 - (1 - min(max(p, 0.0), 1.0)) ** max(verdict.rows, 1) <= SPEAKS_AT
+            count[1] += corrected(p, verdict.rows) <= SPEAKS_AT
     detectors = sorted({name for seen in counts.values() for name in seen} - {"fused"})
     if counts:
         detectors.append("fused")
     rows = []
-    for (name, kind), seen in sorted(counts.items(), key=lambda item: (item[0][1] == "control", item[0])):
+    for (name, kind), seen in sorted(counts.items(), key=lambda item: (item[0][1] in ALARMS, item[0])):
         cells = [_cell(*seen[detector]) if detector in seen else None for detector in detectors]
         rows.append((name, kind, cells))
     return Matrix(detectors, rows)
@@ -183,7 +268,7 @@ def courses(outcomes: Iterable[ProbeOutcome]) -> list[Course]:
         if not outcome.abandoned:
             groups[outcome.attack, outcome.kind].append(outcome)
     found = []
-    for (attack, kind), units in sorted(groups.items(), key=lambda item: (item[0][1] == "control", item[0])):
+    for (attack, kind), units in sorted(groups.items(), key=lambda item: (item[0][1] in ALARMS, item[0])):
         units.sort(key=lambda unit: unit.finished)
         step = max(1, math.ceil(len(units) / POINTS))
         ends = range(len(units), 0, -step)

@@ -22,6 +22,8 @@ from streams.redteam.subject import of
 
 #: Passes over the rows; crafted rows are renewed so many times in a pass.
 PASSES, PORTIONS = 30, 6
+#: With few rows there are more passes, until so many rows have been seen, but no more than so many passes.
+ROWS_SEEN, MOST_PASSES = 100_000, 150
 #: Steps of the ascent that crafts rows while learning, and the length of each as a share of eps.
 STEPS, STEP = 7, 2.5 / 7
 #: The distance grows to its full size over the first share of passes; weights are averaged over the last.
@@ -43,6 +45,7 @@ def train(
     threat: ThreatModel,
     rng: np.random.Generator,
     progress: Progress = silent,
+    passes: int | None = None,
 ) -> Any:
     """A copy of the estimator that has learned rows (n, d) of classes (n,) and rows crafted from them.
 
@@ -54,6 +57,8 @@ def train(
     ----------
     threat : ThreatModel
         With a bound on the distance; knowledge and budget do not matter: who defends knows the model.
+    passes : int, optional
+        Over the rows, of estimators that learn in passes; default: 30, more with few rows.
 
     References
     ----------
@@ -75,8 +80,13 @@ def train(
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.filterwarnings("ignore", "Got `batch_size`")
         if hasattr(last, "partial_fit") and _has_gradients(estimator, X, y):
-            return _in_passes(estimator, X, y, own, rng, progress)
+            return _in_passes(estimator, X, y, own, rng, progress, passes or default_passes(len(X)))
         return _in_rounds(estimator, X, y, own, rng, progress)
+
+
+def default_passes(rows: int) -> int:
+    """Passes over so many rows."""
+    return max(PASSES, min(MOST_PASSES, -(-ROWS_SEEN // rows)))
 
 
 def _against(threat: ThreatModel, eps: float) -> ThreatModel:
@@ -101,8 +111,14 @@ def _network(estimator: Any) -> Network:
 def _begun(
     estimator: Any, X: NDArray[np.float64], y: NDArray[np.int64], classes: NDArray[np.int64]
 ) -> tuple[Any, Callable[[NDArray[np.float64], NDArray[np.int64]], None]]:
-    """A copy after a first pass, with its scalers fitted, and how it learns more."""
+    """A copy after a first pass, with its scalers fitted, and how it learns more.
+
+    Early stopping is switched off: it looks at untouched rows alone, and learning in passes refuses it.
+    """
     fresh = clone(estimator)
+    last = fresh.steps[-1][1] if isinstance(fresh, Pipeline) else fresh
+    if getattr(last, "early_stopping", False):
+        last.set_params(early_stopping=False)
     if not isinstance(fresh, Pipeline):
         fresh.partial_fit(X, y, classes=classes)
         return fresh, lambda rows, labels: fresh.partial_fit(rows, labels)
@@ -128,6 +144,7 @@ def _in_passes(
     threat: ThreatModel,
     rng: np.random.Generator,
     progress: Progress,
+    passes: int,
 ) -> Any:
     fresh, learn = _begun(estimator, X, y, np.unique(y))
     last = fresh.steps[-1][1] if isinstance(fresh, Pipeline) else fresh
@@ -135,9 +152,9 @@ def _in_passes(
     legal = threat.domain.holds(X)
     means: list[NDArray[np.float64]] = []
     taken = 0
-    for number in range(PASSES):
-        progress("adversarial training", number / PASSES)
-        eps = threat.radius * min(1.0, (number + 1) / (GROWING * PASSES))
+    for number in range(passes):
+        progress("adversarial training", number / passes)
+        eps = threat.radius * min(1.0, (number + 1) / (GROWING * passes))
         if threat.norm == "l0":
             eps = max(1.0, round(eps))
         within = _against(threat, eps)
@@ -150,7 +167,7 @@ def _in_passes(
                 learn(np.concatenate([X[portion], crafted]), np.concatenate([y[portion], y[crafting]]))
             else:
                 learn(X[portion], y[portion])
-            if number >= (1 - AVERAGED) * PASSES:
+            if number >= int((1 - AVERAGED) * passes):
                 taken += 1
                 weights = _weights(last)
                 means = (
@@ -209,10 +226,11 @@ def _crafted(
     subject = of(fitted, "model")
     if subject.gradients is not None:
         return ascend(subject.gradients, x, y, threat, rng, 4 * STEPS, 1, STEP / 2, shaken=True)
-    if subject.trees is not None:
-        return registry.kind("leaf_search")().craft(subject.trees, x, y, threat, rng).inputs
+    # Trees read as arrays answer many times faster than the estimator. Square is about as strong as leaf search here
+    # and a hundred times cheaper (breast cancer, Linf .1: 37 % fooled by either).
+    model = subject.trees or subject.model
     name = "square" if threat.norm in ("l2", "linf") else "coordinate_search"
-    return registry.kind(name)().craft(subject.model, x, y, threat, rng).inputs
+    return registry.kind(name)().craft(model, x, y, threat, rng).inputs
 
 
 def _pushed(x: NDArray[np.float64], crafted: NDArray[np.float64], threat: ThreatModel) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ from rich.text import Text
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
-from attacks import gradients
+from attacks import gradients, registry
 from attacks.errors import AttackError, ModelError
 from attacks.surrogate import fit_surrogate
 from attacks.threat import ThreatModel
@@ -163,7 +163,7 @@ def prepare(
     classes = np.unique(truth)
     if len(classes) < 2 or not np.array_equal(classes, np.arange(len(classes))):
         raise ConfigError(f"--data: {known.path}: classes of rows to learn from are {classes.tolist()}, not 0 to k - 1")
-    legal = np.flatnonzero(threat.domain.holds(tested))
+    legal = np.flatnonzero(threat.domain.holds(tested) & (answers != threat.goal if threat.goal != "any" else True))
     if len(legal) == 0:
         raise ConfigError(f"no held-out row is legal under {threat.name!r}: {threat.domain.complaint(tested)}")
     attacked = np.sort(rng.permutation(legal)[:rows])
@@ -287,7 +287,16 @@ def show(told: Mapping[str, Any], console: Console) -> None:
 
 
 def _names(attacks: str | None) -> tuple[str, ...]:
-    return JUDGES if attacks is None else tuple(name.strip() for name in attacks.split(",") if name.strip())
+    """The attacks that --attacks names."""
+    if attacks is None:
+        return JUDGES
+    names = tuple(name.strip() for name in attacks.split(",") if name.strip())
+    for name in names:
+        try:
+            registry.kind(name)
+        except AttackError as unknown:
+            raise ConfigError(f"--attacks: {unknown}") from None
+    return names
 
 
 def _state(seed: int, number: int) -> int:

@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 
 from attacks.contract import GradientModel, Model
 from attacks.trees import Forest
-from streams.redteam.subject import of
+from streams.redteam.subject import Answers, of
 
 #: Floor of a mean probability before its logarithm.
 LEAST_PROBABILITY = 1e-12
@@ -48,7 +48,7 @@ class Committee(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
         """Mean scores (n, k)."""
-        answers = [of(member, "model").model.predict(X) for member in self.members]
+        answers = [Answers(member, "a member").predict(X) for member in self.members]
         return np.asarray(np.mean(answers, axis=0), dtype=np.float64)
 
     def predict(self, X: NDArray[np.float64]) -> NDArray[Any]:

@@ -16,10 +16,11 @@ from attacks.network import Network
 from attacks.oracle import scores_of
 from attacks.threat import ThreatModel
 from detectors.contract import Progress
+from streams.errors import ConfigError
 from streams.redteam.campaign import asked
 from streams.redteam.intervals import Change, Share, change, share
 from streams.redteam.lineup import Entry, lineup
-from streams.redteam.subject import Subject, of
+from streams.redteam.subject import Answers, Subject, of
 
 #: Attacks that judge, of those that the threat model and the model permit.
 JUDGES = ("pgd", "transfer_pgd", "leaf_search", "square", "hop_skip_jump", "coordinate_search")
@@ -141,7 +142,7 @@ def measure(
         for rows in before.crafted.values():
             fooled |= _turned(subject.model, x, y, rows, trial.threat)
         withstood[CARRIED_OVER] = right[trial.attacked] & ~fooled
-    one, row = latency(subject.model, trial.inputs)
+    one, row = latency(Answers(estimator, name), trial.inputs)
     return Measured(right, withstood, crafted, one, row)
 
 
@@ -153,7 +154,11 @@ def judges(subject: Subject, trial: Trial) -> tuple[Entry, ...]:
     names = {entry.name for entry in wanted}
     if tuple(trial.attacks) == JUDGES and names & {"square", "hop_skip_jump"}:
         wanted = [entry for entry in wanted if entry.name != "coordinate_search"]
-    return tuple(wanted) or entries
+    if not wanted:
+        raise ConfigError(
+            f"none of {', '.join(trial.attacks)} fits the threat model {trial.threat.name!r} and the model"
+        )
+    return tuple(wanted)
 
 
 def _target(subject: Subject, entry: Entry, trial: Trial, x: NDArray[np.float64]) -> Any:

@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 
 from attacks.contract import GradientModel, Model
 from attacks.trees import TreeModel
-from streams.redteam.subject import of
+from streams.redteam.subject import Answers, of
 
 
 def prepared(
@@ -72,7 +72,7 @@ class Prepared(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
         """Scores (n, k)."""
-        return of(self.estimator_, "model").model.predict(self._prepared(X))
+        return Answers(self.estimator_, "the estimator").predict(self._prepared(X))
 
     def predict(self, X: NDArray[np.float64]) -> NDArray[Any]:
         """Classes (n,)."""

@@ -1,29 +1,39 @@
-"""`vedette incidents`: list, show, acknowledge, assign, note, silence, resolve and re-open in the terminal."""
+"""`vedette incidents`: list, show, watch, acknowledge, assign, note, silence, resolve, re-open and export."""
 
 from __future__ import annotations
 
 import getpass
 import json
 import re
+import threading
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import ClassVar, Literal, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
 
 import click
 import msgspec
+from redis import Redis
+from redis.exceptions import RedisError
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from streams.config import ModelSettings, Settings
+from streams.incidents.ledger import as_text
+from streams.incidents.runbook import Runbook
 from streams.incidents.service import IncidentService, IncidentView, StateFilter
 from streams.incidents.silences import describe
-from streams.incidents.titles import ADVICE, TECHNIQUES
-from streams.store.messages import Incident, LevelName, Matcher, SignalMessage
+from streams.incidents.titles import TECHNIQUES
+from streams.store.keys import ModelKeys
+from streams.store.messages import Incident, IncidentChange, LevelName, Matcher, SignalMessage, Verdict
 
 #: Evidence signals, clients, changes and features that `show` prints at most.
 SHOWN_SIGNALS, SHOWN_CLIENTS, SHOWN_CHANGES, SHOWN_FEATURES = 5, 12, 12, 6
+#: Changes that one look of `watch` reads, how long it waits for them, and problems of an export that are told.
+WATCH_BATCH, WATCH_MILLISECONDS, SHOWN_PROBLEMS = 100, 1000, 5
 #: A resolved incident has served its purpose, a page has not.
 COLOURS = {"page": "bold red", "ticket": "yellow"}
 
@@ -60,13 +70,19 @@ def list_command(
     return 0
 
 
-def show_command(service: IncidentService, console: Console, incident: str, as_json: bool = False) -> int:
+def show_command(
+    service: IncidentService,
+    console: Console,
+    incident: str,
+    as_json: bool = False,
+    runbook: Runbook | None = None,
+) -> int:
     """Print one incident with its evidence."""
     view = service.show(incident)
     if as_json:
         _print_json({"incident": view.incident, "version": view.version, "evidence": view.evidence})
     else:
-        console.print(_page(view))
+        console.print(_page(view, runbook or Runbook()))
     return 0
 
 
@@ -142,6 +158,47 @@ def silences_command(
     return 0
 
 
+def watch_command(
+    redis: Redis,
+    keys: ModelKeys,
+    console: Console,
+    stop: threading.Event,
+    every_signal: bool = False,
+    as_json: bool = False,
+) -> int:
+    """Print changes of incidents as they come, until `stop` is set; waits while Redis is away."""
+    position, away = "$", False
+    while not stop.is_set():
+        try:
+            if position == "$":  # a fixed place, so that nothing is missed between two reads
+                newest: Any = redis.xrevrange(keys.log, count=1)
+                position = as_text(newest[0][0]) if newest else "0-0"
+            answer: Any = redis.xread({keys.log: position}, count=WATCH_BATCH, block=WATCH_MILLISECONDS)
+        except RedisError as error:
+            if not away:
+                console.print(_line(f"Redis is away, waiting: {error}", "dim"))
+            away = True
+            stop.wait(1.0)
+            continue
+        away = False
+        streams = answer.values() if isinstance(answer, dict) else [entries for _, entries in answer or ()]
+        for name, fields in [entry for entries in streams for entry in entries]:
+            position = as_text(name)
+            try:
+                change = msgspec.json.decode(fields[b"m"], type=IncidentChange)
+            except (KeyError, msgspec.MsgspecError):
+                continue
+            if change.change == "signal" and not every_signal:
+                continue
+            if as_json:
+                click.echo(msgspec.json.encode(change))
+            else:
+                style = COLOURS.get(change.level, "") if change.state != "resolved" else "dim"
+                text = f"{_moment(change.at)}  {change.incident or change.id}  {change.level}  {change.what}"
+                console.print(_line(f"{text} ({change.by})", style))
+    return 0
+
+
 class Length(click.ParamType):
     """A length of time: 90s, 30m, 2h, 1.5d."""
 
@@ -160,7 +217,7 @@ class Length(click.ParamType):
 
 @click.group()
 def incidents() -> None:
-    """Incidents: list, show, acknowledge, assign, note, silence, resolve, re-open."""
+    """Incidents: list, show, watch, acknowledge, assign, note, silence, resolve, re-open, export."""
 
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -184,7 +241,47 @@ def _list(session: Session, state: StateFilter | None, level: LevelName | None, 
 @click.pass_obj
 def _show(session: Session, incident: str, as_json: bool) -> int:
     """One incident with its evidence."""
-    return show_command(_service(session), Console(), incident, as_json)
+    runbook = Runbook.of(session.settings.incidents)
+    return show_command(_service(session), Console(), incident, as_json, runbook)
+
+
+@incidents.command("watch")
+@click.option("--signals", "every_signal", is_flag=True, help="Every signal too, not only what changed.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line (docs/schemas/incident-change.json).")
+@click.pass_obj
+def _watch(session: Session, every_signal: bool, as_json: bool) -> int:
+    """Changes as they come, until Ctrl-C."""
+    from streams.store.client import connect
+
+    keys = ModelKeys(session.model_settings.name)
+    return watch_command(
+        connect(session.settings.redis), keys, Console(soft_wrap=True), threading.Event(), every_signal, as_json
+    )
+
+
+@incidents.command("export")
+@click.option("--verdict", default="true", show_default=True, type=click.Choice(["true", "false", "benign"]))
+@click.option("--out", required=True, metavar="FILE", help="Parquet file to write.")
+@click.option("--bundle", metavar="FILE", help="Bundle whose schema names the features; default: the model's.")
+@_JSON
+@click.pass_obj
+def _export(session: Session, verdict: Verdict, out: str, bundle: str | None, as_json: bool) -> int:
+    """Queries of incidents that were judged, for adversarial training."""
+    from streams.incidents.export import export
+
+    model = session.model_settings
+    told = export(session.settings, model, _service(session), verdict, Path(out), bundle or model.bundle)
+    if as_json:
+        _print_json({**asdict(told), "out": out})
+        return 0
+    Console().print(_line(f"{out}: {told.queries:,} queries of {told.incidents:,} incidents resolved as {verdict}"))
+    if told.from_evidence:
+        Console().print(_line(f"{told.from_evidence:,} of them from the evidence: their records are no longer kept"))
+    if told.lost:
+        Console().print(_line(f"{told.lost:,} queries are lost with their records", "yellow"))
+    for problem in told.problems[:SHOWN_PROBLEMS]:
+        Console().print(_line(problem, "dim"))
+    return 0
 
 
 @incidents.command("ack")
@@ -328,7 +425,7 @@ def _table(found: Sequence[Incident]) -> Table:
     return table
 
 
-def _page(view: IncidentView) -> RenderableType:
+def _page(view: IncidentView, runbook: Runbook) -> RenderableType:
     one = view.incident
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="dim", no_wrap=True)
@@ -348,7 +445,7 @@ def _page(view: IncidentView) -> RenderableType:
         ("clients", _bounded(one.clients, SHOWN_CLIENTS)),
         ("partitions", ", ".join(map(str, one.partitions))),
         ("bundle", one.bundle),
-        ("what to do", ADVICE[one.entity]),
+        ("what to do", " ".join(runbook.text(one.technique, one.entity).split())),
     ]
     for name, value in rows:
         facts.add_row(name, _line(value))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
-from attacks import extraction, registry
 from streams.errors import ConfigError
 from streams.store.messages import ProbeKind
 
@@ -27,11 +27,14 @@ class Entry:
     kinds: tuple[ProbeKind, ...]
 
 
-def entries() -> list[Entry]:
+@functools.cache
+def entries() -> tuple[Entry, ...]:
     """Everything that can be sent, by name.
 
     Attacks on trees need the model itself, which the prober has not got; attacks by gradients have only a surrogate's.
     """
+    from attacks import extraction, registry  # not at the start of every process that may ask for a probe
+
     found = [Entry(name, ("control",)) for name in CONTROLS]
     found.append(Entry(FUZZ, ("fuzz",)))
     found += [Entry(name, ("extraction",)) for name in extraction.names()]
@@ -41,7 +44,7 @@ def entries() -> list[Entry]:
             found.append(Entry(name, ("burst",)))
         elif access in ("labels", "scores"):
             found.append(Entry(name, ("campaign", "burst")))
-    return sorted(found, key=lambda entry: entry.attack)
+    return tuple(sorted(found, key=lambda entry: entry.attack))
 
 
 def kind_of(attack: str, wanted: str = "") -> ProbeKind:

@@ -168,7 +168,11 @@ def beyond_chance(hits: int, n: int, share: float) -> float:
 def seen_by(outcome: ProbeOutcome) -> set[str]:
     """Detectors that alone see a probe: they speak on more of its records than chance explains (p <= `SPEAKS_AT`)."""
     n = outcome.records
-    return {name for name, hits in outcome.spoke.items() if hits and beyond_chance(hits, n, SPEAKS_AT) <= SPEAKS_AT}
+    return {
+        name
+        for name, hits in outcome.spoke.items()
+        if hits and beyond_chance(hits, n, SPEAKS_AT) <= SPEAKS_AT * (1 + 1e-9)
+    }
 
 
 def summarise(outcomes: Sequence[ProbeOutcome], now: int) -> list[ProbeSummary]:

@@ -66,6 +66,7 @@ class CpuBudget:
         self._paid_at = clock()
         self._lock = threading.Lock()
         self._thread = threading.local()
+        self._thread.used = used()  # what this thread did before is not on the budget
 
     def pay(self, stop: threading.Event) -> None:
         """Wait until what the calling thread has used since its last call is within the budget.

@@ -174,6 +174,8 @@ class DirectSender:
     ) -> list[Sent]:
         """Send each row as a record of its own, in order, to the client's partition; returns when all are acknowledged.
 
+        Where the topic lets senders stamp records, they are stamped with the issue time.
+
         Raises
         ------
         BrokerError
@@ -201,6 +203,7 @@ class DirectSender:
                         value=event.value,
                         headers=[*event.headers, (marks.HEADER, mark)],
                         partition=partition,
+                        timestamp_ms=issued_us // 1000,
                     )
                 )
             self._producer.flush(timeout=SEND_SECONDS)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom
 
-from streams.probes.outcome import NORMAL_95, wilson
+from streams.probes.outcome import wilson
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,4 +153,4 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-__all__ = ["NORMAL_95", "Change", "Share", "change", "holm", "mcnemar", "mean_interval", "share", "wilson"]
+__all__ = ["Change", "Share", "change", "holm", "mcnemar", "mean_interval", "share", "wilson"]

@@ -2,9 +2,10 @@
 
     python -m streams.redteam.samples FOLDER
 
-writes ``digits.npz``, ``digits.schema.json``, ``digits-train.npz``, ``breast-cancer.csv`` and
-``breast-cancer-train.csv``. The models are ``streams.redteam.samples:digits_mlp`` and
-``streams.redteam.samples:breast_cancer_forest``; neither has learned from the rows of the files without ``train``.
+writes ``digits.npz``, ``digits.schema.json``, ``digits-train.npz``, ``digits-reference.npz`` (for `vedette fit`),
+``breast-cancer.csv`` and ``breast-cancer-train.csv``. The models are ``streams.redteam.samples:digits_mlp`` and
+``streams.redteam.samples:breast_cancer_forest``; neither has learned from the rows of the files without ``train``, and
+no picture is in two files.
 """
 
 from __future__ import annotations
@@ -51,9 +52,16 @@ def breast_cancer_forest() -> RandomForestClassifier:
 def digit_rows(seed: int = SEED) -> tuple[Rows, Rows]:
     """Rows that the perceptron learns from, and pictures that it has never met."""
     pools = digits.split(seed)
-    rest = (pools.reference, pools.history, pools.live, pools.hostile, pools.probe)
+    rest = (pools.live, pools.hostile, pools.probe)
     held_out = np.concatenate([pool.inputs for pool in rest]), np.concatenate([pool.truth for pool in rest])
     return learning_rows(pools.model, np.random.default_rng(seed)), held_out
+
+
+def reference_rows(seed: int = SEED) -> Rows:
+    """Benign rows for detectors: pictures of their own."""
+    pools = digits.split(seed)
+    parts = (pools.reference, pools.history)
+    return np.concatenate([pool.inputs for pool in parts]), np.concatenate([pool.truth for pool in parts])
 
 
 def breast_cancer(seed: int = SEED) -> tuple[Rows, Rows]:
@@ -75,6 +83,12 @@ def write(folder: Path) -> list[Path]:
         with path.open("wb") as out:
             np.savez(out, allow_pickle=False, inputs=inputs, labels=truth)
         written.append(path)
+    inputs, truth = reference_rows()
+    scores = digits_mlp().predict_proba(inputs)
+    path = folder / "digits-reference.npz"
+    with path.open("wb") as out:
+        np.savez(out, allow_pickle=False, inputs=inputs, outputs=scores, labels=scores.argmax(axis=1), truth=truth)
+    written.append(path)
     path = folder / "digits.schema.json"
     path.write_text(json.dumps(digits.schema().to_dict(), indent=1), encoding="utf-8")
     written.append(path)

@@ -56,15 +56,12 @@ class Subject:
         The same model with gradients, for attackers who know it.
     trees : TreeModel or None
         The same model as a tree ensemble.
-    estimator : object or None
-        What can be fitted again.
     """
 
     name: str
     model: Model
     gradients: GradientModel | None = None
     trees: TreeModel | None = None
-    estimator: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,19 +175,18 @@ def of(found: Any, name: str) -> Subject:
     ConfigError
         It has neither scores nor anything that could be asked for them.
     """
-    estimator = found if hasattr(found, "fit") else None
+    if hasattr(found, "fit") and hasattr(found, "get_params") and not hasattr(found, "classes_"):
+        raise ConfigError(f"--model: {name}: {type(found).__name__} is not fitted")
     if isinstance(found, Attackable):
         found = found.attacked()
     if isinstance(found, GradientModel):
-        return Subject(name, found, gradients=found, estimator=estimator)
+        return Subject(name, found, gradients=found)
     if isinstance(found, TreeModel):
-        return Subject(name, found, trees=found, estimator=estimator)
+        return Subject(name, found, trees=found)
     if hasattr(found, "predict_proba") or hasattr(found, "decision_function"):
-        if hasattr(found, "fit") and not (hasattr(found, "classes_")):
-            raise ConfigError(f"--model: {name}: {type(found).__name__} is not fitted")
-        return Subject(name, Answers(found, name), _adapted(gradients, found), _adapted(trees, found), estimator)
+        return Subject(name, Answers(found, name), _adapted(gradients, found), _adapted(trees, found))
     if hasattr(found, "predict"):
-        return Subject(name, found, estimator=estimator)
+        return Subject(name, found)
     raise ConfigError(f"--model: {name} is a {type(found).__name__}, which has neither predict_proba nor predict")
 
 

@@ -18,7 +18,8 @@ ADDED = "+"
 def detectors_of(option: str | None) -> tuple[str, ...]:
     """Names of the detectors that ``--detectors`` asks for, the default ones where it is left out.
 
-    Names are separated by commas. Those with a `+` before them are added to the default ones, and then all have it.
+    The name of a set (`registry.SETS`) stands for its detectors. Names are separated by commas. Those with a `+` before
+    them are added to the default ones, and then all have it.
 
     Raises
     ------
@@ -27,6 +28,8 @@ def detectors_of(option: str | None) -> tuple[str, ...]:
     """
     if option is None:
         return registry.DEFAULT
+    if option.strip() in registry.SETS:
+        return registry.SETS[option.strip()]
     names = [name.strip() for name in option.split(",") if name.strip()]
     added = [name.startswith(ADDED) for name in names]
     if any(added) and not all(added):

@@ -15,7 +15,11 @@ from detectors.calibration.report import FitReport, ordinal
 #: The weekly count of false pages lies between these quantiles in 90 % of weeks.
 QUANTILES = (0.05, 0.95)
 #: Where the weights of detectors come from.
-WEIGHED_BY = {"logistic": "weights from crafted rows", "rehearsed": "weights from attacks rehearsed at the fit"}
+WEIGHED_BY = {
+    "logistic": "weights from crafted rows",
+    "rehearsed": "weights from attacks rehearsed at the fit",
+    "mean": "mean of e-values",
+}
 #: Clients that are named at most.
 SHOWN_CLIENTS = 20
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from detectors import bundle as bundles
 from detectors import ensemble
+from detectors.calibration.scheme import Fusion, Scheme, Spread
 from detectors.contract import Reference
 from detectors.errors import DetectorError
 from detectors.kernels import limit_blas_threads
@@ -35,6 +36,8 @@ def run(
     crafted: str | None,
     detectors: str | None = None,
     model_object: str | None = None,
+    spread: Spread = "median",
+    fusion: Fusion = "product",
     out: str,
     budget: int,
     clients_per_week: int | None,
@@ -83,6 +86,7 @@ def run(
                 progress=telling,
                 detectors=chosen,
                 model=watched,
+                scheme=Scheme(spread, fusion),
             )
         except DetectorError as refusal:
             raise ConfigError(f"cannot fit: {refusal}") from None

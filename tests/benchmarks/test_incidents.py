@@ -20,9 +20,11 @@ def test_a_tenth_of_the_benchmark_holds_its_targets(
     assert said["context"]["alerts"] >= 100_000
     assert said["open_incidents"] >= 2
     assert said["page_alerts"] >= 1
+    assert said["notifications"] >= 1
     assert {target["figure"] for target in said["targets"]} == {
         "open_incidents",
         "page_alerts",
+        "notifications",
         "list_p95_ms",
         "live_p95_ms",
         "incident_p95_ms",

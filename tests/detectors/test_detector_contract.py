@@ -90,7 +90,9 @@ class Case:
         fresh[250:] += np.random.default_rng(8).normal(0, 2, fresh[250:].shape)
         fresh[299] = 1e300
         fresh_labels[::3] = np.random.default_rng(9).integers(0, len(self.schema.classes), len(fresh_labels[::3]))
-        self.batch = batch_of(fresh, fresh_labels)
+        outputs = np.random.default_rng(10).dirichlet(np.ones(len(self.schema.classes)), len(fresh))
+        outputs[::7] = np.nan  # events without scores among others
+        self.batch = replace(batch_of(fresh, fresh_labels), outputs=outputs)
 
     def fit(self, seed: int, reference: Reference | None = None) -> Detector:
         rows = self.reference if reference is None else reference

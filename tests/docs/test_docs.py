@@ -18,9 +18,12 @@ PAGES = [HOME / "README.md", *sorted(DOCS.glob("*.md"))]
 _ROW = re.compile(r"^\| `(\w+)` \| ([^|]*) \|", re.MULTILINE)
 SECTIONS: dict[str, type[Any]] = {
     "[[models]]": config.ModelSettings,
+    "[models.objectives]": config.ObjectiveSettings,
+    "[[probes.schedules]]": config.ScheduleSettings,
     "[[notify.destinations]]": config.DestinationSettings,
     "[[notify.routes]]": config.RouteSettings,
     "[[notify.inhibitions]]": config.InhibitionSettings,
+    "[threats.NAME]": config.ThreatSettings,
     **{
         f"[{field.name}]": field.type
         for field in msgspec.structs.fields(config.Settings)
@@ -42,6 +45,8 @@ def spelled(default: Any) -> str:
     if default is msgspec.NODEFAULT:
         return "required"
     if default is None:
+        return "none"
+    if isinstance(default, msgspec.Struct):
         return "none"
     if default in ((), {}) and not isinstance(default, str):
         return "none"

@@ -7,10 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import numpy as np
+import pyarrow.parquet
 import pytest
 from playwright.sync_api import Page, expect
 
+from streams import tables
 from streams.cli import invoke
+from streams.demo import digits
 from streams.errors import BundleMismatch, UnknownIncident
 from streams.incidents.monitoring import open_blind, resolve_blind
 from streams.incidents.service import IncidentService
@@ -49,8 +53,8 @@ def test_attack_is_seen_live_taken_by_one_of_two_and_resolved_in_three_clicks(ch
     bob = visit(ada.url)
     for person, name in ((ada, "ada"), (bob, "bob")):
         person.locator("#by").fill(name)
-    ada.locator("#acknowledge").click(no_wait_after=True)  # 2
-    bob.locator("#acknowledge").click(no_wait_after=True)
+    for person in (ada, bob):  # click 2; of both before either page can follow
+        person.evaluate("document.getElementById('acknowledge').click()")
     # Whoever was second reads who was faster; both see the same owner.
     for person in (ada, bob):
         expect(person.locator("#acknowledge")).to_have_count(0)
@@ -111,6 +115,32 @@ def test_replay_of_the_log_decides_what_the_worker_decided(
     assert invoke([*command[:-1], blind.id]) == 2
     assert "no evidence that names records" in capsys.readouterr().err
     resolve_blind(chain.redis, ModelKeys(MODEL), 2)
+
+
+def test_queries_of_a_real_attack_are_exported_for_training(
+    chain: Chain, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "attacks.parquet"
+    command = ["--config", str(chain.config), "incidents", "export", "--out", str(out)]
+    assert invoke([*command, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["incidents"] == 1
+    assert told["queries"] > 20
+    assert (told["lost"], told["from_evidence"], told["problems"]) == (0, 0, [])
+    table = pyarrow.parquet.read_table(out)
+    assert set(table["verdict"].to_pylist()) == {"true"}
+    assert set(table["technique"].to_pylist()) == {"AML.T0043.001"}
+    rows, _ = tables.read(str(out), digits.schema(), bytes(16))
+    model = chain.watched.model
+    assert np.array_equal(rows.labels, np.argmax(model.predict(rows.inputs), axis=1)), (
+        "rows and answers belong together"
+    )
+    attack = {row.tobytes() for row in chain.watched.attack(np.random.default_rng(0))}
+    assert all(row.tobytes() in attack for row in rows.inputs)
+    assert invoke([*command, "--verdict", "benign"]) == 2
+    assert "resolved as benign has queries to export" in capsys.readouterr().err
+    assert invoke([*command[:-1], str(tmp_path / "no" / "where")]) == 2
+    assert "cannot write" in capsys.readouterr().err
 
 
 def test_nothing_hostile_in_an_event_runs(chain: Chain, visit: Visit) -> None:

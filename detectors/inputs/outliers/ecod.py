@@ -13,6 +13,9 @@ from detectors.kernels import outliers
 from detectors.schema import FeatureSchema
 from detectors.stored import stored
 
+#: Equal steps of a feature's range that a search starts from.
+BUCKETS = 1024
+
 
 class Ecod(Compiled):
     """Sum over features of -ln of the empirical tail that the value lies in.
@@ -43,17 +46,26 @@ class Ecod(Compiled):
 
     def _of(self, columns: NDArray[np.float64]) -> Self:
         self.columns_ = columns
-        self._means = columns.mean(axis=1)
-        away = columns - self._means[:, None]
-        self._second, self._third = (away**2).sum(axis=1), (away**3).sum(axis=1)
+        means = columns.mean(axis=1)
+        away = columns - means[:, None]
+        distinct = [np.unique(column, return_counts=True) for column in columns]
+        offsets = np.cumsum([0, *(len(values) for values, _ in distinct)]).astype(np.int64)
+        values = np.concatenate([values for values, _ in distinct])
+        counts = np.concatenate([np.cumsum([0, *many]) for _, many in distinct]).astype(np.int32)
+        width = columns[:, -1] - columns[:, 0]
+        steps = np.zeros(len(columns))
+        np.divide(BUCKETS, width, out=steps, where=width > 0.0)
+        lows, starts = np.ascontiguousarray(columns[:, 0]), np.empty((len(columns), BUCKETS + 1), dtype=np.int32)
+        outliers.bucket_starts(values, offsets, lows, steps, starts)
         whole = columns.shape[1] + 1.0
-        self._surprise = -np.log(np.maximum(np.arange(whole + 1.0), 1.0) / whole)
+        surprise = -np.log(np.maximum(np.arange(whole + 1.0), 1.0) / whole)
+        moments = means, (away**2).sum(axis=1), (away**3).sum(axis=1)
+        self._tables = (values, counts, offsets, lows, steps, starts, *moments, surprise)
         return self
 
     def decision_function(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
         out = np.empty(len(inputs))
-        moments = self._means, self._second, self._third
-        outliers.empirical_tails(inputs, self.columns_, *moments, self._surprise, out)
+        outliers.empirical_tails(inputs, *self._tables, out)
         return out
 
     def arrays(self) -> dict[str, NDArray[Any]]:

@@ -24,7 +24,16 @@ from redis import Redis
 
 from detectors.contract import Verdicts
 from detectors.schema import Feature, FeatureSchema
-from streams.config import ConsoleSettings, KafkaSettings, ModelSettings, ProbeSettings, RedisSettings, Settings
+from streams.config import (
+    ConsoleSettings,
+    IncidentSettings,
+    KafkaSettings,
+    ModelSettings,
+    NotifySettings,
+    ProbeSettings,
+    RedisSettings,
+    Settings,
+)
 from streams.console.app import Console
 from streams.console.schemas import Schemas
 from streams.embedded import free_ports
@@ -314,6 +323,8 @@ def serve(redis_url: str) -> Iterator[Serve]:
         kafka: str = "127.0.0.1:1",
         topic: str = TOPIC,
         host: str = "127.0.0.1",
+        runbook: dict[str, str] | None = None,
+        notify: NotifySettings | None = None,
     ) -> Served:
         settings = Settings(
             models=tuple(ModelSettings(name=name, topic=topic, bundle="none") for name in models),
@@ -321,6 +332,8 @@ def serve(redis_url: str) -> Iterator[Serve]:
             kafka=KafkaSettings(bootstrap=kafka),
             console=ConsoleSettings(),
             probes=ProbeSettings(),
+            incidents=IncidentSettings(runbook=runbook or {}),
+            notify=notify or NotifySettings(),
         )
 
         def read(path: str) -> FeatureSchema:

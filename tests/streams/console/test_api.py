@@ -54,7 +54,7 @@ def test_document_is_openapi_and_names_every_schema_it_uses(serve: Fixture, redi
     document = Api(serve()).document
     assert document["openapi"] == "3.1.0"
     names = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
-    assert len(names) == len(set(names)) == 14
+    assert len(names) == len(set(names)) == 15
     text = json.dumps(document)
     for reference in {part.split('"')[0] for part in text.split('"$ref": "')[1:]}:
         assert reference.startswith("#/components/schemas/")
@@ -156,6 +156,29 @@ def test_silences_are_made_listed_and_ended(scene: Fixture, serve: Fixture, wait
     )
     unknown = api.call("POST", "/silences/00000000/end", "/silences/{silence}/end", json={"by": "bob"})
     assert unknown.status_code == 404
+
+
+def test_probes_are_asked_for_and_refused(scene: Fixture, serve: Fixture, redis: Redis) -> None:
+    api = Api(serve())
+    body = {"attack": "hop_skip_jump", "by": "ada", "count": 3, "threat": "image-l2"}
+    made = api.call("POST", "/probes", json=body).json()
+    assert (made["attack"], made["count"], made["by"], made["threat"]) == ("hop_skip_jump", 3, "ada", "image-l2")
+    found = api.call("GET", "/probes").json()
+    assert [one["id"] for one in found["requests"]] == [made["id"]]
+    assert found["prober"] == ""
+    for wrong, said in (
+        ({"attack": "no_such"}, "there are adaptive_extraction"),
+        ({"threat": "no-such"}, "no threat model 'no-such'"),
+        ({"kind": "burst", "attack": "control_direct"}, "cannot be sent as burst"),
+        ({"count": 51}, "count"),
+        ({"by": " "}, "by"),
+    ):
+        answer = api.call("POST", "/probes", json={**body, **wrong})
+        assert (answer.status_code, said in answer.json()["detail"]) == (422, True), wrong
+    assert redis.hlen(scene.keys.probe_requests) == 1
+    for number in range(99):
+        redis.hset(scene.keys.probe_requests, f"{number:016x}", b"{}")
+    assert api.call("POST", "/probes", json=body).status_code == 409
 
 
 def test_changes_need_more_than_a_foreign_page_can_send(scene: Fixture, serve: Fixture, redis: Redis) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable
 from html.parser import HTMLParser
 from typing import Any
@@ -19,7 +21,7 @@ from redis import Redis
 
 from detectors.schema import FeatureSchema
 from streams import embedded
-from streams.config import ConsoleSettings
+from streams.config import ConsoleSettings, DestinationSettings, NotifySettings
 from streams.console.access import Access, read_token
 from streams.console.front import HEADERS
 from streams.errors import ConfigError
@@ -579,3 +581,43 @@ def test_every_page_asks_redis_for_a_bounded_number_of_commands(scene: Fixture, 
     minutes = 28 * 2
     assert many[0] <= few[0] + minutes
     assert many[1] <= few[1]
+
+
+def test_runbook_of_the_settings_stands_on_the_page_as_text_with_links(scene: Fixture, serve: Fixture) -> None:
+    name = scene.attack()
+    text = "Ask the <b>tenant</b>: https://gateway.example/keys\n\nKeep the records."
+    page = serve(runbook={"AML.T0043.*": text}).get(f"/incidents/{name}").text
+    assert 'Ask the &lt;b&gt;tenant&lt;/b&gt;: <a href="https://gateway.example/keys" rel=' in page
+    assert '<p class="runbook">Keep the records.</p>' in page
+    assert "limit or question the client" not in page
+
+
+def test_deliveries_are_metrics_and_a_deaf_destination_is_told_of(scene: Fixture, serve: Fixture, redis: Redis) -> None:
+    scene.worker()
+    scene.attack()
+    keys, now = scene.keys, time.time()
+    redis.xgroup_create(keys.alerts, "siem", id="0")
+    redis.xreadgroup("siem", "one", {keys.alerts: ">"}, count=1)
+    redis.hset(keys.notice_totals, mapping={"oncall|delivered": 7, "oncall|retried": 3})
+    redis.hset(keys.notices("oncall"), "k", "{}")
+    redis.zadd(keys.notices_due("oncall"), {"k": now - 90})
+    since = round((now - 600) * 1e6)
+    redis.hset(keys.notice_health, "oncall", json.dumps({"failures": 4, "since": since, "problem": "HTTP 503 <b>"}))
+    destination = DestinationSettings(name="oncall", kind="pagerduty")
+    served = serve(notify=NotifySettings(destinations=(destination,)))
+    lines = served.get("/metrics").text.splitlines()
+    for line in (
+        'vedette_alert_group_pending{model="digits",group="siem"} 1',
+        'vedette_alerts_length{model="digits"} 2',
+        'vedette_notifications_total{model="digits",destination="oncall",outcome="delivered"} 7',
+        'vedette_notifications_total{model="digits",destination="oncall",outcome="given_up"} 0',
+        'vedette_notifications_open{model="digits",destination="oncall"} 1',
+        'vedette_notifications_failures{model="digits",destination="oncall"} 4',
+        'vedette_notifications_dead{model="digits",destination="oncall"} 0',
+    ):
+        assert line in lines
+    overdue = next(line for line in lines if line.startswith("vedette_notifications_overdue_seconds{"))
+    assert 600 <= float(overdue.split()[-1]) < 700
+    page = served.get("/").text
+    assert "oncall takes no notifications." in page
+    assert "HTTP 503 &lt;b&gt;" in page

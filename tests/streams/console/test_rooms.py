@@ -25,10 +25,10 @@ from streams.console.probe_room import SPEAKS_AT, courses, matrix
 from streams.errors import BrokerError
 from streams.incidents.service import IncidentService
 from streams.lease import Lease
-from streams.probes.outcome import summarise
+from streams.probes.outcome import break_down, summarise
 from streams.probes.store import ProbeStore
 from streams.store.keys import PartitionKeys
-from streams.store.messages import ProbeOutcome, ProbePlan, ProbeVerdict
+from streams.store.messages import Answers, ProbeOutcome, ProbePlan, ProbeVerdict
 from streams.topics import DEAD_SUFFIX
 from streams.worker.tally import BUCKETS, Histograms
 
@@ -36,7 +36,7 @@ Fixture = Any
 SECOND = 1_000_000
 
 
-def outcome(number: int, attack: str = "transfer_pgd", **changes: Any) -> ProbeOutcome:
+def outcome(number: int, /, attack: str = "transfer_pgd", **changes: Any) -> ProbeOutcome:
     plain = ProbeOutcome(
         campaign=f"{number:016x}", attack=attack, kind="burst", threat="Linf 0.2", inputs=20, arrived=20, detected=True,
         ticketed=True, queries_to_ticket=5, queries_to_page=12, latency_ms=120.0, finished=number * SECOND, fooled=5,
@@ -86,6 +86,68 @@ def test_probe_page_shows_matrix_course_and_outcomes(scene: Fixture, serve: Fixt
     assert "quiet, as it should be" in text
     assert text.count('<svg class="course"') == 3
     assert "20 of 20" in text
+
+
+def test_probe_page_shows_threat_models_versions_and_regressions(scene: Fixture, serve: Fixture, redis: Redis) -> None:
+    outcomes = []
+    for version, fooled, first in (("1", 0, 1), ("2", 12, 101)):
+        rows = f"{(1 << 24) - (1 << (24 - fooled)):06x}"
+        for number in range(10):
+            answers = Answers(calls=40, crashes=int(version == "2"), times={60: 40})
+            outcomes.append(
+                outcome(
+                    first + number, number=number + 1, model_version=version, fooled=fooled, fooled_rows=rows,
+                    threat="image-linf", answers=answers, records=20, spoke={"trust_ratio": 9, "pca_residual": 0},
+                )
+            )  # fmt: skip
+    fuzz = outcome(500, "fuzz", kind="fuzz", inputs=0, arrived=0, fooled=None, answers=Answers(calls=50, crashes=2))
+    outcomes.append(msgspec.structs.replace(fuzz, threat="malformed requests"))
+    lease = Lease(redis, scene.keys, "prober", holder="probing-host:7")
+    assert lease.acquire()
+    store = ProbeStore(redis, scene.model, scene.topic)
+    for each in outcomes:
+        plan = ProbePlan(each.campaign, each.attack, each.kind, each.threat, "c", 1, each.inputs, 1, 2)
+        store.put_plan(plan, lease.token)
+        store.finish(each, summarise(outcomes, 1), lease.token, break_down(outcomes, 1))
+    text = " ".join(serve().get("/probes").text.split())
+    lease.release()
+    assert "probing-host:7" in text
+    assert text.count('<td data-name="threat model">image-linf</td>') == 2
+    assert "robust accuracy under transfer_pgd (image-linf) went from 100 % to 40 %" in html.unescape(text).replace(
+        "100%", "100 %"
+    ).replace("40%", "40 %")
+    assert "<strong>Regression.</strong>" in text
+    assert "trust ratio: 10 of 10" in text
+    assert "pca residual: 0 of 10" in text
+    assert "10 of 400" in text  # calls that version 2 failed
+    assert "the endpoint failed 2 of 50" in text
+    assert "No prober is active" not in text
+
+
+def test_probes_are_asked_for_by_form(scene: Fixture, serve: Fixture, redis: Redis) -> None:
+    served, session = serve(), requests.Session()
+    mark = form_mark(served, session, "/probes")
+
+    def ask(**fields: str) -> requests.Response:
+        data = {"csrf": mark, "by": "ada", "attack": "fuzz", "count": "2", **fields}
+        return session.post(served.url + "/probes", data=data, timeout=20)
+
+    page = " ".join(ask().text.split())
+    assert "2 of fuzz asked for by ada" in page
+    assert "No prober is active" in page
+    (request,) = ProbeStore(redis, scene.model, scene.topic).requests()
+    assert (request.attack, request.count, request.by) == ("fuzz", 2, "ada")
+    for fields, status, sentence in (
+        ({"attack": "<b>"}, 422, "no attack '<b>' can be sent"),
+        ({"threat": "image-l2"}, 422, "fuzz knows no threat model"),
+        ({"count": "many"}, 422, "0 probes: ask for 1 to 50"),
+        ({"by": ""}, 422, "say who asks"),
+        ({"csrf": "0" * 64}, 403, ""),
+    ):
+        answer = ask(**fields)
+        assert (answer.status_code, sentence in html.unescape(answer.text)) == (status, True), fields
+        assert "<b>" not in answer.text or "attack" not in fields
+    assert redis.hlen(scene.keys.probe_requests) == 1
 
 
 def test_probe_page_without_probes_says_so(scene: Fixture, serve: Fixture) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import json
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +17,7 @@ from streams.config import ModelSettings, Settings, parse
 from streams.errors import Conflict
 from streams.incidents import terminal
 from streams.incidents.ledger import Ledger, fold
+from streams.incidents.runbook import Runbook
 from streams.incidents.service import IncidentService
 from streams.store.keys import ModelKeys
 from streams.store.messages import Incident, SignalMessage
@@ -147,3 +150,35 @@ def test_assign_and_note_in_the_terminal(redis: Redis, shell: Shell, name: str) 
     assert "note: asked the tenant" in text
     assert "in progress, bob" in text
     assert "severity high" in text
+
+
+def test_watch_prints_what_changes_and_waits_while_redis_is_away(redis: Redis, name: str, redis_url: str) -> None:
+    out, stop = io.StringIO(), threading.Event()
+    reader = Redis.from_url(redis_url, socket_timeout=5)
+    keys = ModelKeys("digits")
+    arguments = (reader, keys, Console(file=out, width=140), stop)
+    thread = threading.Thread(target=terminal.watch_command, args=arguments)
+    thread.start()
+    service = IncidentService(redis, "digits")
+    until = time.monotonic() + 20
+    while "note: number" not in out.getvalue():  # what comes before it looks for the first time is not shown
+        service.note(name, "ada", f"number {time.monotonic_ns()}")
+        assert time.monotonic() < until
+        stop.wait(0.05)
+    redis.xadd(keys.log, {"m": "{"})
+    service.acknowledge(name, "[red]ada")
+    while "acknowledged ([red]ada)" not in out.getvalue():
+        assert time.monotonic() < until, out.getvalue()
+        stop.wait(0.02)
+    stop.set()
+    thread.join(10)
+    reader.close()
+    assert "opened" not in out.getvalue()
+    assert name in out.getvalue()
+
+
+def test_show_tells_the_runbook_of_the_settings(redis: Redis, name: str) -> None:
+    runbook = Runbook({"AML.*": "too general", "AML.T0043.*": "Ask the\n\ntenant.", "AML.T0024*": "another"})
+    assert "Ask the tenant." in printed(redis, terminal.show_command, name, False, runbook)
+    assert runbook.text("AML.T0015", "client") == "too general"
+    assert runbook.text("monitoring-blind", "monitoring").startswith("Check prober")

@@ -115,6 +115,7 @@ def running(
     seconds: float = 5.0,
     store: ProbeStore | None = None,
     partitions: Callable[[], int] = lambda: PARTITIONS,
+    **more: Any,
 ) -> Iterator[Prober]:
     stop = threading.Event()
     lease = Lease(redis, KEYS, "prober", seconds=seconds)
@@ -125,6 +126,7 @@ def running(
         crafters,
         partitions,
         np.random.default_rng(1),
+        **more,
     )
     thread = threading.Thread(target=prober.run, args=(stop,), daemon=True)
     thread.start()

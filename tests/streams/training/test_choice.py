@@ -14,6 +14,8 @@ from streams.training.choice import detectors_of, model_of
 def test_default_detectors_are_fitted_unless_others_are_named() -> None:
     assert detectors_of(None) == registry.DEFAULT
     assert detectors_of("trust_ratio, pyod.HBOS") == ("trust_ratio", "pyod.HBOS")
+    assert detectors_of("trees") == registry.SETS["trees"]
+    assert set(registry.DEFAULT) < set(detectors_of("extended"))
     assert detectors_of("+dknn,+pyod.KDE") == (*registry.DEFAULT, "dknn", "pyod.KDE")
 
 

