@@ -205,7 +205,7 @@ def notified(url: str, redis: Redis) -> Iterator[Called]:
         try:
             _wait(lambda: bool(_group(redis)))
             yield called
-            _wait(lambda: _group(redis) == redis.xrevrange(KEYS.alerts, count=1)[0][0])
+            _wait(lambda: _group(redis) == _newest(redis))
             _wait(lambda: not redis.zcount(KEYS.notices_due("oncall"), "-inf", time.time()))
         finally:
             loop.call_soon_threadsafe(stop.set)
@@ -219,6 +219,12 @@ def _group(redis: Redis) -> bytes:
         return b""
     found: Any = redis.xinfo_groups(KEYS.alerts)
     return next((group["last-delivered-id"] for group in found if group["name"] == GROUP.encode()), b"")
+
+
+def _newest(redis: Redis) -> bytes:
+    """Id of the newest alert."""
+    found: Any = redis.xrevrange(KEYS.alerts, count=1)
+    return bytes(found[0][0])
 
 
 def _wait(condition: Callable[[], bool], seconds: float = 60.0) -> None:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -255,6 +255,28 @@ def score(session: Session, file: str, bundle: str | None, out: str | None, as_j
     from streams.training.score import run
 
     return run(session, file, bundle, out, as_json)
+
+
+@vedette.command()
+@click.argument("name")
+@click.option("--role", default="viewer", show_default=True, type=click.Choice(["viewer", "responder"]))
+@click.option("--remove", "removed", is_flag=True, help="Take the name's token out instead.")
+@click.option("--file", "file", metavar="FILE", help="Where tokens stand; default: console.tokens_file.")
+@click.pass_obj
+def token(session: Session, name: str, role: Literal["viewer", "responder"], removed: bool, file: str | None) -> int:
+    """Make a token for the console, and print it once; its hash goes into the file."""
+    from streams.console import tokens
+
+    where = file or session.settings.console.tokens_file
+    if where is None:
+        raise ConfigError("console.tokens_file: not set; set it, or name a file with --file")
+    if removed:
+        tokens.remove(Path(where), name)
+        click.echo(f"the token of {name} is out of {where}", err=True)
+        return 0
+    click.echo(tokens.make(Path(where), name, role))
+    click.echo(f"{name} is a {role} in {where}; the token above stands nowhere else", err=True)
+    return 0
 
 
 @vedette.command()

@@ -182,11 +182,13 @@ class ProbeSettings(_Settings, frozen=True):
 
 
 class ConsoleSettings(_Settings, frozen=True):
-    """The web console. It binds to loopback unless a token is set."""
+    """The web console. It binds to loopback unless tokens are set."""
 
     host: str = "127.0.0.1"
     port: Port = 8600
     token_file: str | None = None
+    tokens_file: str | None = None
+    """File of named tokens with roles, as argon2 hashes; `vedette token` writes it."""
 
 
 class IncidentSettings(_Settings, frozen=True):

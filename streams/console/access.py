@@ -1,4 +1,4 @@
-"""Who may see the console and change things: one token, signed sessions, CSRF marks, a limit on wrong tokens.
+"""Who may see the console and change things: tokens with roles, signed sessions, CSRF marks, a limit on wrong tokens.
 
 Nothing is stored: a session is a cookie that only a holder of the secret can make, and a CSRF mark is bound to it.
 """
@@ -18,6 +18,7 @@ from pathlib import Path
 from aiohttp import web
 
 from streams.config import ConsoleSettings
+from streams.console.tokens import Holder, Tokens
 from streams.errors import ConfigError
 
 SESSION_COOKIE = "vedette_session"
@@ -29,7 +30,9 @@ TOKEN_LENGTH = 16
 WRONG_PER_ADDRESS, WRONG_PER_MINUTE = 10, 100
 MINUTE_SECONDS = 60.0
 
-_SESSION = re.compile(r"(\d{1,12})-[A-Za-z0-9_-]{22}")
+_SESSION = re.compile(r"(\d{1,12})\.([a-z0-9-]{0,32})\.(viewer|responder)\.[A-Za-z0-9_-]{22}")
+#: Who comes in with the one token of `console.token_file`, or over loopback without any.
+ANYBODY = Holder("", "responder")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,44 +50,63 @@ class Access:
     Parameters
     ----------
     token : str or None
-        None: everybody who reaches the socket may come in, so it must be a loopback socket and be asked for by a
-        loopback name (else any web page could reach it through a name that resolves to loopback).
+        The one token of responders. With None, and without `tokens`, everybody who reaches the socket may come in, so
+        it must be a loopback socket and be asked for by a loopback name (else any web page could reach it through a
+        name that resolves to loopback).
+    tokens : Tokens, optional
+        Named tokens with roles.
     clock : callable
         Seconds since the epoch.
     """
 
-    def __init__(self, token: str | None, clock: Callable[[], float] = time.time) -> None:
-        self.token = token
+    def __init__(self, token: str | None, tokens: Tokens | None = None, clock: Callable[[], float] = time.time) -> None:
+        self.guarded = token is not None or tokens is not None
+        """Whether somebody must show a token."""
+        self._token = token
+        self._tokens = tokens
         self._clock = clock
-        root = token.encode() if token is not None else secrets.token_bytes(32)
-        self._secret = hashlib.sha256(b"vedette console\0" + root).digest()
+        root = token.encode() if token is not None else b"" if tokens is not None else secrets.token_bytes(32)
+        self._root = b"vedette console\0" + root
         self._wrong: list[tuple[float, str]] = []
 
     def admits_host(self, request: web.Request) -> bool:
         """Whether the request asks for us by a name under which we may answer."""
-        if self.token is not None:
+        if self.guarded:
             return True
         host = request.headers.get("Host", "")
         name = host[1:].partition("]")[0] if host.startswith("[") else host.rpartition(":")[0] or host
         return is_loopback(name)
 
     def known(self, request: web.Request) -> bool:
-        """Whether the visitor has shown the token, now or when the session began."""
-        return self.token is None or self.bears_token(request) or self._valid_session(request) is not None
+        """Whether the visitor has shown a token, now or when the session began."""
+        return self.holder(request) is not None
 
-    def bears_token(self, request: web.Request) -> bool:
-        """Whether the request itself carries the token; no browser adds that by itself, so it needs no CSRF mark."""
+    def holder(self, request: web.Request) -> Holder | None:
+        """Who the visitor is; None for somebody who has not shown a token."""
+        if not self.guarded:
+            return ANYBODY
+        return self.bearer(request) or self._holder_of(self._valid_session(request))
+
+    def may_change(self, request: web.Request) -> bool:
+        """Whether the visitor's role is one that changes things."""
+        found = self.holder(request)
+        return found is not None and found.role == "responder"
+
+    def bearer(self, request: web.Request) -> Holder | None:
+        """Whose token the request itself carries; no browser adds that by itself, so it needs no CSRF mark."""
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        if self.token is None or scheme.lower() != "bearer" or not given:
-            return False
-        return not self.must_wait(request) and self.check(request, given.strip())
+        if not self.guarded or scheme.lower() != "bearer" or not given:
+            return None
+        return None if self.must_wait(request) else self.check(request, given.strip())
 
-    def check(self, request: web.Request, given: str) -> bool:
-        """Compare a token, and remember the attempt when it is wrong."""
-        if self.token is not None and _same(given, self.token):
-            return True
-        self._wrong.append((self._clock(), _address(request)))
-        return False
+    def check(self, request: web.Request, given: str) -> Holder | None:
+        """Whose token it is; an attempt with a wrong one is remembered."""
+        if self._token is not None and _same(given, self._token):
+            return ANYBODY
+        found = self._tokens.holder(given) if self._tokens is not None else None
+        if found is None:
+            self._wrong.append((self._clock(), _address(request)))
+        return found
 
     def must_wait(self, request: web.Request) -> bool:
         """Whether too many wrong tokens came within the last minute."""
@@ -98,19 +120,20 @@ class Access:
         found = self._valid_session(request)
         return Session(found, fresh=False) if found else self.new_session()
 
-    def new_session(self) -> Session:
+    def new_session(self, holder: Holder = ANYBODY) -> Session:
         """A session that begins now."""
-        return Session(f"{int(self._clock())}-{secrets.token_urlsafe(16)}", fresh=True)
+        name = f"{int(self._clock())}.{holder.name}.{holder.role}.{secrets.token_urlsafe(16)}"
+        return Session(name, fresh=True)
 
     def csrf(self, session: Session) -> str:
         """The mark that every form of the session carries."""
         return self._sign("csrf", session.name)
 
     def allows_change(self, request: web.Request, given: str) -> bool:
-        """Whether a request that changes something comes from a page of ours, or carries the token itself."""
+        """Whether a request that changes something comes from a page of ours, or carries a token itself."""
         if request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
             return False
-        if self.token is not None and self.bears_token(request):
+        if self.bearer(request) is not None:
             return True
         name = self._valid_session(request)
         return name is not None and _same(given, self._sign("csrf", name))
@@ -119,7 +142,7 @@ class Access:
         """Whether a JSON request may change something: no other page's form can send one without asking first."""
         if request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
             return False
-        if self.token is None or self.bears_token(request):
+        if not self.guarded or self.bearer(request) is not None:
             return True
         name = self._valid_session(request)
         return name is not None and _same(request.headers.get("X-CSRF-Token", ""), self._sign("csrf", name))
@@ -134,15 +157,24 @@ class Access:
         response.del_cookie(SESSION_COOKIE, httponly=True, samesite="Strict")
 
     def _valid_session(self, request: web.Request) -> str | None:
-        name, _, mark = request.cookies.get(SESSION_COOKIE, "").partition(".")
+        name, _, mark = request.cookies.get(SESSION_COOKIE, "").rpartition(".")
         found = _SESSION.fullmatch(name)
         if found is None or not _same(mark, self._sign("session", name)):
             return None
         age = self._clock() - int(found.group(1))
         return name if -MINUTE_SECONDS <= age <= SESSION_SECONDS else None
 
+    @staticmethod
+    def _holder_of(session: str | None) -> Holder | None:
+        found = _SESSION.fullmatch(session or "")
+        return (
+            None if found is None else Holder(found.group(2), "viewer" if found.group(3) == "viewer" else "responder")
+        )
+
     def _sign(self, purpose: str, text: str) -> str:
-        return hmac.new(self._secret, f"{purpose}:{text}".encode(), hashlib.sha256).hexdigest()
+        seal = self._tokens.seal if self._tokens is not None else b""
+        secret = hashlib.sha256(self._root + seal).digest()
+        return hmac.new(secret, f"{purpose}:{text}".encode(), hashlib.sha256).hexdigest()
 
 
 def read_token(settings: ConsoleSettings) -> str | None:
@@ -156,10 +188,10 @@ def read_token(settings: ConsoleSettings) -> str | None:
     """
     path = settings.token_file
     if path is None:
-        if not is_loopback(settings.host):
+        if settings.tokens_file is None and not is_loopback(settings.host):
             raise ConfigError(
-                f"console.host: {settings.host} is not loopback; set console.token_file first, so that nobody reads "
-                "evidence unasked"
+                f"console.host: {settings.host} is not loopback; set console.token_file or console.tokens_file first, "
+                "so that nobody reads evidence unasked"
             )
         return None
     try:
@@ -169,6 +201,16 @@ def read_token(settings: ConsoleSettings) -> str | None:
     if len(token) < TOKEN_LENGTH:
         raise ConfigError(f"console.token_file: {path} must hold at least {TOKEN_LENGTH} characters")
     return token
+
+
+def read_tokens(settings: ConsoleSettings) -> Tokens | None:
+    """Named tokens from the settings; None where no file is named.
+
+    Raises
+    ------
+    ConfigError
+    """
+    return None if settings.tokens_file is None else Tokens(Path(settings.tokens_file))
 
 
 def is_loopback(host: str) -> bool:

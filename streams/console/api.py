@@ -326,7 +326,9 @@ class ApiRoom:
 
     async def _serve(self, operation: Operation, request: web.Request) -> web.Response:
         if operation.changes and not self.front.access.allows_program_change(request):
-            raise web.HTTPForbidden(text="changes need the token, or a session with its mark in X-CSRF-Token")
+            raise web.HTTPForbidden(text="changes need a token, or a session with its mark in X-CSRF-Token")
+        if operation.changes:
+            self.front.check_role(request)
         query = _understood(dict(request.query), operation.query, "query")
         body = None
         if operation.body is not None:
@@ -511,7 +513,7 @@ def _described(operation: Operation) -> dict[str, Any]:
 FAILURES = {
     400: "The request is no HTTP request of ours",
     401: "A token is needed",
-    403: "Changes need the token, or a session with its mark",
+    403: "Changes need a responder's token, or a session with its mark",
     404: "There is no such model, incident or path",
     409: "Somebody was faster, or the state does not allow it",
     413: "The body is too large",

@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 
 from streams.config import Settings
 from streams.console import metrics
-from streams.console.access import read_token
+from streams.console.access import ANYBODY, read_token, read_tokens
 from streams.console.accounting_room import AccountingRoom
 from streams.console.api import ApiRoom
 from streams.console.data import Overview, Watch
@@ -32,6 +32,7 @@ from streams.console.live import MOST_VIEWERS, Broadcast
 from streams.console.probe_room import ProbeRoom
 from streams.console.schemas import Schemas
 from streams.console.silence_room import SilenceRoom
+from streams.console.tokens import Tokens
 from streams.errors import ConfigError
 from streams.store.client import connect_async
 
@@ -59,13 +60,22 @@ class Console:
     redis : redis.asyncio.Redis
         A client that returns bytes; it is closed when the application ends.
     token : str or None
-        None: whoever reaches the socket may come in.
+        The one token of responders. None, and no `tokens`: whoever reaches the socket may come in.
     schemas : Schemas, optional
         Where the schemas of the models' inputs come from; default: their bundles.
+    tokens : Tokens, optional
+        Named tokens with roles.
     """
 
-    def __init__(self, settings: Settings, redis: Redis, token: str | None, schemas: Schemas | None = None) -> None:
-        self.front = Front(settings, redis, token, schemas or Schemas())
+    def __init__(
+        self,
+        settings: Settings,
+        redis: Redis,
+        token: str | None,
+        schemas: Schemas | None = None,
+        tokens: Tokens | None = None,
+    ) -> None:
+        self.front = Front(settings, redis, token, schemas or Schemas(), tokens)
         incidents, probes, accounting = IncidentRoom(self.front), ProbeRoom(self.front), AccountingRoom(self.front)
         self.rooms: tuple[Room, ...] = (
             incidents,
@@ -108,15 +118,17 @@ class Console:
         if self.front.access.must_wait(request):
             return self.front.page(request, "login.html", 429, problem="Too many wrong tokens. Wait a minute.")
         form = await form_of(request)
-        if self.front.access.token is not None and not self.front.access.check(request, form.get("token", "").strip()):
-            return self.front.page(request, "login.html", 403, problem="That is not the token.")
+        access = self.front.access
+        holder = access.check(request, form.get("token", "").strip()) if access.guarded else ANYBODY
+        if holder is None:
+            return self.front.page(request, "login.html", 403, problem="That is not a token of ours.")
         response = web.Response(status=303, headers={"Location": "/"})
-        self.front.access.remember(request, response, self.front.access.new_session())
+        access.remember(request, response, access.new_session(holder))
         return response
 
     async def logout(self, request: web.Request) -> web.StreamResponse:
         """Forget the session."""
-        self.front.check_change(request, await form_of(request))
+        self.front.check_form(request, await form_of(request))
         response = web.Response(status=303, headers={"Location": "/login"})
         self.front.access.forget(response)
         return response
@@ -207,13 +219,13 @@ def run(settings: Settings) -> int:
     ConfigError
         When it should listen beyond loopback without a token, or cannot listen.
     """
-    token = read_token(settings.console)
+    token, tokens = read_token(settings.console), read_tokens(settings.console)
     host, port = settings.console.host, settings.console.port
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     log.info("console on http://%s:%s/", f"[{host}]" if ":" in host else host, port)
 
     async def serve() -> web.Application:
-        return Console(settings, connect_async(settings.redis), token).application()
+        return Console(settings, connect_async(settings.redis), token, tokens=tokens).application()
 
     try:
         web.run_app(serve(), host=host, port=port, print=None, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)

@@ -20,6 +20,7 @@ from streams.console.access import Access
 from streams.console.data import Watch
 from streams.console.pages import Pages
 from streams.console.schemas import Schemas
+from streams.console.tokens import Tokens
 from streams.errors import ConfigError, Conflict, UnknownIncident, VedetteError
 from streams.incidents.service import NAME_LENGTH, IncidentService
 from streams.store.client import connect
@@ -54,14 +55,17 @@ class Front:
     redis : redis.asyncio.Redis
         A client that returns bytes.
     token : str or None
-        None: whoever reaches the socket may come in.
+        None, and no `tokens`: whoever reaches the socket may come in.
     schemas : Schemas
+    tokens : Tokens, optional
     """
 
-    def __init__(self, settings: Settings, redis: Redis, token: str | None, schemas: Schemas) -> None:
+    def __init__(
+        self, settings: Settings, redis: Redis, token: str | None, schemas: Schemas, tokens: Tokens | None = None
+    ) -> None:
         self.settings = settings
         self.redis = redis
-        self.access = Access(token)
+        self.access = Access(token, tokens)
         self.pages = Pages(settings)
         self.schemas = schemas
         self.watches = {model.name: Watch(redis, model) for model in settings.models}
@@ -125,7 +129,7 @@ class Front:
     async def _admitted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if not self.access.admits_host(request):
             raise web.HTTPMisdirectedRequest(
-                text="without a token the console answers only under a loopback name; set console.token_file"
+                text="without a token the console answers only under a loopback name; set console.tokens_file"
             )
         open_to_all = request.path in ("/login", "/health") or request.path.startswith("/static/")
         if not open_to_all and not self.access.known(request):
@@ -151,26 +155,38 @@ class Front:
         self, request: web.Request, template: str, status: int = 200, model: ModelSettings | None = None, **values: Any
     ) -> web.Response:
         session = self.access.session(request)
-        known = self.access.known(request)
+        holder = self.access.holder(request)
+        known = holder is not None
         text = self.pages.render(
             template,
             model=model or (self.settings.models[0] if known else None),
             here=request.path,
             csrf=self.access.csrf(session),
-            guarded=self.access.token is not None,
+            guarded=self.access.guarded,
+            may_change=self.access.may_change(request),
             nav=known,
-            me=name_of(request),
+            me=name_of(request) or (holder.name if holder else ""),
             **values,
         )
         response = web.Response(text=text, status=status, content_type="text/html")
-        if session.fresh and self.access.token is None:
+        if session.fresh and not self.access.guarded:
             self.access.remember(request, response, session)
         return response
 
     def check_change(self, request: web.Request, form: Mapping[str, str]) -> None:
-        """Refuse a change that does not come from a page of ours, and does not carry the token itself."""
+        """Refuse a change by who may only read, or that does not come from a page of ours and carries no token."""
+        self.check_form(request, form)
+        self.check_role(request)
+
+    def check_form(self, request: web.Request, form: Mapping[str, str]) -> None:
+        """Refuse what does not come from a page of ours, and carries no token."""
         if not self.access.allows_change(request, form.get("csrf", "")):
             raise web.HTTPForbidden(text="The form is too old or not ours; load the page again.")
+
+    def check_role(self, request: web.Request) -> None:
+        """Refuse a change by somebody who may only read."""
+        if not self.access.may_change(request):
+            raise web.HTTPForbidden(text="A viewer reads; changes need a responder's token.")
 
     def remember_name(self, request: web.Request, response: web.StreamResponse, name: str) -> None:
         """Fill in the visitor's name next time."""

@@ -63,16 +63,15 @@ def secrets(settings: Settings, environ: Mapping[str, str]) -> Findings:
 
 def console(settings: Settings) -> Findings:
     """Whether strangers can reach the console."""
-    from streams.console.access import read_token
+    from streams.console.access import read_token, read_tokens
 
     try:
-        token = read_token(settings.console)
+        guarded = read_token(settings.console) is not None
+        guarded |= read_tokens(settings.console) is not None
     except ConfigError as error:
         yield problem("console", str(error), "openssl rand -hex 16 > FILE, and set console.token_file", ConfigError)
         return
-    yield ok(
-        "console", f"on {settings.console.host}, {'open to this machine' if token is None else 'asks for a token'}"
-    )
+    yield ok("console", f"on {settings.console.host}, {'asks for a token' if guarded else 'open to this machine'}")
 
 
 def bundle(model: ModelSettings) -> tuple[Scorer | None, Finding]:

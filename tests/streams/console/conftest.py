@@ -36,6 +36,7 @@ from streams.config import (
 )
 from streams.console.app import Console
 from streams.console.schemas import Schemas
+from streams.console.tokens import Tokens
 from streams.embedded import free_ports
 from streams.incidents.correlator import Correlator
 from streams.incidents.service import IncidentService
@@ -325,6 +326,7 @@ def serve(redis_url: str) -> Iterator[Serve]:
         host: str = "127.0.0.1",
         runbook: dict[str, str] | None = None,
         notify: NotifySettings | None = None,
+        tokens: Path | None = None,
     ) -> Served:
         settings = Settings(
             models=tuple(ModelSettings(name=name, topic=topic, bundle="none") for name in models),
@@ -347,7 +349,9 @@ def serve(redis_url: str) -> Iterator[Serve]:
         port = free_ports(1)[0]
 
         async def main() -> None:
-            console = Console(settings, connect_async(settings.redis), token, Schemas(read))
+            console = Console(
+                settings, connect_async(settings.redis), token, Schemas(read), Tokens(tokens) if tokens else None
+            )
             runner = web.AppRunner(console.application(), access_log=None, shutdown_timeout=2.0)
             await runner.setup()
             await web.TCPSite(runner, host, port).start()
