@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.ensemble import RandomForestClassifier
@@ -38,6 +38,7 @@ def threat(width: int, eps: float, norm: Norm = "linf") -> ThreatModel:
     return ThreatModel("test", norm, eps, Domain(*box, none, ~none), "white-box", 100)
 
 
+@settings(deadline=None)
 @given(st.integers(2, 9), st.integers(0, 2**31))
 def test_prepared_rows_are_on_few_levels_in_range_and_stay_when_prepared_again(levels: int, seed: int) -> None:
     rows = np.random.default_rng(seed).normal(0, 2, (20, 3))

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
@@ -34,6 +34,7 @@ def test_no_change_has_an_interval_about_zero() -> None:
     assert not found.significant
 
 
+@settings(deadline=None)
 @given(st.tuples(*[st.integers(0, 60)] * 4).filter(lambda cells: sum(cells) > 0))
 def test_a_change_lies_in_its_interval_and_turns_round_with_its_sides(cells: tuple[int, int, int, int]) -> None:
     before, after = pairs(*cells)
@@ -44,6 +45,7 @@ def test_a_change_lies_in_its_interval_and_turns_round_with_its_sides(cells: tup
     assert back.p == there.p
 
 
+@settings(deadline=None)
 @given(st.integers(0, 40), st.integers(0, 40))
 def test_mcnemar_is_the_exact_binomial_test(gained: int, lost: int) -> None:
     wanted = 1.0 if gained + lost == 0 else binomtest(gained, gained + lost, 0.5).pvalue
