@@ -186,6 +186,11 @@ class OverviewDocument(msgspec.Struct, frozen=True):
     open_tickets: int
     blind: bool
     """Whether probes are not seen."""
+    week_pages: int
+    """Pages about traffic that began within the last week (of the settings' length)."""
+    week_false_pages: int
+    page_budget: int | None
+    """False pages a week that the bundle in force was calibrated for; null where nobody can tell."""
     probes: list[ProbeSummary]
     incidents: list[IncidentRow]
     """The most urgent ones."""
@@ -452,6 +457,9 @@ def overview(look: Overview) -> OverviewDocument:
         open_pages=look.open_pages,
         open_tickets=look.open_tickets,
         blind=look.blind is not None,
+        week_pages=look.week_pages,
+        week_false_pages=look.week_false_pages,
+        page_budget=look.page_budget,
         probes=look.probes,
         incidents=look.incidents,
     )

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from streams.audit import COUNTERS
 from streams.config import ModelSettings
+from streams.console.budgets import Budgets
 from streams.console.deliveries import health_of
 from streams.console.index import IncidentIndex, IncidentRow
 from streams.incidents.monitoring import BLIND
@@ -81,6 +82,12 @@ class Overview:
     """Path of the bundle in force."""
     deaf: list[tuple[str, str]] = field(default_factory=list)
     """Destinations of notifications that have failed for a while, and why."""
+    week_pages: int = 0
+    """Pages about traffic that began within the last week (of the settings' length)."""
+    week_false_pages: int = 0
+    """Those of them that were resolved as false alarms."""
+    page_budget: int | None = None
+    """False pages a week that the bundle in force was calibrated for; None where nobody can tell."""
 
     @property
     def lag(self) -> int | None:
@@ -123,10 +130,22 @@ class Watch:
     model : ModelSettings
     clock : callable
         Seconds since the epoch.
+    week_seconds : float
+        Length of the period that the page budget is stated for.
+    budgets : Budgets, optional
     """
 
-    def __init__(self, redis: Redis, model: ModelSettings, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        model: ModelSettings,
+        clock: Callable[[], float] = time.time,
+        week_seconds: float = 604_800.0,
+        budgets: Budgets | None = None,
+    ) -> None:
         self.model = model
+        self._week_seconds = week_seconds
+        self._budgets = budgets or Budgets()
         self.keys = ModelKeys(model.name)
         self.index = IncidentIndex(redis, self.keys)
         self._redis = redis
@@ -187,6 +206,13 @@ class Watch:
         held = {partition for status in living for partition in status.partitions}
         known = {partition for status in said for partition in status.partitions} | self._partitions(places)
         totals = await self._count(sorted(known), now)
+        in_force = text(bundle) if bundle else self.model.bundle
+        since = (now - self._week_seconds) * 1e6
+        paged = [
+            row
+            for row in self.index.rows
+            if row.level == "page" and row.entity != "monitoring" and row.first_seen >= since
+        ]
         about_sight = (row for row in self.index.rows if row.technique == BLIND.technique)
         blind = next((row for row in about_sight if row.state != "resolved"), None)
         return Overview(
@@ -205,7 +231,10 @@ class Watch:
             open_tickets=self.index.count("ticket"),
             probes=sorted(decoded(results, ProbeSummary), key=lambda summary: (summary.kind, summary.attack)),
             blind=blind,
-            bundle=text(bundle) if bundle else self.model.bundle,
+            bundle=in_force,
+            week_pages=len(paged),
+            week_false_pages=sum(row.verdict == "false" for row in paged),
+            page_budget=await asyncio.to_thread(self._budgets.of, in_force),
             deaf=[
                 (text(name), health.problem)
                 for name, said in sorted(healths.items())

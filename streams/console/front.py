@@ -68,7 +68,9 @@ class Front:
         self.access = Access(token, tokens)
         self.pages = Pages(settings)
         self.schemas = schemas
-        self.watches = {model.name: Watch(redis, model) for model in settings.models}
+        self.watches = {
+            model.name: Watch(redis, model, week_seconds=settings.week_seconds) for model in settings.models
+        }
         self._desks: dict[str, IncidentService] = {}
 
     def model(self, request: web.Request) -> ModelSettings:

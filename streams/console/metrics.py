@@ -32,6 +32,25 @@ def exposition(looks: Sequence[Overview], out: Sequence[Deliveries] = ()) -> str
             "1 while probes are not seen.",
             [({"model": look.model}, float(look.blind is not None)) for look in looks],
         ),
+        (
+            "vedette_pages_week",
+            "gauge",
+            "Pages about traffic within the last week, by whether they were false alarms.",
+            [
+                ({"model": look.model, "false": false}, count)
+                for look in looks
+                for false, count in (
+                    ("true", look.week_false_pages),
+                    ("false", look.week_pages - look.week_false_pages),
+                )
+            ],
+        ),
+        (
+            "vedette_page_budget",
+            "gauge",
+            "False pages a week that the bundle in force was calibrated for.",
+            [({"model": look.model}, look.page_budget) for look in looks if look.page_budget is not None],
+        ),
         ("vedette_probe_recall", "gauge", "Share of probes detected; of controls: paged falsely.", _recall(looks)),
         (
             "vedette_probe_robust_accuracy",

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from html.parser import HTMLParser
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -621,3 +622,25 @@ def test_deliveries_are_metrics_and_a_deaf_destination_is_told_of(scene: Fixture
     page = served.get("/").text
     assert "oncall takes no notifications." in page
     assert "HTTP 503 &lt;b&gt;" in page
+
+
+def test_budget_of_false_pages_is_told_against_what_was_used(
+    scene: Fixture, serve: Fixture, redis: Redis, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    scene.worker()
+    first, second = scene.attack("11aa000000000001"), scene.attack("22aa000000000001")
+    scene.attack("33aa000000000001", page=False)
+    open_blind(redis, scene.keys, "no probe was seen", scene.now)
+    IncidentService(redis, "digits").resolve(first, "ada", "false")
+    IncidentService(redis, "digits").resolve(second, "ada", "true")
+    bundle = tmp_path / "bundle"
+    bundle.write_bytes(b"")
+    redis.hset(scene.keys.bundle, "path", str(bundle))
+    monkeypatch.setattr("detectors.bundle.read_report", lambda _: SimpleNamespace(budget=1))
+    served = serve()
+    look = served.get("/api/v1/overview").json()
+    assert (look["week_pages"], look["week_false_pages"], look["page_budget"]) == (2, 1, 1)
+    assert "1 false, budget 1" in served.get("/").text
+    lines = served.get("/metrics").text.splitlines()
+    assert 'vedette_pages_week{model="digits",false="true"} 1' in lines
+    assert 'vedette_page_budget{model="digits"} 1' in lines
