@@ -9,7 +9,7 @@ from streams.notify import thread as threads
 from streams.notify.outbox import GROUP, Outbox, Outdated, Place, Write
 from streams.notify.routing import Routing
 from streams.notify.thread import OPENING
-from streams.store.messages import Alert, Incident
+from streams.store.messages import Alert, Incident, LevelName
 
 log = logging.getLogger("vedette.notifier")
 
@@ -46,6 +46,11 @@ class Intake:
             Another notifier has taken over.
         """
         position = await self.outbox.position()
+        if position is None:
+            # The first start, or Redis was restored: pages that are open and that nobody has are told of.
+            position = await self.outbox.newest()
+            await self.reconcile(token, now, ("page",))
+            await self.outbox.begin(position)
         entries = await self.outbox.read(position, block_milliseconds)
         if not entries:
             return 0
@@ -106,8 +111,13 @@ class Intake:
         moved = {name: where for name, where in places.items() if where != known.get(name, [])}
         await self.outbox.write(token, writes, places=moved, upto=upto)
 
-    async def reconcile(self, token: int | None, now: int) -> None:
+    async def reconcile(self, token: int | None, now: int, levels: Sequence[LevelName] = ("page", "ticket")) -> None:
         """Bring what destinations know in line with the incidents themselves, after alerts were lost.
+
+        Parameters
+        ----------
+        levels
+            Of incidents that nobody knows of yet.
 
         Raises
         ------
@@ -115,7 +125,11 @@ class Intake:
         """
         known = await self.outbox.known()
         opened = {one.id: one for one in await self.outbox.open_incidents()}
-        alerts = [alert_of(one, "opened") for name, one in opened.items() if name not in known and one.state == "new"]
+        alerts = [
+            alert_of(one, "opened")
+            for name, one in opened.items()
+            if name not in known and one.state == "new" and one.level in levels
+        ]
         ended = await self.outbox.states(name for name in known if name not in opened)
         alerts += [alert_of(one, "resolved") for one in ended.values() if one is not None]
         for start in range(0, len(alerts), RECONCILE_STEP):

@@ -111,22 +111,28 @@ class Outbox:
         self.keys = keys
         self._script = redis.register_script(_SCRIPT)
 
-    async def position(self) -> str:
-        """Id of the last alert that was taken in. The group begins at what is to come, when it is new."""
-        for _ in range(2):
-            try:
-                for group in await self.redis.xinfo_groups(self.keys.alerts):
-                    if _text(group["name"]) == GROUP:
-                        return _text(group["last-delivered-id"])
-            except ResponseError as error:
-                if "no such key" not in str(error):
-                    raise
-            try:
-                await self.redis.xgroup_create(self.keys.alerts, GROUP, id="$", mkstream=True)
-            except ResponseError as error:
-                if not str(error).startswith("BUSYGROUP"):
-                    raise
-        return "0-0"
+    async def position(self) -> str | None:
+        """Id of the last alert that was taken in; None where the group has not begun, or has vanished."""
+        try:
+            groups: Any = await self.redis.xinfo_groups(self.keys.alerts)
+        except ResponseError as error:
+            if "no such key" not in str(error):
+                raise
+            return None
+        return next((_text(one["last-delivered-id"]) for one in groups if _text(one["name"]) == GROUP), None)
+
+    async def newest(self) -> str:
+        """Id of the newest alert; that before the first one where there is none."""
+        found: Any = await self.redis.xrevrange(self.keys.alerts, count=1)
+        return _text(found[0][0]) if found else "0-0"
+
+    async def begin(self, position: str) -> None:
+        """Make the group, behind that alert."""
+        try:
+            await self.redis.xgroup_create(self.keys.alerts, GROUP, id=position, mkstream=True)
+        except ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):
+                raise
 
     async def read(self, position: str, block_milliseconds: int) -> list[tuple[str, Alert | None]]:
         """Alerts behind a place, waiting for so long if there are none; None for what is no alert."""

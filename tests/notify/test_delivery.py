@@ -60,7 +60,7 @@ class Desk:
 
 
 @asynccontextmanager
-async def desk(redis: Redis, url: str, settings: NotifySettings) -> AsyncIterator[Desk]:
+async def desk(redis: Redis, url: str, settings: NotifySettings, fresh: bool = False) -> AsyncIterator[Desk]:
     now = [START]
     every = Settings(
         models=(ModelSettings(name="digits", topic="events", bundle="none"),),
@@ -78,7 +78,8 @@ async def desk(redis: Redis, url: str, settings: NotifySettings) -> AsyncIterato
     for courier in notifier.couriers:
         courier.token = token
         courier._health = await notifier.outbox.health(courier.name)
-    await notifier.outbox.position()
+    if not fresh:
+        await notifier.outbox.begin(await notifier.outbox.newest())
     yield Desk(notifier, token, now)
     for transport in transports.values():
         await transport.close()
@@ -267,6 +268,27 @@ def test_alerts_lost_to_trimming_are_made_up_from_the_incidents(
     assert said(server) == ["trigger opened", "resolve resolved"]
 
 
+def test_first_start_tells_of_pages_that_nobody_has_and_of_no_old_tickets(
+    redis: Redis, redis_url: str, destination: Callable[[], Destination], secret_file: str, announce: Announce
+) -> None:
+    server = destination()
+    chat = [webhook("a", server.url, secret_file, chat=True)]
+
+    async def main(level: Any) -> None:
+        async with desk(redis, redis_url, notify(chat, [to("a", levels=("page", "ticket"))]), fresh=True) as one:
+            redis.delete(KEYS.alerts)
+            open_blind(redis, KEYS, "no probe was seen", START, level=level)
+            await one.all()
+            announce(alert())
+            await one.all(1)
+
+    asyncio.run(main("ticket"))
+    assert [request.json["technique"] for request in server.accepted] == ["AML.T0043.001"]
+    redis.flushdb()
+    asyncio.run(main("page"))
+    assert [request.json["technique"] for request in server.accepted[1:]] == ["monitoring-blind", "AML.T0043.001"]
+
+
 def test_resolution_follows_the_trigger_although_the_routes_have_changed(
     redis: Redis, redis_url: str, destination: Callable[[], Destination], secret_file: str, announce: Announce
 ) -> None:
@@ -296,7 +318,9 @@ def test_who_lost_the_lease_writes_nothing(
             with pytest.raises(Fenced):
                 await one.take_in()
             assert redis.exists(KEYS.notices("a")) == 0
-            assert await one.notifier.outbox.read(await one.notifier.outbox.position(), 1)
+            position = await one.notifier.outbox.position()
+            assert position is not None
+            assert await one.notifier.outbox.read(position, 1)
 
     asyncio.run(main())
 
