@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -23,6 +24,8 @@ from streams.store.messages import ProbeOutcome, ProbeRequest, ProbeSummary
 
 #: Pause between two looks at what came of a request.
 LOOK_SECONDS = 0.25
+#: Columns of text where no terminal tells them.
+WIDTH = 160
 #: Of the table of results; intervals are Wilson's, 95 %.
 COLUMNS = ("attack", "threat model", "version", "n", "recall", "robust accuracy", "alert p50", "model p99")
 
@@ -114,7 +117,8 @@ def results(session: Session, as_json: bool) -> int:
             "-" if part.latency_p50_ms is None else f"{part.latency_p50_ms:.0f} ms",
             "-" if part.model_p99_ms is None else f"{part.model_p99_ms:.0f} ms",
         )
-    Console().print(table if findings.summaries else "No probe has finished yet.")
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console.print(table if findings.summaries else "No probe has finished yet.")
     for found in findings.comparisons:
         click.echo(("WORSE: " if found.worse else "") + sentence(found))
     return 0

@@ -89,11 +89,14 @@ class Hour:
     def outcomes(self) -> list[ProbeOutcome]:
         return self.store.outcomes()
 
+    def finished(self) -> int:
+        return self.redis.xlen(KEYS.probe_log)
+
     def settle(self, finished: int, what: str = "outcomes") -> None:
         """Until so many probes have been finished or more, and none is under way."""
 
         def done() -> bool:
-            return len(self.outcomes()) >= finished and not self.redis.hlen(KEYS.probe_plans)
+            return self.finished() >= finished and not self.redis.hlen(KEYS.probe_plans)
 
         self.wait_until(done, 60, f"{what} at {self.elapsed} s: {finished} in all")
 
@@ -237,9 +240,9 @@ def test_an_hour_of_probes(hour: Hour, standby: threading.Thread, wait_until: Wa
         hour.redis.set(HOLD, 1)
         hour.advance(BURST_EVERY)
         held = wait_until(
-            lambda: [p for p in hour.store.plans() if p.attack == "hop_skip_jump"] and len(hour.outcomes()), 60, "it"
+            lambda: [p for p in hour.store.plans() if p.attack == "hop_skip_jump"] and hour.finished(), 60, "it"
         )
-        wait_until(lambda: len(hour.outcomes()) == finished + EACH_INTERVAL, 60, "the other probes")
+        wait_until(lambda: hour.finished() == finished + EACH_INTERVAL, 60, "the other probes")
         assert held
         (cut,) = hour.store.plans()
         holder = hour.redis.hget(KEYS.lease("prober"), "holder")
@@ -303,7 +306,7 @@ def test_an_hour_of_probes(hour: Hour, standby: threading.Thread, wait_until: Wa
         wait_until(lambda: all(s.bundle == off.digest for s in hour.site.statuses()), 60, "the other bundle")
         for interval in (1, 2):
             hour.advance(BURST_EVERY)
-            hour.settle(len(hour.outcomes()) + EACH_INTERVAL, f"the probes of interval {interval}")
+            hour.settle(hour.finished() + EACH_INTERVAL, f"the probes of interval {interval}")
         incident = wait_until(hour.blind, 10, "monitoring to be known as blind")
         assert incident.level == "page"
         assert "missed" in incident.title

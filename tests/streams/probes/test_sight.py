@@ -68,10 +68,10 @@ def test_chance_alone_tells_the_loss_as_rarely_as_was_said() -> None:
     """Lorden's bound: at the recall so far, at least exp(THRESHOLD) probes to a false alarm on average."""
     rng = np.random.default_rng(2)
     alarms, probes = 0, 0
-    for _ in range(12):
+    for _ in range(6):
         hits = rng.random(1500) < 0.95
         course = [outcome(bool(hit)) for hit in hits]
-        for place in range(100, 1500, 1):
+        for place in range(100, 1500):
             if not hits[place] and lost_sight(course[max(0, place - 250) : place + 1]) is not None:
                 alarms += 1
         probes += 1400
