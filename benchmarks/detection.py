@@ -489,38 +489,35 @@ def _dotted(text: str) -> str:
 
 
 def plot(cells: Table3, path: Path) -> None:
-    """TPR at 1 % FPR of every attack, a panel a task of an MLP, a line a scheme."""
+    """TPR at 1 % FPR of every attack, a panel a task of an MLP, a mark a scheme."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     places = [where for where in dict.fromkeys(where for where, _, _ in cells) if where.endswith(" mlp")]
-    shown = ("default", "without pattern", "ECOD", "KNN", "IForest", "max-softmax")
-    figure, axes = plt.subplots(1, len(places), figsize=(4.2 * len(places), 4.6), sharey=True, squeeze=False)
+    shown = {"default": "o", "without pattern": "s", "ECOD": "^", "KNN": "v", "IForest": "x", "max-softmax": "+"}
+    figure, axes = plt.subplots(1, len(places), figsize=(3.6 * len(places), 4.8), sharey=True, squeeze=False)
     for axis, where in zip(axes[0], places, strict=True):
         attacks = list(dict.fromkeys(attack for where_, _, attack in cells if where_ == where))
-        for number, scheme in enumerate(shown):
+        for number, (scheme, mark) in enumerate(shown.items()):
             values = [cells[where, scheme, attack].tpr for attack in attacks]
-            own = scheme in ("default", "without pattern")
+            own = number < 2
+            size, filled = (9, "full") if own else (6, "none")
             axis.plot(
-                values,
-                range(len(attacks)),
-                "o-" if own else ".:",
-                label=scheme,
-                color=f"C{number}",
-                linewidth=1.8 if own else 1.0,
+                values, range(len(attacks)), mark, label=scheme, color=f"C{number}", markersize=size, fillstyle=filled
             )
         axis.set_yticks(range(len(attacks)), attacks)
         axis.set_title(where)
         axis.set_xlabel("TPR at 1 % FPR")
-        axis.set_xlim(-0.03, 1.03)
+        axis.set_xlim(-0.05, 1.05)
         axis.grid(alpha=0.3)
     axes[0][0].invert_yaxis()
-    axes[0][0].legend(fontsize=8, loc="best")
-    figure.tight_layout()
+    handles, names = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="upper center", ncols=len(shown), frameon=False)
+    figure.tight_layout(rect=(0, 0, 1, 0.93))
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)
 
 
