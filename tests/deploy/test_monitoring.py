@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,8 +29,14 @@ SCRAPED = {"instance", "job"}
 
 
 @pytest.fixture
-def known(scene: Any, serve: Callable[..., Any], redis: Redis) -> dict[str, set[str]]:
+def known(
+    scene: Any, serve: Callable[..., Any], redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, set[str]]:
     """Metric -> its labels, as a console and a worker really tell them."""
+    bundle = tmp_path / "bundle"
+    bundle.touch()
+    redis.hset(scene.keys.bundle, "path", str(bundle))
+    monkeypatch.setattr("detectors.bundle.read_report", lambda _: SimpleNamespace(budget=1))
     scene.worker()
     scene.traffic()
     scene.probe()
