@@ -78,6 +78,7 @@ def examine(
     environ = os.environ if environ is None else environ
     model = settings.model(model_name)
     findings = [*installation.packages(), *installation.secrets(settings, environ), *installation.console(settings)]
+    findings += installation.notifications(settings)
     scorer, told = installation.bundle(model)
     findings.append(told)
     store, told = redis_side.reach(settings)

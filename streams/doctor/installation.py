@@ -74,6 +74,25 @@ def console(settings: Settings) -> Findings:
     yield ok("console", f"on {settings.console.host}, {'asks for a token' if guarded else 'open to this machine'}")
 
 
+def notifications(settings: Settings) -> Findings:
+    """Whether routes and destinations make sense, and their secrets can be read; nothing is sent."""
+    from streams.notify.check import test_notice
+    from streams.notify.routing import Routing
+
+    if not settings.notify.destinations:
+        return
+    check, remedy = "notifications", "correct [notify] (docs/notifications.md), then vedette notifier --check"
+    try:
+        routing = Routing.of(settings.notify)
+        notice = test_notice("vedette/doctor", settings.models[0].name, "trigger", 0)
+        for notifier in routing.notifiers.values():
+            notifier.call(notice, 0)
+    except ConfigError as error:
+        yield problem(check, str(error), remedy, ConfigError)
+        return
+    yield ok(check, f"to {', '.join(routing.notifiers)}; vedette notifier --check tries them")
+
+
 def bundle(model: ModelSettings) -> tuple[Scorer | None, Finding]:
     """The bundle, where it loads."""
     from detectors.bundle import load

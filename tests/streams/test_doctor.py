@@ -487,3 +487,25 @@ def test_text_from_outside_is_not_taken_for_markup(capsys: pytest.CaptureFixture
     out = capsys.readouterr().out
     assert "no [bold]topic[/] there" in out
     assert "do [this]" in out
+
+
+def test_notifications_that_could_not_be_sent_are_found_before_they_are_needed(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    data: dict[str, Any] = {
+        "models": [{"name": "digits", "topic": "t", "bundle": "b"}],
+        "notify": {
+            "destinations": [{"name": "oncall", "kind": "pagerduty", "secret_file": str(key)}],
+            "routes": [{"destinations": ["oncall"]}],
+        },
+    }
+    (found,) = installation.notifications(config.parse(data, "test"))
+    assert found.status == "problem"
+    assert f"notify.destinations.oncall.secret_file: cannot read {key}" in found.text
+    key.write_text("0123456789abcdef")
+    (found,) = installation.notifications(config.parse(data, "test"))
+    assert found.status == "ok"
+    assert "0123456789abcdef" not in found.text
+    data["notify"]["routes"][0]["levels"] = ["ticket"]
+    (found,) = installation.notifications(config.parse(data, "test"))
+    assert "a ticket never pages" in found.text
+    assert list(installation.notifications(config.parse({"models": data["models"]}, "test"))) == []
