@@ -20,6 +20,8 @@ from streams.store.messages import Incident, LevelName, Severity, State, Verdict
 HELD = 20_000
 #: Incidents fetched in one round trip.
 FETCH = 500
+#: Selections that are remembered until the next change: several viewers look at the same lists.
+REMEMBERED = 32
 #: Log entries read in one round trip.
 READ = 1_000
 #: Incidents are at the same time when they are so near.
@@ -78,6 +80,11 @@ class IncidentIndex:
         self._keys = keys
         self._clock = clock
         self._rows: dict[str, IncidentRow] = {}
+        self._said: dict[str, str] = {}
+        """What a search looks at, in lower case; words hold no white space, so they cannot reach over a line's end."""
+        self._selected: dict[tuple[Any, ...], list[IncidentRow]] = {}
+        """Answers since the last change."""
+        self._selected_at = -1
         self._last: str | None = None
         """Id of the last entry of the log that was read; None before the first look."""
         self._compared = 0.0
@@ -133,15 +140,33 @@ class IncidentIndex:
         text : str
             Every word must occur in title, id, technique, entity, assignee or a client's hash.
         """
+        if self._selected_at != self.revision or len(self._selected) >= REMEMBERED:
+            self._selected, self._selected_at = {}, self.revision
+        question = (state, level, text, technique, assignee, order, ascending)
+        if question not in self._selected:
+            self._selected[question] = self._select(*question)
+        return list(self._selected[question])
+
+    def _select(
+        self,
+        state: StateFilter,
+        level: LevelName | None,
+        text: str,
+        technique: str,
+        assignee: str,
+        order: Order,
+        ascending: bool,
+    ) -> list[IncidentRow]:
         words = text.lower().split()
+        said = self._said
         found = [
             row
-            for row in self._rows.values()
+            for name, row in self._rows.items()
             if _fits_state(row, state)
             and (level is None or row.level == level)
             and (not technique or row.technique == technique)
             and (not assignee or (row.assignee or "") == assignee)
-            and (not words or _mentions(row, words))
+            and (not words or _mentions(said[name], words))
         ]
         found.sort(key=_ORDERS[order], reverse=not ascending)
         return found
@@ -193,7 +218,7 @@ class IncidentIndex:
         names = [_text(name) for name in await self._redis.zrevrange(self._keys.incidents, 0, HELD - 1)]
         kept = set(names)
         for gone in [name for name in self._rows if name not in kept]:
-            del self._rows[gone]
+            del self._rows[gone], self._said[gone]
             self.revision += 1
         await self._fetch(names)
         self._last = newest or "0-0"
@@ -209,8 +234,11 @@ class IncidentIndex:
                 row, before = _row(body, version), self._rows.get(name)
                 if row is None:
                     self._rows.pop(name, None)
+                    self._said.pop(name, None)
                 else:
                     self._rows[name] = row
+                    if before is None or _spoken(row) != _spoken(before):
+                        self._said[name] = "\n".join(_spoken(row)).lower()
                 if row != before:
                     self.revision += 1
 
@@ -232,9 +260,13 @@ def _fits_state(row: IncidentRow, state: StateFilter) -> bool:
     return row.state != "resolved" if state == "open" else row.state == state
 
 
-def _mentions(row: IncidentRow, words: Sequence[str]) -> bool:
-    said = f"{row.title}\n{row.id}\n{row.technique}\n{row.entity} {row.entity_id}\n{row.assignee or ''}".lower()
-    return all(word in said or any(word in client for client in row.clients) for word in words)
+def _spoken(row: IncidentRow) -> list[str]:
+    """What a search looks at."""
+    return [row.title, row.id, row.technique, f"{row.entity} {row.entity_id}", row.assignee or "", *row.clients]
+
+
+def _mentions(said: str, words: Sequence[str]) -> bool:
+    return all(word in said for word in words)
 
 
 _ORDERS: dict[Order, Callable[[IncidentRow], Any]] = {
