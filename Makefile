@@ -11,7 +11,7 @@ ALONE := tests/faults tests/fuzz tests/streams/demo
 # The demo needs no development tools, so the environment is filled in two steps.
 .venv/run.stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "Vedette needs Python 3.11 to 3.13; set PYTHON=/path/to/python3.11")'
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf .venv; $(PYTHON) -m venv .venv; }
 	@echo "installing Vedette into .venv ..."
 	@$(PIP) install --no-compile -c constraints.txt -e '.[embedded]'
 	@touch $@

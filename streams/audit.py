@@ -215,24 +215,27 @@ def audit(
             starts = reader.starts()
             for part in parts:
                 start, end = starts[part.partition], ends[part.partition]
-                _count(part, reader, dead.get(part.partition, {}), wanted[part.partition], start, end)
+                refused = dead.get(part.partition, {})
+                _count(part, reader, refused, wanted[part.partition], start, end, model.format)
                 _judge(part, start, end)
     except KafkaError as error:
         raise BrokerError(f"cannot read {model.topic} at {settings.kafka.bootstrap}: {error}") from None
     return AuditReport(model.name, model.topic, tuple(parts), waited)
 
 
-def count_rows(value: bytes, headers: Iterable[tuple[str, bytes]]) -> tuple[int, Coordinates]:
+def count_rows(value: bytes, headers: Iterable[tuple[str, bytes]], form: str = "auto") -> tuple[int, Coordinates]:
     """Rows of one raw record, and the source coordinates of each where the record carries them.
+
+    `form` is the model's declared format: what a record of another one would mean does not count.
 
     Raises
     ------
     Unreadable
         When no rows can be found in it.
     """
-    if value.startswith(ARROW):
+    if value.startswith(ARROW) and form not in ("native", "oip"):
         return _count_arrow(value)
-    length = next((text for name, text in headers if name.lower() == OIP_HEADER), None)
+    length = next((text for name, text in headers if name.lower() == OIP_HEADER), None) if form != "native" else None
     try:
         document = json.loads(value if length is None else value[: int(length)])
     except (ValueError, RecursionError) as error:
@@ -240,7 +243,7 @@ def count_rows(value: bytes, headers: Iterable[tuple[str, bytes]]) -> tuple[int,
     if not isinstance(document, dict):
         raise Unreadable("not a JSON object")
     try:
-        if "request" in document and "inputs" not in document:
+        if "request" in document and (form == "oip" or "inputs" not in document):
             return int(document["request"]["inputs"][0]["shape"][0]), []
         inputs = document["inputs"]
         shape = inputs["shape"] if isinstance(inputs, dict) else _shape(inputs)
@@ -373,6 +376,7 @@ def _count(
     wanted: int,
     start: int,
     end: int,
+    form: str,
 ) -> None:
     newest: dict[int, tuple[int, int]] = {}
     until = min(max(part.watermark, wanted), end)
@@ -387,7 +391,7 @@ def _count(
             part.dead += 1
             continue
         try:
-            rows, coordinates = count_rows(record.value or b"", record.headers or ())
+            rows, coordinates = count_rows(record.value or b"", record.headers or (), form)
         except Unreadable as problem:
             part.rows += 1
             part.findings.append(f"offset {record.offset} is no event ({problem}) and there is no dead letter of it")

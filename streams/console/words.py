@@ -16,7 +16,7 @@ from detectors.queries.intent import (
     WIDE_SHARE,
 )
 from streams.incidents.monitoring import MODEL_REGRESSION, OBJECTIVE_MISSED
-from streams.incidents.titles import TECHNIQUES, client_name
+from streams.incidents.titles import TECHNIQUES, client_name, group_name
 from streams.store.messages import Incident, ReasonMessage, SignalMessage
 
 #: Name of the intent test among reasons; what it measures says more than its p-value.
@@ -172,10 +172,9 @@ def sentence(incident: Incident) -> str:
             f"signal{_s(incident.signals)} of {_accounts(len(incident.clients))} were put together here."
         )
     who = f"Client {client_name(incident.entity_id)}"
-    if incident.entity == "cluster" and len(incident.clients) == 1:
-        who = f"Client {client_name(incident.clients[0])}"
-    elif incident.entity == "cluster":
-        who = f"A group of {_accounts(len(incident.clients))}"
+    if incident.entity == "cluster":
+        several = len(incident.clients) > 1
+        who = f"A group of {_accounts(len(incident.clients)) if several else group_name(len(incident.clients))}"
     took = duration(incident.last_seen - incident.first_seen)
     within = f" within {took}" if incident.last_seen > incident.first_seen else ""
     times = f"; the strongest was {ratio(incident.max_ratio)} its threshold" if incident.max_ratio > 0 else ""

@@ -25,7 +25,8 @@ class Processes:
 
     def start(self, name: str, command: Sequence[str], environ: Mapping[str, str]) -> None:
         """Start `python -m command...`."""
-        self._running[name] = children.spawn([sys.executable, "-m", *command], self._log(name), environ)
+        safe = {"PYTHONSAFEPATH": "1", **environ}  # packages of the folder that the demo was started in don't count
+        self._running[name] = children.spawn([sys.executable, "-m", *command], self._log(name), safe)
 
     def check(self, finished: Collection[str] = ()) -> None:
         """Raise `ChildDied` with the end of its log when a child has ended by itself.

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from streams.config import Settings
 from streams.errors import Fenced
@@ -100,6 +100,7 @@ class Correlator:
         self._trim = redis.register_script((_HERE / "trim.lua").read_text(encoding="utf-8"))
         self._trim_signals = redis.register_script((_HERE / "trim_signals.lua").read_text(encoding="utf-8"))
         self._prune = redis.register_script((_HERE / "prune.lua").read_text(encoding="utf-8"))
+        self._restart = redis.register_script((_HERE / "restart.lua").read_text(encoding="utf-8"))
 
     def run(self, stop: threading.Event) -> None:
         """Stand by for the lease and correlate, until `stop` is set. Holds on while Redis is away."""
@@ -178,6 +179,32 @@ class Correlator:
             for partition in found:
                 self.progress.setdefault(partition, "")
             first, last = last + 1, max(found, default=-1) + DISCOVER_AHEAD
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Read streams from their beginning that were deleted since: their newest entry lies before what was applied.
+
+        Ids of signals follow offsets, so those of a topic that was made again begin low; ours would never be reached.
+        """
+        applied = {partition: upto for partition, upto in self.progress.items() if upto}
+        pipe = self.redis.pipeline(transaction=False)
+        for partition in applied:
+            pipe.xinfo_stream(PartitionKeys(self.topic, partition).signals)
+        for (partition, upto), stream in zip(applied.items(), pipe.execute(raise_on_error=False), strict=True):
+            if isinstance(stream, ResponseError) and "no such key" in str(stream):
+                newest = "0-0"
+            elif isinstance(stream, Exception):
+                raise stream
+            else:
+                newest = as_text(stream["last-generated-id"])
+            if _place_of(newest) >= _place_of(upto):
+                continue
+            place = f"{self.topic}:{partition}"
+            if self._restart(
+                keys=[self.keys.fence(self.lease.role), self.keys.progress], args=[self.lease.token, place, upto]
+            ):
+                log.warning("the signals of %s begin anew: the topic was made again", place)
+                self.progress[partition] = ""
 
     def step(self, block_milliseconds: int) -> int:
         """Read what is new, waiting for so long if nothing is, and apply it; returns the number of signals."""
@@ -343,3 +370,9 @@ def run(settings: Settings, model_name: str) -> int:
     )
     Correlator(redis, model.name, model.topic, lease, quiet=quiet).run(stop)
     return 0
+
+
+def _place_of(entry: str) -> tuple[int, int]:
+    """A stream's entry id as numbers."""
+    first, _, second = entry.partition("-")
+    return int(first), int(second or 0)

@@ -21,6 +21,7 @@ from detectors.schema import FeatureSchema
 from streams.config import ModelSettings, Settings
 from streams.console.queries import Coordinates, read
 from streams.errors import BrokerError, BundleMismatch, ConfigError
+from streams.incidents.grouping import known_clients
 from streams.incidents.service import IncidentService, IncidentView
 from streams.store.messages import Incident, SignalMessage, Verdict
 
@@ -164,7 +165,8 @@ def _put(
     label: int,
     when: int,
 ) -> None:
-    one = signal.clients[0] if len(signal.clients) == 1 else None  # of a cluster, nobody in particular
+    known = known_clients(signal)
+    one = known[0] if len(signal.clients) == len(known) == 1 else None  # of a cluster, nobody in particular
     columns.add(
         row,
         label=schema.classes[label] if 0 <= label < len(schema.classes) else str(label),

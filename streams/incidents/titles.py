@@ -55,10 +55,8 @@ def title(incident: Incident) -> str:
     if incident.level == "ticket":
         what = f"Possible {what[0].lower()}{what[1:]}"
     who = f"by client {client_name(incident.entity_id)}"
-    if incident.entity == "cluster" and len(incident.clients) == 1:
-        who = f"by client {client_name(incident.clients[0])}"
-    elif incident.entity == "cluster":
-        who = f"spread over {_many(len(incident.clients))}"
+    if incident.entity == "cluster":
+        who = f"spread over {group_name(len(incident.clients))}"
     line = f"{what} {who}: {_finding(incident)}"
     return f"{line} (pilot: would have paged)" if incident.pilot and incident.level == "ticket" else line
 
@@ -72,6 +70,13 @@ def _finding(incident: Incident) -> str:
     if "input-sequence" in rules:
         return "a run of inputs unlike benign traffic"
     return f"{incident.signals:,} signals ({', '.join(sorted(rules))})"
+
+
+def group_name(clients: int) -> str:
+    """Who is in a cluster. One of a single account is that client's, so where one is known, others are anonymous."""
+    if clients > 1:
+        return _many(clients)
+    return "anonymous senders and 1 account" if clients else "anonymous senders"
 
 
 def _many(clients: int) -> str:

@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 
 from detectors.kernels import limit_blas_threads
 from streams.config import Settings, secret
-from streams.errors import StoreError, VedetteError
+from streams.errors import ConfigError, StoreError, VedetteError
 from streams.events import decoder, warm_up
 from streams.events.batch import DecodeOptions
 from streams.lease import process_name
@@ -39,7 +39,7 @@ from streams.worker.partition import Control, Crew
 from streams.worker.peers import Peer
 from streams.worker.reader import EventReader
 from streams.worker.scoring import ScoringOptions
-from streams.worker.status import LoadBundle, Status, load_bundle
+from streams.worker.status import LoadBundle, Status, load_bundle, pilot_mode
 from streams.worker.watchdog import Watchdog
 from streams.worker.web import Web
 
@@ -182,7 +182,10 @@ class Worker:
             raise StoreError(f"Redis refuses to be read: {error}") from None
         finally:
             redis.close()
-        return mode_name == b"pilot", path.decode() if isinstance(path, bytes) else ""
+        pilot = pilot_mode(mode_name)
+        if pilot is None:
+            raise ConfigError(f"{self.keys.mode} in Redis holds {mode_name!r}; allowed: pilot, paging")
+        return pilot, path.decode() if isinstance(path, bytes) else ""
 
     async def _serve(self, options: ScoringOptions, control: Control, directory: Path) -> BaseException | None:
         settings, model = self.settings, self.model

@@ -268,7 +268,8 @@ class PartitionScoring:
         pages = signal.level == Level.PAGE
         level: LevelName = "page" if pages and not pilot else "ticket"
         partition = self.partition
-        clients = dict.fromkeys(f"{client:016x}" for client in signal.member_clients.tolist() if client != ANONYMOUS)
+        # The anonymous stay in the list: a cluster of theirs in which one client stands is not that client's.
+        clients = dict.fromkeys(f"{client:016x}" for client in signal.member_clients.tolist())
         return SignalMessage(
             id=f"{self.topic_id}/{partition}/{offset}/{row}/{signal.rule}",
             model=self.options.model,

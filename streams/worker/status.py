@@ -89,6 +89,7 @@ class Status(mode.Service):
         self._rates: list[tuple[float, int]] = []
         self._loading: asyncio.Task[None] | None = None
         self._retry_at = 0.0
+        self._strange_mode: bytes | None = None
 
     def standing(self) -> Standing:
         """How the worker stands."""
@@ -165,7 +166,14 @@ class Status(mode.Service):
             self._peer.failed(error)
             return
         self._peer.answered()
-        pilot = mode_name == b"pilot"
+        pilot = pilot_mode(mode_name)
+        if pilot is None:
+            if mode_name != self._strange_mode:
+                log.error(
+                    "%s holds %r, which is no mode; allowed: pilot, paging. The mode stays", self._keys.mode, mode_name
+                )
+            self._strange_mode = mode_name
+            pilot = self._control.pilot
         if pilot != self._control.pilot:
             log.info("now in %s mode", "pilot" if pilot else "paging")
             self._control.pilot = pilot
@@ -187,6 +195,11 @@ class Status(mode.Service):
         scorer = load_bundle(path, self._load)
         if scorer.digest != digest:
             raise BundleMismatch(f"the bundle at {path} is {scorer.digest[:12]}, and {digest[:12]} is in force")
+        if scorer.schema.to_dict() != self._control.scorer.schema.to_dict():
+            raise BundleMismatch(
+                f"the bundle at {path} is for another schema than the one that records are decoded by; restart the "
+                "workers to change the schema"
+            )
         return scorer
 
     def _rate(self) -> float:
@@ -194,3 +207,8 @@ class Status(mode.Service):
         self._rates = [*self._rates[-5:], (now, self._metrics.rows)]
         (then, before), (last, rows) = self._rates[0], self._rates[-1]
         return (rows - before) / (last - then) if last > then else 0.0
+
+
+def pilot_mode(stored: bytes | None) -> bool | None:
+    """Whether the stored mode is pilot; paging is the mode where none is stored. None for anything else."""
+    return {None: False, b"paging": False, b"pilot": True}.get(stored)

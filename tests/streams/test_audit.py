@@ -397,3 +397,13 @@ def test_accounting_identity_is_per_partition() -> None:
     twice = PartitionAudit(1, 10, rows_double_counted=3)
     report = AuditReport("digits", "events", (lost, twice), 0.0)
     assert (report.rows_lost, report.rows_double_counted) == (3, 3)
+
+
+def test_only_the_declared_format_counts() -> None:
+    both = {"inputs": [[1.0], [2.0], [3.0]], "request": {"inputs": [{"shape": [2, 1]}]}}
+    value = json.dumps(both).encode()
+    assert count_rows(value, [], "oip")[0] == 2
+    assert count_rows(value, [], "native")[0] == 3
+    assert count_rows(value, [("Inference-Header-Content-Length", b"5")], "native")[0] == 3
+    with pytest.raises(Unreadable):
+        count_rows(value, [("Inference-Header-Content-Length", b"5")], "oip")

@@ -210,3 +210,25 @@ def test_campaign_takes_in_what_proves_its_first_client(redis: Redis, make_signa
     assert first.merged_into == campaign.id
     evidence = desk.show(campaign.id).evidence
     assert [(signal.entity_id[0], signal.offset) for signal in reversed(evidence)] == [("a", 1), ("b", 3), ("c", 4)]
+
+
+def test_signals_of_a_topic_that_was_made_again_are_read_from_the_beginning(
+    redis: Redis, make_signal: SignalFactory, send: Send
+) -> None:
+    lease = Lease(redis, KEYS, "correlator", seconds=60)
+    assert lease.acquire()
+    correlator = Correlator(redis, "digits", "events", lease)
+    send(make_signal(100_000))
+    correlator.load()
+    assert correlator.step(1) == 1
+    keys = PartitionKeys("events", 0)
+    redis.delete(keys.signals, keys.watermark)
+    send(make_signal(5, client="b" * 16))
+    correlator.discover()
+    assert correlator.step(1) == 1
+    correlator.discover()
+    assert correlator.step(1) == 0, "a signal was read twice"
+    assert {incident.entity_id for incident in IncidentService(redis, "digits").list("open")} == {
+        "3fa1" * 4,
+        "b" * 16,
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from detectors.contract import ANONYMOUS, Batch, Level, Verdicts
 from streams.events import decoder
 from streams.events.batch import DecodeOptions, InferenceBatch
+from streams.incidents.grouping import direct_group
 from streams.probes import marks
 from streams.store.messages import SignalMessage
 from streams.worker import clock as clocks
@@ -328,3 +330,34 @@ def test_counts_fall_in_the_minutes_of_their_rows() -> None:
     assert counters.minutes == {0: {"rows": 2, "odd": 1}, 1: {"rows": 1, "odd": 1}, 60: {"rows": 1}}
     assert counters.hours() == {0: {"rows": 3, "odd": 2}, 1: {"rows": 1}}
     assert counters.totals() == {"rows": 4, "odd": 2}
+
+
+class FramingScorer(CountingScorer):
+    """A cluster of the index at every page: rows of the anonymous, and perhaps of one client."""
+
+    def __init__(self, members: Sequence[int]) -> None:
+        super().__init__(WIDTH, CLASSES)
+        self.members = np.array(members, dtype=np.uint64)
+
+    def score(self, batch: Batch, state: object) -> Verdicts:
+        verdicts = super().score(batch, state)
+        places = np.column_stack([np.arange(len(self.members)), np.zeros(len(self.members), dtype=np.int64)])
+        signals = tuple(
+            replace(
+                s, entity="cluster", entity_id="1-0", rule="index-intent", members=places, member_clients=self.members
+            )
+            for s in verdicts.signals
+            if s.level == Level.PAGE
+        )
+        return replace(verdicts, signals=signals)
+
+
+@pytest.mark.parametrize(
+    ("members", "entity"),
+    [([7, 7], "client|" + f"{7:016x}"), ([ANONYMOUS, 7, ANONYMOUS], "cluster|3:1-0"), ([ANONYMOUS], "cluster|3:1-0")],
+)
+def test_an_innocent_client_among_anonymous_rows_is_not_named(members: list[int], entity: str) -> None:
+    scoring = PartitionScoring(FramingScorer(members), options(), PARTITION, "topic-id", 0)
+    records = [Rec(number, START_MS + number, b"one", event(number)) for number in range(40)]
+    (signal,) = scoring.step(records, 0, pilot=False).signals
+    assert direct_group(signal).endswith(f"|{entity}")

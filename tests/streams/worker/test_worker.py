@@ -341,3 +341,15 @@ def test_told_to_stop_it_ends_soon_and_cleanly(deploy: Deploy, how: signal.Signa
     assert site.statuses() == []
     messages = [msgspec.json.decode(m) for m in site.redis.hvals(ModelKeys(MODEL).workers)]
     assert messages == []
+
+
+@pytest.mark.parametrize("codec", ["gzip", "lz4", "snappy", "zstd"])
+def test_compressed_records_are_read_by_the_worker_and_the_audit(deploy: Deploy, codec: str) -> None:
+    site = deploy(1)
+    with KafkaProducer(bootstrap_servers=site.kafka, compression_type=codec) as producer:
+        for number in range(50):
+            producer.send(site.topic, event(number), key=b"one", partition=0)
+    site.start()
+    site.wait_recorded(50)
+    assert site.totals()["scored"] == 50
+    assert site.audit().passed
