@@ -3,8 +3,8 @@
     python -m benchmarks.incidents [--json] [--check] [--quick]
 
 1. 10,000 attacking clients in one campaign, over four partitions: each is ticketed, then pages, from either side of
-   one decision boundary (two corners of the input space). Counted: incidents that are open at the end, alerts that would
-   call somebody (a page opened, raised or re-opened), and what a notifier really told a destination over HTTP meanwhile.
+   one decision boundary (two corners of the input space). Counted: incidents that are open at the end, alerts that
+   would call somebody (a page opened, raised or re-opened), and what a notifier told a destination over HTTP meanwhile.
 2. The list, the live page, the API's list and incident pages over HTTP, with 10,000 incidents and 1,000,000 entries in
    the alerts stream, while 50 signals a second arrive: 95 % quantiles of the time to the last byte, one visitor at a
    time.

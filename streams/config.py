@@ -106,6 +106,7 @@ class WorkerSettings(_Settings, frozen=True):
 
     max_batch_rows: Count = 4000
     max_record_bytes: Count = 16 * 1024 * 1024
+    max_record_rows: Count = 65_536
     clients_per_partition: Count = 20_000
     index_rows: Count = 10_000
     snapshot_seconds: Positive = 10.0

@@ -187,7 +187,12 @@ def replay(
         topic=model.topic,
         model=model.name,
         decode=DecodeOptions(
-            model.name, scorer.schema, model.client, config.secret(settings, "client"), settings.worker.max_record_bytes
+            model.name,
+            scorer.schema,
+            model.client,
+            config.secret(settings, "client"),
+            settings.worker.max_record_bytes,
+            settings.worker.max_record_rows,
         ),
         codec=decoder(model.format),
         probe_key=_probe_key(settings, notes),

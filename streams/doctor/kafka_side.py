@@ -261,7 +261,8 @@ def decodable(sample: Sequence[SampledRecord], scorer: Scorer, settings: Setting
     from streams.events import decoder
     from streams.events.batch import DecodeOptions
 
-    options = DecodeOptions(model.name, scorer.schema, model.client, bytes(KEY_BYTES), settings.worker.max_record_bytes)
+    limits = settings.worker.max_record_bytes, settings.worker.max_record_rows
+    options = DecodeOptions(model.name, scorer.schema, model.client, bytes(KEY_BYTES), *limits)
     codec = decoder(model.format)
     by_partition: dict[int, list[SampledRecord]] = defaultdict(list)
     for record in sample:

@@ -144,7 +144,8 @@ class DecodeOptions:
 
     `client_path` says where the client's identity stands: ``key``, ``header:NAME``, ``field:NAME`` (top-level field of
     the record's JSON object) or ``parameter:NAME`` (OIP request parameters). `client_key` is the 16-byte secret of the
-    keyed hash (SipHash-2-4; 0 becomes 1). `max_record_bytes` refuses larger records unread.
+    keyed hash (SipHash-2-4; 0 becomes 1). `max_record_bytes` refuses larger records unread, `max_record_rows` those of
+    more rows.
     """
 
     model: str
@@ -152,6 +153,7 @@ class DecodeOptions:
     client_path: str
     client_key: bytes = field(repr=False)
     max_record_bytes: int = 16 * 1024 * 1024
+    max_record_rows: int = 65_536
 
 
 @runtime_checkable

@@ -89,7 +89,9 @@ def _batches(value: bytes, layout: Layout) -> list[dict[str, Any]]:
         places = layout.schemas.get(start)
         if places is None:
             places = layout.schemas[start] = _columns(stream.schema, layout)
-        return [_checked(batch, places) for batch in stream if batch.num_rows]
+        batches = [batch for batch in stream if batch.num_rows]
+        layout.check_rows(sum(batch.num_rows for batch in batches))
+        return [_checked(batch, places) for batch in batches]
 
 
 def _first_line(error: Exception) -> str:

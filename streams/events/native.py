@@ -45,7 +45,7 @@ def read_fields(record: Record, fields: dict[str, Any], layout: Layout) -> Rows:
     """
     layout.check_model(text_field(fields, "model"))
     faults: Faults = {}
-    inputs = _inputs(fields.get("inputs"), layout.width, faults)
+    inputs = _inputs(fields.get("inputs"), layout, faults)
     outputs, scored = _outputs(fields.get("outputs"), len(inputs), layout.k, faults)
     labels, stated = _labels(fields.get("label"), len(inputs), layout, faults)
     request_id = fields.get("id")
@@ -56,16 +56,20 @@ def read_fields(record: Record, fields: dict[str, Any], layout: Layout) -> Rows:
     return rows
 
 
-def _inputs(value: Any, width: int, faults: Faults) -> NDArray[Any]:
+def _inputs(value: Any, layout: Layout, faults: Faults) -> NDArray[Any]:
     """Inputs (n, d)."""
+    width = layout.width
     if value is None:
         raise Refusal(Reason.MISSING_FIELD, "the event has no 'inputs'")
     if type(value) is not dict:
-        return matrix(_lists(value, "inputs"), width, "inputs", faults)
+        lists = _lists(value, "inputs")
+        layout.check_rows(len(lists))
+        return matrix(lists, width, "inputs", faults)
     values, shape = base64_tensor(value, "inputs")
     n, sides = (shape[0], shape[1:]) if len(shape) > 1 else (1, shape)
     if n == 0:
         raise Refusal(Reason.EMPTY, "inputs hold no row")
+    layout.check_rows(n)
     if len(values) != n * width:
         raise Refusal(Reason.WRONG_SHAPE, f"inputs have rows of shape {list(sides)}; {width} values are expected")
     return values.reshape(n, width)

@@ -86,6 +86,7 @@ def read_fields(record: Record, fields: dict[str, Any], raw: memoryview, layout:
     answered = [_Tensor.read(item, "output", tail) for item in _tensors(response, "outputs", "response")]
     tail.close()
     faults: Faults = {}
+    layout.check_rows(asked[0].n)
     inputs = _inputs(asked, layout.width, faults)
     outputs, labels, stated = _answer(answered, len(inputs), layout, faults)
     parameters = request.get("parameters")

@@ -56,6 +56,12 @@ class Layout:
         """Headers of Arrow messages of this fetch whose bodies are not compressed."""
         return set()
 
+    def check_rows(self, n: int) -> None:
+        """`Refusal` when a record has more rows than are allowed."""
+        limit = self.options.max_record_rows
+        if n > limit:
+            raise Refusal(Reason.TOO_LARGE, f"the record has {n:,} rows; {limit:,} are allowed")
+
     def check_model(self, name: str | None) -> None:
         """`Refusal` when a record names another model; an empty declared name lets every model pass."""
         if name is not None and self.options.model and name != self.options.model:

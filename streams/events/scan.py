@@ -100,7 +100,15 @@ def scan(values: Sequence[bytes], json_lengths: NDArray[np.int64] | None, forms:
             break
         room *= 2
         inputs, outputs, labels = (_grown(column, row, room) for column in (inputs, outputs, labels))
-    return Scan(data, counts, inputs[:row], outputs[:row], labels[:row], bool(scored.any()), *found)
+    inputs, outputs, labels = inputs[:row], outputs[:row], labels[:row]
+    many = counts > layout.options.max_record_rows
+    if many.any():  # left to the library path, which refuses them
+        keep = np.repeat(~many, counts)
+        inputs, outputs, labels = inputs[keep], outputs[keep], labels[keep]
+        counts[many], scored[many] = 0, False
+        for spans_found in found:
+            spans_found[many] = 0
+    return Scan(data, counts, inputs, outputs, labels, bool(scored.any()), *found)
 
 
 def _grown(column: NDArray[Any], used: int, room: int) -> NDArray[Any]:

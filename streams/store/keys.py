@@ -182,7 +182,7 @@ class ModelKeys:
         return f"{self.tag}:bundle"
 
     def lease(self, role: str) -> str:
-        """Hash: holder, token (fencing), of the role ``correlator``, ``prober``, ``trainer`` or ``notifier``; expires."""
+        """Hash: holder, token (fencing), of a role (correlator, prober, trainer, notifier); expires."""
         return f"{self.tag}:lease:{role}"
 
     def fence(self, role: str) -> str:

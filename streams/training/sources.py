@@ -151,7 +151,8 @@ def from_topic(
     from streams.events.batch import DecodeOptions, InferenceBatch
 
     codec = decoder(model.format)
-    options = DecodeOptions(model.name, schema, model.client, key, settings.worker.max_record_bytes)
+    limits = settings.worker.max_record_bytes, settings.worker.max_record_rows
+    options = DecodeOptions(model.name, schema, model.client, key, *limits)
     parts: list[InferenceBatch] = []
     refused = 0
     partitions = set()

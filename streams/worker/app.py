@@ -145,6 +145,7 @@ class Worker:
             client_path=model.client,
             client_key=client_key,
             max_record_bytes=settings.worker.max_record_bytes,
+            max_record_rows=settings.worker.max_record_rows,
         )
         warm_up(model.format)
         verify_keyed_by_client(settings.kafka, model.topic, codec, decode)

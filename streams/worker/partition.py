@@ -115,6 +115,8 @@ class Partition:
         self.recorded = -1
         """The watermark as we know it."""
         self.replay_until = -1
+        self.delivered_to = -1
+        """Offset up to which the log was delivered, scored or still waiting."""
         self.moved_at = time.monotonic()
         """When position or watermark last moved."""
         self.last_time = 0
@@ -122,7 +124,8 @@ class Partition:
         self._waiting = 0
         self._news = asyncio.Event()
         self._gap = -1
-        self._expired = 0
+        self._expired: deque[tuple[int, int]] = deque()
+        """The ends of stretches that the broker threw away unread, and how many offsets each has; not yet recorded."""
         self._rows_a_record = 1.0
         self._claim: Claim | None = None
         self._scoring: PartitionScoring | None = None
@@ -144,21 +147,33 @@ class Partition:
         """Take records, which follow those delivered before."""
         self._inbox.append(records)
         self._waiting += len(records)
+        self.delivered_to = records[-1].offset + 1
         self._news.set()
 
     def reached(self, position: int) -> None:
         """The log holds nothing between the last delivered record and `position` (markers, compacted records)."""
-        if self.ready and not self._inbox and position > self.position:
+        if not self.ready:
+            return
+        self.delivered_to = max(self.delivered_to, position)
+        if not self._inbox and position > self.position:
             self._gap = position
             self._news.set()
 
     def lost(self, first: int) -> None:
-        """The broker has thrown away what lies before `first`, read or not."""
-        if self.ready and self.position >= 0:
-            self._expired += max(0, first - max(self.position, self.replay_until))
-            self.forget_delivered()
-            self._gap = first
-            self._news.set()
+        """The broker has thrown away what lies before `first`: what was not delivered of it is counted and passed over.
+
+        What was delivered is scored before.
+        """
+        if not self.ready or first <= self.delivered_to:
+            return
+        count = first - max(self.delivered_to, self.replay_until)
+        if count > 0:
+            self._expired.append((first, count))
+            log.error(
+                "%s: the broker threw away %d records before they were read, up to offset %d", self.where, count, first
+            )
+        self.delivered_to = self._gap = first
+        self._news.set()
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -187,6 +202,7 @@ class Partition:
         self._inbox.clear()
         self._waiting = 0
         self._gap = -1
+        self._expired.clear()
 
     def _forget(self) -> None:
         self.ready = False
@@ -310,6 +326,7 @@ class Partition:
 
     async def _work(self) -> None:
         scored: asyncio.Queue[Outcome | None] = asyncio.Queue(IN_FLIGHT)
+        self.delivered_to = self.position
         self.crew.broker.start_at(self.number, self.position)
         self.ready = True
         self.crew.wake()
@@ -363,6 +380,7 @@ class Partition:
                 if self.position >= self.replay_until:
                     log.info("%s: the state has caught up with the watermark %d", self.where, self.replay_until)
             else:
+                self._count_expired(outcome.plan)
                 self.crew.points("after-score")
                 self._rows_a_record = max(1.0, outcome.rows / outcome.records)
                 self._tell_dead(outcome)
@@ -425,16 +443,16 @@ class Partition:
         if until <= base:
             return None
         plan = Plan(base, until)
-        if self._expired:
-            log.error(
-                "%s: the broker threw away %d records before they were read, up to offset %d",
-                self.where,
-                self._expired,
-                until,
-            )
-            plan.totals["expired"] = self._expired
-            self._expired = 0
+        self._count_expired(plan)
         return Outcome(plan, last_time=self.last_time)
+
+    def _count_expired(self, plan: Plan) -> None:
+        """Record what expired in the plan that passes over it."""
+        count = 0
+        while self._expired and self._expired[0][0] <= plan.next:
+            count += self._expired.popleft()[1]
+        if count:
+            plan.totals["expired"] = plan.totals.get("expired", 0) + count
 
     def _tell_dead(self, outcome: Outcome) -> None:
         dead = outcome.dead

@@ -299,8 +299,9 @@ class EventReader(mode.Service):
                     f"{self.topic}/{place.partition} ends at offset {end}, and everything before {offset} was read "
                     "already: the topic was created anew"
                 )
-            partition.lost(first)
-            self.start_at(place.partition, max(first, offset))
+            if partition.ready:  # else it says where it begins when it is loaded
+                partition.lost(first)
+                self.start_at(place.partition, max(first, partition.delivered_to))
 
     def _fail(self, error: Exception) -> None:
         if not isinstance(error, VedetteError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -202,6 +203,26 @@ def test_too_large_and_empty_records_are_refused_unread(name: str, encode: Encod
     ]
     assert batch.offsets.tolist() == [0, 0, 4, 4]
     assert batch.records == 5
+
+
+@pytest.mark.parametrize(("name", "encode"), WRITTEN, ids=NAMES)
+def test_records_of_too_many_rows_are_refused_as_a_whole(name: str, encode: Encode) -> None:
+    def sent(offset: int, rows: int) -> Sent:
+        inputs = np.arange(rows * 3.0).reshape(rows, 3) + offset
+        value, headers = encode(Event(inputs, np.ones((rows, 2)), client=f"client {offset}"))
+        return Sent(offset, value, headers=headers)
+
+    options = options_for(3, 2, max_record_rows=4)
+    few = [sent(0, 4), sent(2, 3)]
+    batch = decoder(name).decode([few[0], sent(1, 5), few[1], sent(3, 40)], options)
+    assert [(letter.offset, letter.reason, letter.rows) for letter in batch.dead] == [
+        (1, Reason.TOO_LARGE, None),
+        (3, Reason.TOO_LARGE, None),
+    ]
+    assert batch.dead[1].detail == "the record has 40 rows; 4 are allowed"
+    without = decoder(name).decode(few, options)
+    assert_same(batch, replace(without, dead=batch.dead, records=4))
+    assert len(batch) == 7
 
 
 @pytest.mark.parametrize(("name", "encode"), WRITTEN, ids=NAMES)
