@@ -3,6 +3,7 @@
 The codes are part of the interface: an operator's supervisor may act on them (docs/operations.md).
 """
 
+
 from typing import Literal
 
 EndpointFault = Literal["refused", "crash", "timeout", "not-finite", "unusable"]
