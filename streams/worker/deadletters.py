@@ -197,8 +197,10 @@ class DeadLetters:
 
     async def _close(self, producer: AIOKafkaProducer | None) -> None:
         """Close this producer, unless another partition does or did."""
+        if producer is None:
+            return
         async with self._changing:
-            if producer is None or self._producer is not producer:
+            if self._producer is not producer:
                 return
             self._producer = None
         try:
