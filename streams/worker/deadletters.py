@@ -200,9 +200,11 @@ class DeadLetters:
         if producer is None:
             return
         async with self._changing:
-            if self._producer is not producer:
-                return
-            self._producer = None
+            present = self._producer is producer
+            if present:
+                self._producer = None
+        if not present:
+            return
         try:
             await producer.stop()
         except KafkaError as error:
