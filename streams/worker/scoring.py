@@ -135,6 +135,7 @@ class PartitionScoring:
             "bundle": self.scorer.digest,
             "bundle_from": str(self.bundle_from),
             "identity": identity(last),
+            "time": str(self.clock.traffic),
         }
         for verdicts in work.verdicts:
             self.histograms.add(verdicts)
