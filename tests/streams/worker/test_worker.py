@@ -333,6 +333,19 @@ def test_records_that_the_broker_threw_away_unread_are_told_and_counted(deploy: 
     assert 'vedette_expired_records_total{model="digits"} 150' in site.get("/metrics")[1]
 
 
+def test_a_record_of_too_many_rows_is_one_invalid_row(deploy: Deploy) -> None:
+    site = deploy(1, worker={"max_record_rows": 5})
+    for rows in (5, 6, 1):
+        site.send(event(0, inputs=[[1.0] * WIDTH] * rows, outputs=[[0.1, 0.9, 0.0]] * rows), "one")
+    site.producer().flush()
+    site.start()
+    site.wait_recorded(3)
+    report = site.audit()
+    assert report.passed, report.to_dict()
+    assert (report.rows, report.total("scored"), report.total("invalid")) == (7, 6, 1)
+    assert dict(site.dead()[0].headers)["vedette-reason"] == b"too-large"
+
+
 class _NotUtf8(str):
     """A header's name that producers send as bytes that are no UTF-8."""
 
