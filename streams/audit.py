@@ -21,13 +21,13 @@ from typing import Any
 import click
 import pyarrow as pa
 from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import KafkaError
+from kafka.errors import CorruptRecordError, KafkaError
 from redis import Redis
 from rich.console import Console
 from rich.table import Table
 
 from streams.config import Settings
-from streams.errors import BrokerError, MissingTopic, StoreError
+from streams.errors import BrokerError, MissingTopic, StoreError, UnreadableRecord
 from streams.store.keys import PartitionKeys
 from streams.topics import DEAD_SUFFIX, client_options
 
@@ -200,7 +200,7 @@ def audit(
 
     Raises
     ------
-    BrokerError, MissingTopic, StoreError
+    BrokerError, MissingTopic, StoreError, UnreadableRecord
     """
     model = settings.model(model_name)
     try:
@@ -218,6 +218,8 @@ def audit(
                 refused = dead.get(part.partition, {})
                 _count(part, reader, refused, wanted[part.partition], start, end, model.format)
                 _judge(part, start, end)
+    except CorruptRecordError as error:
+        raise UnreadableRecord(f"a record of {model.topic} cannot be read: {error}") from None
     except KafkaError as error:
         raise BrokerError(f"cannot read {model.topic} at {settings.kafka.bootstrap}: {error}") from None
     return AuditReport(model.name, model.topic, tuple(parts), waited)

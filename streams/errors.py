@@ -3,7 +3,6 @@
 The codes are part of the interface: an operator's supervisor may act on them (docs/operations.md).
 """
 
-
 from typing import Literal
 
 EndpointFault = Literal["refused", "crash", "timeout", "not-finite", "unusable"]
@@ -102,6 +101,12 @@ class EndpointError(VedetteError):
     def __init__(self, message: str, fault: EndpointFault = "unusable") -> None:
         super().__init__(message)
         self.fault: EndpointFault = fault
+
+
+class UnreadableRecord(VedetteError):
+    """Kafka's client can't take a record of the topic apart, or lacks the library that it is compressed with."""
+
+    exit_code = 24
 
 
 class DeliveryError(VedetteError):

@@ -48,6 +48,8 @@ DOMINANT_SHARE = 0.25
 LEAST_ROWS = 200
 #: Records that are decoded with the bundle's schema, over all partitions.
 DECODED_RECORDS = 500
+#: A partition whose time is farther ahead of this machine's clock has met a record from a wrong clock.
+AHEAD_SECONDS = 3600.0
 #: What rows without a client go without.
 LOST_WITHOUT_CLIENT = (
     "such rows are scored one by one and seen by the index and population tests, but have no history, no sequence "
@@ -303,9 +305,10 @@ def progress(
     starts, ends = consumer.beginning_offsets(places), consumer.end_offsets(places)
     committed = committed_places(admin, settings.kafka.group, places)
     behind = 0
+    fast: list[str] = []
     for place in places:
-        held: Any = store.hmget(PartitionKeys(model.topic, place.partition).watermark, "w", "topic_id")
-        stored, owner = held
+        held: Any = store.hmget(PartitionKeys(model.topic, place.partition).watermark, "w", "topic_id", "time")
+        stored, owner, stamped = held
         where = f"{model.topic}/{place.partition}"
         if stored is None and place in committed:
             text = f"{where}: Kafka holds a committed offset, Redis no watermark: Redis has lost its data"
@@ -322,6 +325,13 @@ def progress(
             text = f"{where}: records {mark:,} to {start:,} expired before they were scored"
             return problem("progress", text, "lengthen the topic's retention, run more workers", BrokerError)
         behind += end - mark
+        ahead = int(stamped or 0) / 1e6 - time.time()
+        if ahead > AHEAD_SECONDS:
+            fast.append(f"{where} by {age(ahead)}")
+    if fast:
+        text = f"the time of records runs ahead of this machine's clock: {', '.join(fast)}"
+        advice = "correct the loggers' clocks, or use LogAppendTime; see Time in docs/operations.md"
+        return warning("progress", text, advice)
     return ok("progress", f"{many(behind, 'record')} not scored yet")
 
 

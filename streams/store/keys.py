@@ -40,7 +40,7 @@ class PartitionKeys:
 
         w (next offset to record), epoch (fencing token), since (offset at which recording began), bundle (digest of
         the bundle in force), bundle_from (offset from which it decides), topic_id, identity (offset:timestamp:crc32 of
-        the last recorded record), layout.
+        the last recorded record), time (of the partition there, microseconds), layout.
         """
         return f"{self.tag}:w"
 

@@ -197,10 +197,14 @@ class DeadLetters:
 
     async def _close(self, producer: AIOKafkaProducer | None) -> None:
         """Close this producer, unless another partition does or did."""
+        if producer is None:
+            return
         async with self._changing:
-            if producer is None or self._producer is not producer:
-                return
-            self._producer = None
+            present = self._producer is producer
+            if present:
+                self._producer = None
+        if not present:
+            return
         try:
             await producer.stop()
         except KafkaError as error:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import KafkaError
+from kafka.errors import CorruptRecordError, KafkaError
 
 from detectors.contract import ANONYMOUS
 from streams.config import KafkaSettings
@@ -45,8 +45,12 @@ def sample(kafka: KafkaSettings, topic: str, records: int = SAMPLE_RECORDS) -> d
             until = time.monotonic() + SAMPLE_SECONDS
             open_ = set(places)
             while open_ and time.monotonic() < until:
-                for place, fetched in consumer.poll(timeout_ms=200).items():
-                    found.setdefault(place.partition, []).extend(fetched)
+                try:
+                    fetched = consumer.poll(timeout_ms=200)
+                except CorruptRecordError:  # the reader meets it too, and tells where it is
+                    break
+                for place, newest in fetched.items():
+                    found.setdefault(place.partition, []).extend(newest)
                 open_ = {place for place in open_ if consumer.position(place) < end[place]}
         finally:
             consumer.close()

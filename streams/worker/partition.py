@@ -366,6 +366,7 @@ class Partition:
             following = records[0].offset < self.replay_until
             base = max(self.position, self.replay_until)
             self.position = -1  # not in step with the state until the thread is done
+            scoring.moved = self._moved  # records of many rows take long
             if following:
                 await loop.run_in_executor(self.crew.scoring, scoring.follow, records)
                 outcome = None
@@ -387,6 +388,9 @@ class Partition:
                 await scored.put(outcome)
             await self._maybe_snapshot(scoring)
         await scored.put(None)
+
+    def _moved(self) -> None:
+        self.moved_at = time.monotonic()
 
     async def _idle(self) -> None:
         """Wait for records; a state that moved since the last snapshot gets one when it is due."""

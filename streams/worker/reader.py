@@ -16,14 +16,16 @@ import mode
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import (
+    CorruptRecordException,
     IllegalStateError,
     KafkaError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
+    UnsupportedCodecError,
 )
 
 from streams.config import KafkaSettings
-from streams.errors import BrokerError, MissingTopic, TopicRecreated, VedetteError
+from streams.errors import BrokerError, MissingTopic, TopicRecreated, UnreadableRecord, VedetteError
 from streams.events.batch import Record
 from streams.store.keys import PartitionKeys
 from streams.store.partition import PartitionStore, Scripts
@@ -48,6 +50,10 @@ COMMIT_LIMIT_SECONDS = 2.0
 IDENTITY_SECONDS = 60.0
 #: The topic's id is not asked for again so soon: partitions are taken together.
 FRESH_SECONDS = 3.0
+#: A partition that gives nothing for so long holds no record that its client can't read.
+SEARCH_MILLISECONDS = 3_000
+#: A search for an unreadable record takes at most so long in each partition.
+SEARCH_SECONDS = 20.0
 #: A broker that does not answer a small question for so long is away.
 ANSWER_SECONDS = 5.0
 
@@ -266,6 +272,13 @@ class EventReader(mode.Service):
             except OffsetOutOfRangeError as error:
                 await self._out_of_range(error)
                 continue
+            except UnsupportedCodecError as error:
+                raise UnreadableRecord(
+                    f"records of {self.topic} are compressed with a codec whose library is not installed ({error}): "
+                    "pip install cramjam"
+                ) from None
+            except (UnicodeDecodeError, CorruptRecordException) as error:
+                raise await self._unreadable(consumer, open_, error) from None
             for place, records in fetched.items():
                 partition = self.partitions.get(place.partition)
                 if partition is not None and partition.ready:
@@ -302,6 +315,67 @@ class EventReader(mode.Service):
             if partition.ready:  # else it says where it begins when it is loaded
                 partition.lost(first)
                 self.start_at(place.partition, max(first, partition.delivered_to))
+
+    async def _unreadable(
+        self, consumer: AIOKafkaConsumer, open_: list[Partition], error: Exception
+    ) -> UnreadableRecord | KafkaError:
+        """Where the record stands that the client cannot take apart; what lies before it is scored and recorded.
+
+        The client has lost what it fetched beside it, so every partition is read again from what was delivered, one
+        record after the other. When no such record is met again, it was damaged on its way: the consumer is made anew.
+        """
+        for partition in open_:
+            place = TopicPartition(self.topic, partition.number)
+            if not partition.ready or place not in consumer.assignment():
+                continue
+            offset = partition.delivered_to
+            consumer.seek(place, offset)
+            until = time.monotonic() + SEARCH_SECONDS
+            try:
+                while time.monotonic() < until and partition.ready:
+                    found = await consumer.getmany(place, timeout_ms=SEARCH_MILLISECONDS, max_records=1)
+                    if not found or not partition.ready:
+                        break
+                    partition.deliver(found[place])
+                    offset = partition.delivered_to
+            except (UnicodeDecodeError, CorruptRecordException) as again:
+                what = f"the first record of {partition.where} from offset {offset} on cannot be read ({again})"
+                if await self._recorded(partition, offset):
+                    behind = await self._readable_behind(consumer, place, offset)
+                    return UnreadableRecord(
+                        f"{what}, nor what was sent in one batch with it; all before it are recorded: to go on, delete "
+                        f"the partition's records before offset {behind} with kafka-delete-records, and start; "
+                        "what is passed over is counted as expired"
+                    )
+                return UnreadableRecord(f"{what}; those before it are not all recorded yet: start again")
+        return KafkaError(f"a record of {self.topic} was damaged on its way: {error}")
+
+    async def _readable_behind(self, consumer: AIOKafkaConsumer, place: TopicPartition, offset: int) -> int:
+        """The first offset behind an unreadable record from which on the client can read, as far as time allows.
+
+        The client reads a batch from its beginning, wherever it shall begin.
+        """
+        _, end = await self.bounds(place.partition)
+        until = time.monotonic() + SEARCH_SECONDS
+        offset += 1
+        while offset < end and time.monotonic() < until:
+            consumer.seek(place, offset)
+            try:
+                await consumer.getmany(place, timeout_ms=SEARCH_MILLISECONDS, max_records=1)
+            except (UnicodeDecodeError, CorruptRecordException):
+                offset += 1
+            else:
+                break
+        return offset
+
+    async def _recorded(self, partition: Partition, offset: int) -> bool:
+        """Wait until everything before the offset is recorded; False when it takes too long."""
+        until = time.monotonic() + SEARCH_SECONDS
+        while partition.recorded < offset and partition.ready and time.monotonic() < until:
+            self._raise_failures()
+            self._wake.clear()
+            await self._woken()
+        return partition.recorded >= offset
 
     def _fail(self, error: Exception) -> None:
         if not isinstance(error, VedetteError):

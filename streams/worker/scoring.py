@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -109,6 +109,8 @@ class PartitionScoring:
         self.sources = Sources()
         self.uses = ProbeUses()
         self.histograms = Histograms(histograms or {})
+        self.moved: Callable[[], object] = int  # does nothing
+        """Called in the scoring thread whenever some rows of a fetch are scored."""
 
     def follow(self, records: Sequence[Record]) -> None:
         """Advance the state over records whose effects are recorded already."""
@@ -135,6 +137,7 @@ class PartitionScoring:
             "bundle": self.scorer.digest,
             "bundle_from": str(self.bundle_from),
             "identity": identity(last),
+            "time": str(self.clock.traffic),
         }
         for verdicts in work.verdicts:
             self.histograms.add(verdicts)
@@ -252,6 +255,7 @@ class PartitionScoring:
             part = work.real if few else work.real.take(slice(start, start + options.max_rows))
             work.parts.append(part)
             work.verdicts.append(self.scorer.score(part, self.state))
+            self.moved()
         seconds.score += time.thread_time() - decided
         return work
 

@@ -365,6 +365,12 @@ def test_lost_watermark_recreated_topic_and_expired_records_have_their_exit_code
     settings = settings_for(kafka, redis_url, name)
     redis.hset(PartitionKeys(name, 0).watermark, "w", 5)
     assert by_check(doctor.examine(settings, "digits", environ=ENVIRON))["progress"].text == "4 records not scored yet"
+    redis.hset(PartitionKeys(name, 0).watermark, "time", (time.time_ns() + 7_201 * 10**9) // 1000)
+    ahead = by_check(doctor.examine(settings, "digits", environ=ENVIRON))["progress"]
+    assert ahead.status == "warning"
+    assert ahead.text == f"the time of records runs ahead of this machine's clock: {name}/0 by 2.0 h"
+    redis.hset(PartitionKeys(name, 0).watermark, "time", time.time_ns() // 1000)
+    assert by_check(doctor.examine(settings, "digits", environ=ENVIRON))["progress"].status == "ok"
     redis.hset(PartitionKeys(name, 0).watermark, "topic_id", "of-another-topic")
     found = by_check(doctor.examine(settings, "digits", environ=ENVIRON))["progress"]
     assert (found.status, found.exit_code) == ("problem", 14)

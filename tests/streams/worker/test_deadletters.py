@@ -17,6 +17,7 @@ from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 
 from streams.audit import ROWS_HEADER, SOURCE_HEADER
 from streams.config import KafkaSettings
+from streams.errors import Stalled
 from streams.events.batch import DeadLetter, Reason
 from streams.topics import DEAD_SUFFIX
 from streams.worker import deadletters
@@ -31,6 +32,7 @@ from streams.worker.deadletters import (
     DeadLetters,
 )
 from streams.worker.peers import Peer
+from tests.streams.worker.conftest import Deployment
 
 MAX_RECORD_BYTES = 16 * 1024 * 1024
 #: What a broker takes unless it is told otherwise, and more than that.
@@ -99,8 +101,8 @@ def limit(kafka: str, topic: str, size: int) -> None:
 
 
 @pytest.fixture
-def topic(kafka: str) -> Iterator[Topic]:
-    """Make a dead-letter topic that takes messages of a size, a broker's usual one unless told; returns its events' name."""
+def dead_topic(kafka: str) -> Iterator[Topic]:
+    """Make a dead-letter topic that takes messages of a size, a broker's usual one unless told."""
     admin = KafkaAdminClient(bootstrap_servers=kafka)
     made: list[str] = []
 
@@ -117,8 +119,8 @@ def topic(kafka: str) -> Iterator[Topic]:
     admin.close()
 
 
-def test_a_small_letter_before_a_large_one(kafka: str, topic: Topic) -> None:
-    name = topic()
+def test_a_small_letter_before_a_large_one(kafka: str, dead_topic: Topic) -> None:
+    name = dead_topic()
     small, large = Sent(0, b"small"), Sent(1, b"x" * LARGE, headers=[("trace", b"abc")])
     peer = write(kafka, name, refused(small), refused(large), refused(Sent(2, b"after")))
     assert peer.away_since is None
@@ -135,16 +137,16 @@ def test_a_small_letter_before_a_large_one(kafka: str, topic: Topic) -> None:
     assert TRUNCATED_KEY_HEADER not in headers
 
 
-def test_many_large_letters_in_a_row(kafka: str, topic: Topic) -> None:
-    name = topic()
+def test_many_large_letters_in_a_row(kafka: str, dead_topic: Topic) -> None:
+    name = dead_topic()
     records = [Sent(offset, b"x" * (LARGE if offset % 2 else 10)) for offset in range(12)]
     write(kafka, name, *map(refused, records))
     write(kafka, name, refused(Sent(12)))
     assert len(dead(kafka, name)) == 13
 
 
-def test_a_giant_key(kafka: str, topic: Topic) -> None:
-    name = topic()
+def test_a_giant_key(kafka: str, dead_topic: Topic) -> None:
+    name = dead_topic()
     write(kafka, name, refused(Sent(0, b"value", b"k" * LARGE)))
     (letter,) = dead(kafka, name)
     assert (letter.key, letter.value) == (b"k" * TRUNCATED_KEY_BYTES, b"value")
@@ -152,8 +154,8 @@ def test_a_giant_key(kafka: str, topic: Topic) -> None:
 
 
 @pytest.mark.parametrize("header", ["vedette-x", SOURCE_HEADER, REASON_HEADER, TRUNCATED_HEADER, "other"])
-def test_a_giant_header(kafka: str, topic: Topic, header: str) -> None:
-    name = topic()
+def test_a_giant_header(kafka: str, dead_topic: Topic, header: str) -> None:
+    name = dead_topic()
     write(kafka, name, refused(Sent(0, b"value", headers=((header, b"h" * LARGE), ("null", None)))))
     (letter,) = dead(kafka, name)
     headers = dict(letter.headers)
@@ -164,23 +166,23 @@ def test_a_giant_header(kafka: str, topic: Topic, header: str) -> None:
     assert sum(len(text) for text in headers.values()) < 1000
 
 
-def test_larger_than_the_client_sends(kafka: str, topic: Topic) -> None:
-    name = topic()
+def test_larger_than_the_client_sends(kafka: str, dead_topic: Topic) -> None:
+    name = dead_topic()
     write(kafka, name, refused(Sent(0, b"x" * (MAX_RECORD_BYTES + deadletters.HEADER_ROOM_BYTES))))
     (letter,) = dead(kafka, name)
     assert letter.value == b"x" * TRUNCATED_BYTES
 
 
-def test_a_record_of_nulls(kafka: str, topic: Topic) -> None:
-    name = topic()
+def test_a_record_of_nulls(kafka: str, dead_topic: Topic) -> None:
+    name = dead_topic()
     write(kafka, name, refused(Sent(0, None, None, (("null", None),))), refused(Sent(1, None)))
     nothing, keyed = dead(kafka, name)
     assert (nothing.key, nothing.value) == (None, b"")
     assert (keyed.key, keyed.value) == (b"client", None)
 
 
-def test_many_refused_rows(kafka: str, topic: Topic) -> None:
-    name = topic()
+def test_many_refused_rows(kafka: str, dead_topic: Topic) -> None:
+    name = dead_topic()
     rows = tuple(range(0, 300_000, 2))
     write(kafka, name, refused(Sent(0, b"rows"), rows))
     found = [dict(letter.headers)[ROWS_HEADER] for letter in dead(kafka, name)]
@@ -189,8 +191,8 @@ def test_many_refused_rows(kafka: str, topic: Topic) -> None:
     assert [letter.value for letter in dead(kafka, name) if letter.value] == [b"rows"]
 
 
-def test_a_topic_that_takes_only_our_headers(kafka: str, topic: Topic) -> None:
-    name = topic(900)
+def test_a_topic_that_takes_only_our_headers(kafka: str, dead_topic: Topic) -> None:
+    name = dead_topic(900)
     write(kafka, name, *(refused(Sent(offset, b"x" * 2000, b"k" * 2000)) for offset in range(5)))
     letters = dead(kafka, name)
     assert sorted(dict(letter.headers)[SOURCE_HEADER] for letter in letters) == [
@@ -202,8 +204,10 @@ def test_a_topic_that_takes_only_our_headers(kafka: str, topic: Topic) -> None:
         assert (headers[TRUNCATED_HEADER], headers[TRUNCATED_KEY_HEADER]) == (b"2000", b"2000")
 
 
-def test_a_topic_that_takes_nothing_does_not_excuse(kafka: str, topic: Topic, caplog: pytest.LogCaptureFixture) -> None:
-    name = topic(50)
+def test_a_topic_that_takes_nothing_does_not_excuse(
+    kafka: str, dead_topic: Topic, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = dead_topic(50)
 
     async def use(letters: DeadLetters) -> None:
         writing = asyncio.create_task(letters.write(0, [refused(Sent(0))]))
@@ -222,9 +226,9 @@ def test_a_topic_that_takes_nothing_does_not_excuse(kafka: str, topic: Topic, ca
 
 
 def test_partitions_that_write_at_once_share_a_producer(
-    kafka: str, topic: Topic, monkeypatch: pytest.MonkeyPatch
+    kafka: str, dead_topic: Topic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = topic()
+    name = dead_topic()
     made: list[AIOKafkaProducer] = []
 
     def counted(**options: Any) -> AIOKafkaProducer:
@@ -247,3 +251,20 @@ def test_partitions_that_write_at_once_share_a_producer(
     assert all(producer._closed for producer in made)
     found = {dict(letter.headers)[SOURCE_HEADER].decode() for letter in dead(kafka, name)}
     assert found == {f"{name}/{partition}/7" for partition in range(8)} | {f"{name}/0/8", f"{name}/1/8"}
+
+
+def test_the_watchdog_ends_a_worker_whose_topic_takes_nothing(kafka: str, deploy: Callable[..., Deployment]) -> None:
+    site = deploy(1, worker={"watchdog_seconds": 3.0})
+    limit(kafka, site.topic, 50)
+    site.send(b"{broken", "one")
+    site.producer().flush()
+    worker = site.start()
+    assert worker.wait(90) == Stalled.exit_code
+    said = site.log().read_text()
+    assert "raise its max.message.bytes" in said
+    assert "has not moved" in said
+    limit(kafka, site.topic, MESSAGE_BYTES)
+    site.start()
+    site.wait_recorded(1)
+    report = site.audit()
+    assert report.passed, report.to_dict()

@@ -16,7 +16,7 @@ from streams.store.partition import Plan
 from streams.worker.metrics import Metrics
 from streams.worker.partition import IN_FLIGHT, Partition
 from streams.worker.scoring import Outcome
-from tests.streams.worker.conftest import event
+from tests.streams.worker.conftest import WIDTH, event
 from tests.streams.worker.test_scoring import START_MS, Rec, fresh, options
 
 
@@ -31,6 +31,7 @@ class Bench:
         self.free = threading.Event()
         self.free.set()
         scoring = fresh()
+        self.scorer: Any = scoring.scorer
         crew = SimpleNamespace(
             control=SimpleNamespace(scorer=scoring.scorer, pilot=False),
             options=options(max_rows=10),
@@ -145,6 +146,28 @@ def test_two_losses_are_counted_by_the_plans_that_pass_them(threads: Executor) -
         bench.partition.lost(50)
         bench.free.set()
         assert told(await bench.plans(50)) == (15, 15 + 20)
+        await bench.stop()
+
+    asyncio.run(run())
+
+
+def test_records_of_many_rows_move_while_they_are_scored(threads: Executor) -> None:
+    async def run() -> None:
+        bench = Bench(threads, position=0, replay_until=0)
+        partition, times = bench.partition, []
+        partition.moved_at = 0.0
+        score = bench.scorer.score
+
+        def watched(*arguments: Any) -> Any:
+            times.append(partition.moved_at)
+            return score(*arguments)
+
+        bench.scorer.score = watched
+        value = event(0, inputs=[[1.0] * WIDTH] * 180, outputs=[[0.1, 0.9, 0.0]] * 180)
+        partition.deliver([Rec(0, START_MS, b"one", value)])
+        await bench.plans(1)
+        assert len(times) == 4  # 50 rows at once
+        assert times[0] == 0.0 < times[1] <= times[2] <= times[3]
         await bench.stop()
 
     asyncio.run(run())

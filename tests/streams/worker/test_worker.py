@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 
+from streams.errors import UnreadableRecord
 from streams.store.keys import ModelKeys
 from streams.worker.tally import BUCKETS
 from tests.streams.worker.conftest import CLASSES, MODEL, WIDTH, Deployment, event
@@ -329,6 +331,57 @@ def test_records_that_the_broker_threw_away_unread_are_told_and_counted(deploy: 
     assert (totals["expired"], totals["records"]) == (150, 350)
     assert "the broker threw away 150 records before they were read, up to offset 350" in site.log().read_text()
     assert 'vedette_expired_records_total{model="digits"} 150' in site.get("/metrics")[1]
+
+
+def test_a_record_of_too_many_rows_is_one_invalid_row(deploy: Deploy) -> None:
+    site = deploy(1, worker={"max_record_rows": 5})
+    for rows in (5, 6, 1):
+        site.send(event(0, inputs=[[1.0] * WIDTH] * rows, outputs=[[0.1, 0.9, 0.0]] * rows), "one")
+    site.producer().flush()
+    site.start()
+    site.wait_recorded(3)
+    report = site.audit()
+    assert report.passed, report.to_dict()
+    assert (report.rows, report.total("scored"), report.total("invalid")) == (7, 6, 1)
+    assert dict(site.dead()[0].headers)["vedette-reason"] == b"too-large"
+
+
+class _NotUtf8(str):
+    """A header's name that producers send as bytes that are no UTF-8."""
+
+    def encode(self, *_: object) -> bytes:
+        return b"\xff\xfe"
+
+
+def test_a_record_that_the_client_cannot_take_apart_ends_the_worker_with_its_place(deploy: Deploy) -> None:
+    """Nothing before it is lost, and deleting it as the sentence says lets the next worker go on."""
+    site = deploy(2)
+    for number in range(60):
+        site.send(event(number), "one", partition=0)
+        site.send(event(number), "two", partition=1)
+    site.send(event(60), "one", partition=0, headers=[(_NotUtf8("name"), b"value")])
+    for number in range(61, 65):
+        site.send(event(number), "one", partition=0)
+    site.producer().flush()
+    for number in range(65, 70):
+        site.send(event(number), "one", partition=0)
+    site.producer().flush()
+    worker = site.start()
+    assert worker.wait(90) == UnreadableRecord.exit_code
+    told = site.log().read_text()
+    assert f"the first record of {site.topic}/0 from offset 60 on cannot be read" in told
+    assert site.watermark(0) == 60
+    with pytest.raises(UnreadableRecord, match="cannot be read"):
+        site.audit(0)
+    behind = int(re.search(r"records before offset (\d+) with", told)[1])  # depends on what the producer sent together
+    assert 60 < behind <= 70
+    admin = KafkaAdminClient(bootstrap_servers=site.kafka)
+    admin.delete_records({TopicPartition(site.topic, 0): behind})
+    admin.close()
+    site.start()
+    site.wait_recorded(70 + 60, 40)
+    totals = site.totals()
+    assert (totals["expired"], totals["records"]) == (behind - 60, 130 - (behind - 60))
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
