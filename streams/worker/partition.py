@@ -34,8 +34,6 @@ from streams.worker.scoring import Outcome, PartitionScoring, ScoringOptions, id
 
 log = logging.getLogger("vedette.worker")
 
-#: Rows of a batch where less than half a full one waits: large batches cost less a row, small ones give signals earlier.
-PROMPT_ROWS = 1000
 #: Scored fetches of a partition that may wait for their record.
 IN_FLIGHT = 3
 #: How long a partition that is taken away may finish what is scored.
@@ -408,8 +406,6 @@ class Partition:
     def _next(self) -> list[Record]:
         """Records for one step: bounded, and never on both sides of the watermark that a replay ends at."""
         limit = self._limit()
-        if self._waiting < limit / 2:
-            limit = min(limit, max(1, int(PROMPT_ROWS / self._rows_a_record)))
         taken: list[Record] = []
         while self._inbox and len(taken) < limit:
             first = self._inbox[0]
