@@ -104,7 +104,7 @@ class ModelSettings(_Settings, frozen=True):
 class WorkerSettings(_Settings, frozen=True):
     """The stream worker."""
 
-    max_batch_rows: Count = 1000
+    max_batch_rows: Count = 4000
     max_record_bytes: Count = 16 * 1024 * 1024
     max_record_rows: Count = 65_536
     clients_per_partition: Count = 20_000
