@@ -200,9 +200,8 @@ class Correlator:
             if _place_of(newest) >= _place_of(upto):
                 continue
             place = f"{self.topic}:{partition}"
-            if self._restart(
-                keys=[self.keys.fence(self.lease.role), self.keys.progress], args=[self.lease.token, place, upto]
-            ):
+            keys = [self.keys.fence(self.lease.role), self.keys.progress]
+            if self._restart(keys=keys, args=[self.lease.token or "", place, upto]):
                 log.warning("the signals of %s begin anew: the topic was made again", place)
                 self.progress[partition] = ""
 

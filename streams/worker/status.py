@@ -209,6 +209,7 @@ class Status(mode.Service):
         return (rows - before) / (last - then) if last > then else 0.0
 
 
-def pilot_mode(stored: bytes | None) -> bool | None:
+def pilot_mode(stored: bytes | str | None) -> bool | None:
     """Whether the stored mode is pilot; paging is the mode where none is stored. None for anything else."""
-    return {None: False, b"paging": False, b"pilot": True}.get(stored)
+    modes: dict[bytes | str | None, bool] = {None: False, b"paging": False, b"pilot": True}
+    return modes.get(stored)
