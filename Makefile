@@ -5,6 +5,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 # Tests that start whole deployments and kill them under load.
 ALONE := tests/faults tests/fuzz tests/streams/demo
+# The others, longest first, so that nobody waits for the last one.
+FIRST := tests/streams/worker tests/streams/probes
+OTHERS := $(FIRST) $(filter-out $(FIRST) $(ALONE) tests/streams %__pycache__ %conftest.py,$(wildcard tests/streams/* tests/*))
 
 .PHONY: demo test check bench faults clean
 
@@ -30,7 +33,7 @@ test faults: export OPENBLAS_NUM_THREADS = 1
 
 # Two at a time where nothing is measured against the clock of the machine; the others one by one.
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(ALONE)) tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(OTHERS)
 	$(BIN)/python -m pytest $(ALONE)
 
 check: .venv/dev.stamp
