@@ -89,7 +89,7 @@ def stages(ensemble: Ensemble, batch: Batch) -> list[tuple[str, Callable[[], Any
 
     known = view()
     known.own_squared  # noqa: B018  (computed on first use)
-    known.single  # noqa: B018
+    known.single  # noqa: B018  (computed on first use)
     scores = raw_scores(single.detectors, known)
     ranks = single.scores.ranks(scores, batch.labels)
     _, rank = single.fusion.fuse(ranks, single.scores.surprise)

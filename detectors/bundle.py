@@ -24,7 +24,8 @@ from detectors.scorer import Ensemble
 BUNDLE_VERSION = 1
 #: The entry that says what the others are.
 MANIFEST = "manifest.json"
-#: What a damaged or hostile archive makes its reader raise.
+#: What a damaged or hostile archive makes its reader raise; zipfile answers NotImplementedError to an unknown way of
+#: compression, RuntimeError to encryption.
 _BROKEN = (
     zipfile.BadZipFile,
     KeyError,

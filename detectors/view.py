@@ -15,6 +15,7 @@ from detectors.condense import condense
 from detectors.contract import Batch, Reference
 from detectors.errors import FitError, SchemaError
 from detectors.kernels import exact, rows
+from detectors.schema import FeatureSchema
 from detectors.stored import stored, within
 
 #: Rows of a block of the product with the reference: enough for the product to run at full speed, few enough for the
@@ -71,6 +72,28 @@ def feature_scales(inputs: NDArray[np.float64]) -> tuple[NDArray[np.float64], ND
     return inputs.mean(axis=0), np.where(
         varies, np.maximum(spread, RANGE_SHARE * width), CONSTANT_SCALE_SHARE * typical
     )
+
+
+def standard_rows(
+    reference: Reference, schema: FeatureSchema, rng: np.random.Generator, most: int | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+    """Rows (n, d) to learn from, in standard deviations as `View.standardised` gives rows, and their labels (n,).
+
+    A random part of `most` of them, in their order, where there are more.
+
+    Raises
+    ------
+    FitError
+        As `correct_rows`.
+    """
+    kept = correct_rows(reference, len(schema.classes), schema.width)
+    mean, scale = feature_scales(kept.inputs)
+    found = exact.standardise(kept.inputs, mean, scale, exact.grid_for(schema.width))
+    labels = kept.labels.astype(np.int32)
+    if most is None or len(found) <= most:
+        return found, labels
+    chosen = np.sort(rng.choice(len(found), most, replace=False))
+    return np.ascontiguousarray(found[chosen]), labels[chosen]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from detectors.contract import Reference, View
 from detectors.inputs.outliers.neighbours import Neighbours
-from detectors.kernels import exact, outliers
+from detectors.kernels import outliers
 from detectors.schema import FeatureSchema
 from detectors.stored import stored, within
-from detectors.view import correct_rows, feature_scales
+from detectors.view import standard_rows
 
 #: Neighbours that vote, at most, and the share of a reference's rows that may.
 NEIGHBOURS, LARGEST_SHARE = 50, 0.05
@@ -43,15 +43,9 @@ class DeepNeighbours:
 
     def fit(self, reference: Reference, schema: FeatureSchema, rng: np.random.Generator) -> Self:
         """Keep standardised rows, a random part of them where there are many."""
-        kept = correct_rows(reference, len(schema.classes), schema.width)
-        mean, scale = feature_scales(kept.inputs)
-        rows = exact.standardise(kept.inputs, mean, scale, exact.grid_for(schema.width))
-        labels = kept.labels
-        if len(rows) > MAX_ROWS:
-            chosen = np.sort(rng.choice(len(rows), MAX_ROWS, replace=False))
-            rows, labels = rows[chosen], labels[chosen]
+        rows, labels = standard_rows(reference, schema, rng, MAX_ROWS)
         self.neighbours = max(1, min(self.neighbours, round(LARGEST_SHARE * len(rows))))
-        return self._of(np.ascontiguousarray(rows), labels.astype(np.int32))
+        return self._of(rows, labels)
 
     def _of(self, rows: NDArray[np.float64], labels: NDArray[np.int32]) -> Self:
         self.rows_, self.labels_ = rows, labels

@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.contract import Reference, View
-from detectors.kernels import exact
 from detectors.kernels import trees as kernels
 from detectors.schema import FeatureSchema
 from detectors.stored import stored, within
 from detectors.trees import Trees, read
-from detectors.view import correct_rows, feature_scales
+from detectors.view import standard_rows
 
 #: Rows that surrogates learn from, at most.
 MAX_ROWS = 10_000
@@ -51,13 +50,7 @@ class Disagreement:
     def fit(self, reference: Reference, schema: FeatureSchema, rng: np.random.Generator) -> Self:
         """Fit the surrogates on the model's answers to reference rows, its errors included."""
         told = Reference(reference.inputs, reference.labels)
-        kept = correct_rows(told, len(schema.classes), schema.width)
-        mean, scale = feature_scales(kept.inputs)
-        rows = exact.standardise(kept.inputs, mean, scale, exact.grid_for(schema.width))
-        labels = kept.labels
-        if len(rows) > MAX_ROWS:
-            chosen = np.sort(rng.choice(len(rows), MAX_ROWS, replace=False))
-            rows, labels = rows[chosen], labels[chosen]
+        rows, labels = standard_rows(told, schema, rng, MAX_ROWS)
         self._classes = len(schema.classes)
         seed = int(rng.integers(2**31))
         seen = np.unique(labels)

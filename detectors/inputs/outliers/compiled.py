@@ -10,16 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.contract import Reference, View
-from detectors.kernels import exact
 from detectors.schema import FeatureSchema
-from detectors.view import correct_rows, feature_scales
-
-
-def standard_rows(reference: Reference, schema: FeatureSchema) -> NDArray[np.float64]:
-    """(n, d) the rows to learn from, in standard deviations, as `View.standardised` gives rows."""
-    kept = correct_rows(reference, len(schema.classes), schema.width)
-    mean, scale = feature_scales(kept.inputs)
-    return exact.standardise(kept.inputs, mean, scale, exact.grid_for(schema.width))
+from detectors.view import standard_rows
 
 
 class Compiled(ABC):
@@ -35,7 +27,7 @@ class Compiled(ABC):
 
     def fit(self, reference: Reference, schema: FeatureSchema, rng: np.random.Generator) -> Self:
         """Fit with PyOD, then compile."""
-        rows = standard_rows(reference, schema)
+        rows, _ = standard_rows(reference, schema, rng)
         return self.compile(self._learn(rows, int(rng.integers(2**31))))
 
     @abstractmethod

@@ -46,9 +46,9 @@ class Lof(Compiled):
         self.neighbours = int(inner.n_neighbors_)
         distances = inner._distances_fit_X_
         return self._of(
-            np.ascontiguousarray(inner._fit_X, dtype=np.float64),  # noqa: SLF001
+            np.ascontiguousarray(inner._fit_X, dtype=np.float64),  # noqa: SLF001  (no public name)
             np.ascontiguousarray(distances[:, self.neighbours - 1], dtype=np.float64),
-            np.ascontiguousarray(inner._lrd, dtype=np.float64),  # noqa: SLF001
+            np.ascontiguousarray(inner._lrd, dtype=np.float64),  # noqa: SLF001  (no public name)
         )
 
     def _of(self, reference: NDArray[np.float64], kth: NDArray[np.float64], density: NDArray[np.float64]) -> Self:

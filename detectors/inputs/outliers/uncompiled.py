@@ -7,7 +7,8 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -15,9 +16,9 @@ from numpy.typing import NDArray
 
 from detectors.contract import Reference, View
 from detectors.errors import DetectorError, FitError
-from detectors.inputs.outliers.compiled import standard_rows
 from detectors.schema import FeatureSchema
 from detectors.stored import stored
+from detectors.view import standard_rows
 
 #: How a registered name of a detector of PyOD starts; its class follows.
 PREFIX = "pyod."
@@ -25,6 +26,10 @@ PREFIX = "pyod."
 MAX_ROWS = 2_000
 #: Rows whose scores tell whether a fit was repeated, and how far they may be off.
 WITNESSES, TOLERANCE = 8, 1e-6
+
+#: What PyOD's classes raise when they are asked about one row: too few for their neighbours, statistics of a single
+#: value, a method that the class does not have (NotImplementedError), or a fitted part that it lacks.
+_NO_SINGLE_ROWS = (ValueError, TypeError, IndexError, RuntimeError, NotImplementedError, AttributeError)
 
 _CLASS = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
 
@@ -45,13 +50,11 @@ class Uncompiled:
 
     def fit(self, reference: Reference, schema: FeatureSchema, rng: np.random.Generator) -> Self:
         """Fit on standardised rows, on a random part of them where there are many."""
-        rows = standard_rows(reference, schema)
-        if len(rows) > MAX_ROWS:
-            rows = np.ascontiguousarray(rows[np.sort(rng.choice(len(rows), MAX_ROWS, replace=False))])
+        rows, _ = standard_rows(reference, schema, rng, MAX_ROWS)
         self._learn(rows, int(rng.integers(2**31)))
         try:
             self.witness_ = self._scores(rows[:WITNESSES])
-        except (ValueError, TypeError, IndexError, RuntimeError, NotImplementedError, AttributeError) as wrong:
+        except _NO_SINGLE_ROWS as wrong:
             raise FitError(f"{self.name} cannot judge a row alone ({wrong}); choose another") from None
         if not np.isfinite(self.witness_).all():
             raise FitError(f"{self.name} gives rows of the reference scores that are not finite; choose another")
@@ -64,14 +67,11 @@ class Uncompiled:
         if "novelty" in parameters:
             options["novelty"] = True
         self.rows_, self.seed_ = rows, seed
-        state = np.random.get_state()  # noqa: NPY002  (some detectors of PyOD draw from numpy's global generator)
-        np.random.seed(seed)  # noqa: NPY002
         try:
-            self._fitted = kind(**options).fit(rows)
+            with _global_draws(seed):
+                self._fitted = kind(**options).fit(rows)
         except (ValueError, TypeError, RuntimeError, np.linalg.LinAlgError) as wrong:
             raise FitError(f"{self.name} cannot be fitted on these rows: {wrong}") from None
-        finally:
-            np.random.set_state(state)  # noqa: NPY002
 
     def _scores(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         found = np.empty(len(rows))
@@ -110,6 +110,17 @@ class Uncompiled:
                 f"{cls.name} scores otherwise than when the bundle was fitted; use the same PyOD, or refit"
             )
         return made
+
+
+@contextmanager
+def _global_draws(seed: int) -> Iterator[None]:
+    """Numpy's global generator at a seed, and afterwards as it was: some detectors of PyOD draw from it alone."""
+    state = np.random.get_state()  # noqa: NPY002  (PyOD's generator is the global one; it is given back below)
+    np.random.seed(seed)  # noqa: NPY002  (so that a fit can be repeated from the bundle)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002  (nobody else's draws change)
 
 
 @functools.cache
