@@ -33,7 +33,7 @@ from streams.demo.prepare import history, rows_of
 from streams.embedded import free_ports
 from streams.probes.workshop import domain
 from streams.topics import DEAD_SUFFIX, ensure
-from tests.streams.console.conftest import browser, pictures_directory, scene, serve
+from tests.streams.console.conftest import browser, pictures_directory, scene, serve, visiting
 
 __all__ = ["browser", "pictures_directory", "scene", "serve"]
 
@@ -199,25 +199,8 @@ def chain(
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
     """Open a page in a context of its own; anything that the browser complains of fails the test, and any dialog."""
-    contexts = []
-    complaints: list[str] = []
-
-    def open_page(url: str, **options: Any) -> Page:
-        context = browser.new_context(timezone_id="Europe/Berlin", locale="en-GB", **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(20_000)
-        page.on(
-            "console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None
-        )
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: (complaints.append(f"dialog {dialog.message}"), dialog.dismiss()))
-        page.goto(url)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
+    with visiting(browser, 20_000) as (open_page, complaints):
+        yield open_page
     # That somebody was faster is an answer with status 409, of which the browser tells.
     assert [text for text in complaints if "status of 409" not in text] == []
 

@@ -10,6 +10,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 import requests
 from aiohttp import web
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 from redis import Redis
 
 from detectors.contract import Verdicts
@@ -377,6 +378,30 @@ def serve(redis_url: str) -> Iterator[Serve]:
                 task.print_stack()
             pytest.fail("the console did not stop; its threads and tasks stand in the output")
         loop.close()
+
+
+@contextmanager
+def visiting(browser: Browser, milliseconds: float) -> Iterator[tuple[Callable[..., Page], list[str]]]:
+    """What opens a page in a context of its own, and the list of what the browser complains of, dialogs included."""
+    contexts = []
+    complaints: list[str] = []
+
+    def open_page(url: str, **options: Any) -> Page:
+        context = browser.new_context(timezone_id="Europe/Berlin", locale="en-GB", **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(milliseconds)
+        page.on(
+            "console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None
+        )
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: (complaints.append(f"dialog {dialog.message}"), dialog.dismiss()))
+        page.goto(url)
+        return page
+
+    yield open_page, complaints
+    for context in contexts:
+        context.close()
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from redis import Redis
 
 from streams.incidents.service import IncidentService
 from streams.store.messages import ReasonMessage
+from tests.streams.console.conftest import visiting
 
 pytestmark = pytest.mark.browser
 
@@ -25,24 +26,8 @@ HOSTILE = "<img src=x onerror=\"document.title='run'\"><script>document.title='r
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Open]:
     """Open a page in a context of its own; anything that the browser complains of fails the test."""
-    contexts = []
-    complaints: list[str] = []
-
-    def visit(url: str, **options: Any) -> Page:
-        context = browser.new_context(timezone_id="Europe/Berlin", locale="en-GB", **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(10_000)
-        page.on(
-            "console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None
-        )
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(url)
-        return page
-
-    yield visit
-    for context in contexts:
-        context.close()
+    with visiting(browser, 10_000) as (open_page, complaints):
+        yield open_page
     assert complaints == []
 
 

@@ -13,10 +13,9 @@ from kafka.admin import NewTopic
 from redis import Redis
 
 from detectors.kernels import siphash
-from streams import children
 from streams.events import kernels
 from streams.topics import DEAD_SUFFIX
-from tests.streams.worker.conftest import Deployment
+from tests.streams.worker.conftest import Deployment, deployments
 
 WaitUntil = Callable[..., Any]
 
@@ -53,18 +52,5 @@ def deploy(
     """Real workers with the counting scorer, on topics of the sender's clock."""
     siphash.warm_up()
     kernels.warm_up()
-    made: list[Deployment] = []
-
-    def make(partitions: int = 2, **changes: Any) -> Deployment:
-        name = stamped_topic(partitions)
-        deployment = Deployment(
-            tmp_path, kafka, redis_url, redis, name, partitions, wait_until, **{"group": name, **changes}
-        )
-        made.append(deployment)
-        return deployment
-
-    yield make
-    for deployment in made:
-        deployment.close()
-        for log in sorted(tmp_path.glob("worker-*.log")):
-            print(f"--- {log.name}\n{children.tail(log)}")
+    with deployments(kafka, stamped_topic, redis, redis_url, tmp_path, wait_until) as make:
+        yield make

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -267,21 +268,30 @@ def compiled() -> None:
     kernels.warm_up()
 
 
-@pytest.fixture
-def deploy(
-    kafka: str, topic: Callable[..., str], redis: Redis, redis_url: str, tmp_path: Path, wait_until: WaitUntil
+@contextmanager
+def deployments(
+    kafka: str, topic: Callable[..., str], redis: Redis, redis_url: str, directory: Path, wait_until: WaitUntil
 ) -> Iterator[Callable[..., Deployment]]:
+    """Make deployments on topics that `topic` makes; they are closed afterwards, and their logs shown."""
     made: list[Deployment] = []
 
     def make(partitions: int = 2, **changes: Any) -> Deployment:
         name = topic(partitions)
         options = {"group": name, **changes}
-        deployment = Deployment(tmp_path, kafka, redis_url, redis, name, partitions, wait_until, **options)
+        deployment = Deployment(directory, kafka, redis_url, redis, name, partitions, wait_until, **options)
         made.append(deployment)
         return deployment
 
     yield make
     for deployment in made:
         deployment.close()
-        for log in sorted(tmp_path.glob("worker-*.log")):
+        for log in sorted(directory.glob("worker-*.log")):
             print(f"--- {log.name}\n{children.tail(log)}")
+
+
+@pytest.fixture
+def deploy(
+    kafka: str, topic: Callable[..., str], redis: Redis, redis_url: str, tmp_path: Path, wait_until: WaitUntil
+) -> Iterator[Callable[..., Deployment]]:
+    with deployments(kafka, topic, redis, redis_url, tmp_path, wait_until) as make:
+        yield make
