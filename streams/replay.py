@@ -27,8 +27,7 @@ from detectors.kernels import limit_blas_threads
 from streams import config
 from streams.config import ModelSettings, Settings
 from streams.errors import BrokerError, BundleMismatch, ConfigError
-from streams.events import decoder, warm_up
-from streams.events.batch import DecodeOptions
+from streams.events import warm_up
 from streams.incidents.service import IncidentService, IncidentView
 from streams.store.client import connect
 from streams.store.messages import Incident, LevelName, SignalMessage
@@ -183,23 +182,8 @@ def replay(
         raise BundleMismatch(str(refusal)) from None
     scorer.warm_up()
     warm_up(model.format)
-    options = ScoringOptions(
-        topic=model.topic,
-        model=model.name,
-        decode=DecodeOptions(
-            model.name,
-            scorer.schema,
-            model.client,
-            config.secret(settings, "client"),
-            settings.worker.max_record_bytes,
-            settings.worker.max_record_rows,
-        ),
-        codec=decoder(model.format),
-        probe_key=_probe_key(settings, notes),
-        probe_ttl_us=round(settings.probes.mark_ttl_seconds * 1e6),
-        clients=settings.worker.clients_per_partition,
-        index_rows=settings.worker.index_rows,
-        max_rows=settings.worker.max_batch_rows,
+    options = ScoringOptions.of(
+        settings, model, scorer.schema, config.secret(settings, "client"), _probe_key(settings, notes)
     )
     about = _About(incident)
     signals: list[SignalMessage] = []

@@ -251,7 +251,7 @@ class IncidentRoom:
         if schema is None:
             return of_evidence(signals, len(wanted), "the bundle that says how to read records is not there")
         try:
-            found = read(self.front.settings.kafka, model, schema, wanted)
+            found = read(self.front.settings, model, schema, wanted)
         except BrokerError as error:
             return of_evidence(signals, len(wanted), str(error))
         return found if len(found) else of_evidence(signals, len(wanted), found.problem)

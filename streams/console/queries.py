@@ -13,10 +13,9 @@ from kafka.errors import KafkaError
 from numpy.typing import NDArray
 
 from detectors.schema import FeatureSchema
-from streams.config import KafkaSettings, ModelSettings
+from streams.config import ModelSettings, Settings
 from streams.errors import BrokerError
-from streams.events import decoder
-from streams.events.batch import DecodeOptions
+from streams.events import decoder, options_for
 from streams.store.messages import SignalMessage
 from streams.topics import client_options
 
@@ -93,7 +92,7 @@ def of_evidence(signals: Sequence[SignalMessage], wanted: int, problem: str) -> 
     )
 
 
-def read(kafka: KafkaSettings, model: ModelSettings, schema: FeatureSchema, wanted: Sequence[Coordinates]) -> Queries:
+def read(settings: Settings, model: ModelSettings, schema: FeatureSchema, wanted: Sequence[Coordinates]) -> Queries:
     """Read queries from the event topic.
 
     Parameters
@@ -108,17 +107,17 @@ def read(kafka: KafkaSettings, model: ModelSettings, schema: FeatureSchema, want
     """
     try:
         consumer = KafkaConsumer(
-            **client_options(kafka),
+            **client_options(settings.kafka),
             group_id=None,
             enable_auto_commit=False,
             client_id="vedette-console",
             bootstrap_timeout_ms=BOOTSTRAP_MILLISECONDS,
         )
     except KafkaError as error:
-        raise BrokerError(f"no Kafka broker answers at {kafka.bootstrap}: {error}") from None
+        raise BrokerError(f"no Kafka broker answers at {settings.kafka.bootstrap}: {error}") from None
     until = time.monotonic() + READ_SECONDS
     codec = decoder(model.format)
-    options = DecodeOptions(model.name, schema, model.client, _NO_KEY)
+    options = options_for(model, settings.worker, schema, _NO_KEY)
     parts, where = [], []
     problem = ""
     try:
@@ -135,7 +134,7 @@ def read(kafka: KafkaSettings, model: ModelSettings, schema: FeatureSchema, want
             parts.append(batch.to_batch().take(np.array([rows[place] for place in found], dtype=np.intp)))
             where += found
     except KafkaError as error:
-        raise BrokerError(f"cannot read {model.topic} at {kafka.bootstrap}: {error}") from None
+        raise BrokerError(f"cannot read {model.topic} at {settings.kafka.bootstrap}: {error}") from None
     finally:
         consumer.close()
     if not problem and len(where) < len(wanted):

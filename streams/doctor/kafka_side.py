@@ -260,11 +260,9 @@ def client_name(client: bytes | int, settings: Settings, environ: Mapping[str, s
 
 def decodable(sample: Sequence[SampledRecord], scorer: Scorer, settings: Settings, model: ModelSettings) -> Finding:
     """Whether the newest events become rows under the bundle's schema."""
-    from streams.events import decoder
-    from streams.events.batch import DecodeOptions
+    from streams.events import decoder, options_for
 
-    limits = settings.worker.max_record_bytes, settings.worker.max_record_rows
-    options = DecodeOptions(model.name, scorer.schema, model.client, bytes(KEY_BYTES), *limits)
+    options = options_for(model, settings.worker, scorer.schema, bytes(KEY_BYTES))
     codec = decoder(model.format)
     by_partition: dict[int, list[SampledRecord]] = defaultdict(list)
     for record in sample:

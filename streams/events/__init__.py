@@ -5,9 +5,11 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 
 from detectors.kernels import siphash
+from detectors.schema import FeatureSchema
+from streams.config import ModelSettings, WorkerSettings
 from streams.errors import ConfigError
 from streams.events.auto import AutoCodec
-from streams.events.batch import Codec
+from streams.events.batch import Codec, DecodeOptions
 from streams.events.compact import CompactCodec
 from streams.events.kernels import NATIVE, OIP
 from streams.events.kernels import warm_up as warm_up_kernels
@@ -42,6 +44,13 @@ def decoder(format: str) -> Codec:  # noqa: A002  (the setting's name)
             found: Codec = point.load()()
             return found
     raise ConfigError(f"no format is called {format!r}; there are {', '.join(formats())}")
+
+
+def options_for(
+    model: ModelSettings, worker: WorkerSettings, schema: FeatureSchema, client_key: bytes
+) -> DecodeOptions:
+    """What a codec needs to know, from the settings: whoever reads the topic refuses the same records."""
+    return DecodeOptions(model.name, schema, model.client, client_key, worker.max_record_bytes, worker.max_record_rows)
 
 
 def warm_up(format: str) -> None:  # noqa: A002

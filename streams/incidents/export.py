@@ -125,7 +125,7 @@ def _add(
     for start in range(0, len(wanted), READ_QUERIES):
         part = wanted[start : start + READ_QUERIES]
         try:
-            found = read(settings.kafka, model, schema, part)
+            found = read(settings, model, schema, part)
         except BrokerError as error:
             told.problems.append(str(error))
             break

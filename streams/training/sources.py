@@ -147,12 +147,11 @@ def from_topic(
     settings: Settings, model: ModelSettings, schema: FeatureSchema, key: bytes, span: Span, telling: Telling
 ) -> Events:
     """Events of a stretch of the model's topic, in the order of their broker times, probes left out."""
-    from streams.events import decoder
-    from streams.events.batch import DecodeOptions, InferenceBatch
+    from streams.events import decoder, options_for
+    from streams.events.batch import InferenceBatch
 
     codec = decoder(model.format)
-    limits = settings.worker.max_record_bytes, settings.worker.max_record_rows
-    options = DecodeOptions(model.name, schema, model.client, key, *limits)
+    options = options_for(model, settings.worker, schema, key)
     parts: list[InferenceBatch] = []
     refused = 0
     partitions = set()

@@ -26,7 +26,6 @@ from detectors.kernels import limit_blas_threads
 from streams.config import Settings, secret
 from streams.errors import ConfigError, StoreError, VedetteError
 from streams.events import decoder, warm_up
-from streams.events.batch import DecodeOptions
 from streams.lease import process_name
 from streams.store.client import connect, connect_async
 from streams.store.keys import ModelKeys
@@ -135,31 +134,13 @@ class Worker:
         """Check everything that can be checked before consuming, then consume until told to stop."""
         settings, model = self.settings, self.model
         client_key, probe_key = secret(settings, "client"), secret(settings, "probe")
-        codec = decoder(model.format)
+        decoder(model.format)  # a format that there is not stops the start before the broker is asked
         topic_id(settings.kafka, model.topic)
         pilot, bundle = self._pointers()
         scorer = load_bundle(Path(bundle or model.bundle), self._load)
-        decode = DecodeOptions(
-            model=model.name,
-            schema=scorer.schema,
-            client_path=model.client,
-            client_key=client_key,
-            max_record_bytes=settings.worker.max_record_bytes,
-            max_record_rows=settings.worker.max_record_rows,
-        )
+        options = ScoringOptions.of(settings, model, scorer.schema, client_key, probe_key)
         warm_up(model.format)
-        verify_keyed_by_client(settings.kafka, model.topic, codec, decode)
-        options = ScoringOptions(
-            topic=model.topic,
-            model=model.name,
-            decode=decode,
-            codec=codec,
-            probe_key=probe_key,
-            probe_ttl_us=round(settings.probes.mark_ttl_seconds * 1e6),
-            clients=settings.worker.clients_per_partition,
-            index_rows=settings.worker.index_rows,
-            max_rows=settings.worker.max_batch_rows,
-        )
+        verify_keyed_by_client(settings.kafka, model.topic, options.codec, options.decode)
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)

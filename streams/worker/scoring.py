@@ -10,11 +10,15 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detectors.contract import ANONYMOUS, Batch, Level, PartitionState, Scorer, Signal, Verdicts
+from detectors.schema import FeatureSchema
+from streams.config import ModelSettings, Settings
+from streams.events import decoder, options_for
 from streams.events.batch import Codec, DeadLetter, DecodeOptions, InferenceBatch, Record
 from streams.store.keys import RULES
 from streams.store.messages import LevelName, ProbeVerdict, ReasonMessage, SignalMessage
@@ -46,6 +50,29 @@ class ScoringOptions:
     index_rows: int
     max_rows: int
     """Rows that are scored at once."""
+
+    @classmethod
+    def of(
+        cls, settings: Settings, model: ModelSettings, schema: FeatureSchema, client_key: bytes, probe_key: bytes
+    ) -> Self:
+        """From the settings.
+
+        Raises
+        ------
+        ConfigError
+            No format is called as the model's.
+        """
+        return cls(
+            topic=model.topic,
+            model=model.name,
+            decode=options_for(model, settings.worker, schema, client_key),
+            codec=decoder(model.format),
+            probe_key=probe_key,
+            probe_ttl_us=round(settings.probes.mark_ttl_seconds * 1e6),
+            clients=settings.worker.clients_per_partition,
+            index_rows=settings.worker.index_rows,
+            max_rows=settings.worker.max_batch_rows,
+        )
 
 
 @dataclass(slots=True)

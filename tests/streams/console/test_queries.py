@@ -12,7 +12,7 @@ import pytest
 from kafka import KafkaProducer
 
 from detectors.schema import FeatureSchema
-from streams.config import KafkaSettings, ModelSettings
+from streams.config import KafkaSettings, ModelSettings, Settings, WorkerSettings
 from streams.console.queries import READ, coordinates, of_evidence, plane, read
 from streams.errors import BrokerError
 
@@ -48,10 +48,15 @@ def model(topic: str) -> ModelSettings:
     return ModelSettings(name="digits", topic=topic, bundle="none")
 
 
+def site(bootstrap: str, **worker: int) -> Settings:
+    kafka = KafkaSettings(bootstrap=bootstrap)
+    return Settings(models=(model("none"),), kafka=kafka, worker=WorkerSettings(**worker))
+
+
 def test_queries_are_read_by_their_coordinates(traffic: tuple[str, str]) -> None:
     kafka, name = traffic
     wanted = [(0, offset, 0) for offset in (2, 3, 5, 700, 1_499)]
-    found = read(KafkaSettings(bootstrap=kafka), model(name), DIGITS, wanted)
+    found = read(site(kafka), model(name), DIGITS, wanted)
     assert found.where == wanted
     assert found.inputs[:, 0].tolist() == pytest.approx([0.02, 0.03, 0.05, 7.0, 14.99])
     assert found.labels.tolist() == [8, 3, 3, 8, 3]
@@ -61,14 +66,19 @@ def test_queries_are_read_by_their_coordinates(traffic: tuple[str, str]) -> None
 
 def test_what_is_gone_is_told(traffic: tuple[str, str]) -> None:
     kafka, name = traffic
-    settings = KafkaSettings(bootstrap=kafka)
+    settings = site(kafka)
     found = read(settings, model(name), DIGITS, [(0, 1, 0), (0, 1, 7), (0, 5_000, 0)])
     assert found.where == [(0, 1, 0)]
     assert (found.wanted, found.problem) == (3, "some records are no longer kept")
     assert read(settings, model(name), DIGITS, [(9, 1, 0)]).problem == "the topic is gone"
     assert len(read(settings, model("vedette-test-nowhere"), DIGITS, [(0, 1, 0)])) == 0
     with pytest.raises(BrokerError, match="no Kafka broker answers"):
-        read(KafkaSettings(bootstrap="127.0.0.1:1"), model(name), DIGITS, [(0, 1, 0)])
+        read(site("127.0.0.1:1"), model(name), DIGITS, [(0, 1, 0)])
+
+
+def test_records_that_the_settings_refuse_are_not_drawn(traffic: tuple[str, str]) -> None:
+    kafka, name = traffic
+    assert len(read(site(kafka, max_record_bytes=100), model(name), DIGITS, [(0, 1, 0)])) == 0
 
 
 def test_page_draws_the_queries_of_an_incident(traffic: tuple[str, str], scene: Fixture, serve: Fixture) -> None:
