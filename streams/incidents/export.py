@@ -20,7 +20,7 @@ from detectors.errors import DetectorError
 from detectors.schema import FeatureSchema
 from streams.config import ModelSettings, Settings
 from streams.console.queries import Coordinates, read
-from streams.errors import BrokerError, BundleMismatch, ConfigError
+from streams.errors import BrokerError, BundleMismatch, ConfigError, UnknownIncident
 from streams.incidents.grouping import known_clients
 from streams.incidents.service import IncidentService, IncidentView
 from streams.store.messages import Incident, SignalMessage, Verdict
@@ -96,8 +96,14 @@ def export(
         raise BundleMismatch(str(refusal)) from None
     columns, told = _Columns(), Exported()
     for incident in service.list("resolved", limit=MOST_INCIDENTS):
-        if incident.verdict == verdict:
-            _add(settings, model, schema, service.show(incident.id), columns, told)
+        if incident.verdict != verdict or incident.entity == "monitoring":  # which holds no queries
+            continue
+        try:
+            view = service.show(incident.id)
+        except UnknownIncident as gone:  # reading the ones before takes seconds
+            told.problems.append(str(gone))
+            continue
+        _add(settings, model, schema, view, columns, told)
     if not columns.inputs:
         raise ConfigError(f"no incident of model {model.name!r} that was resolved as {verdict} has queries to export")
     _write(out, schema, columns)
