@@ -88,7 +88,8 @@ def test_kill_at_a_point_changes_nothing(
     assert_same(run, redis, undisturbed, wait_until)
 
 
-@pytest.mark.parametrize("at", ROUNDS if FULL else (1,))
+# In units of 200 recorded rows; later the log ends before another worker has joined.
+@pytest.mark.parametrize("at", (1, 3, 7, 11, 17) if FULL else (1,))
 def test_kill_during_a_rebalance_changes_nothing(
     at: int, run: Run, redis: Redis, undisturbed: dict[str, Any], wait_until: WaitUntil
 ) -> None:
