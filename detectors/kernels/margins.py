@@ -109,6 +109,18 @@ def label_margins(logits: Any, bias: Any, labels: Any, out: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
+def copy_means(values: Any, m: int, mean: Any, size: Any) -> None:
+    """Mean, and mean absolute value, of every m values, added in order. values (k m,); mean and size (k,), filled."""
+    for c in range(mean.shape[0]):
+        total, absolute = 0.0, 0.0
+        for i in range(c * m, (c + 1) * m):
+            total += values[i]
+            absolute += abs(values[i])
+        mean[c] = total / m
+        size[c] = absolute / m
+
+
+@njit(cache=True, nogil=True)
 def link(products: Any, norms: Any, labels: Any, parent: Any, squared: Any) -> float:
     """Nearest earlier row of every row, and the nearest pair of rows with different labels.
 
@@ -171,6 +183,7 @@ def warm_up() -> None:
     activate(np.zeros((n, d)), column, 1.0)
     labels = np.zeros(n, dtype=np.int32)
     label_margins(np.zeros((n, d)), column, labels, np.empty(n))
+    copy_means(np.zeros(n), 1, np.empty(n), np.empty(n))
     parent, cut, counts = np.empty(n, dtype=np.int64), np.zeros(n, dtype=np.bool_), np.empty(n, dtype=np.int64)
     link(np.zeros((n, n)), np.zeros(n), labels, parent, np.empty(n))
     changed_features(rows, rows, parent, ones, 1e-5, counts)

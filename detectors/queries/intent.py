@@ -35,8 +35,11 @@ LEAST_CHANGE_SD = 1e-5
 FAR_LOG_RATIO = -1.5
 #: Far and wide links are cut where they are at most this share of all links: they join several narrow bases.
 CUT_SHARE = 0.12
-#: Sign-flipped copies of the displacements.
-COPIES = 127
+#: Sign-flipped copies of the displacements. They are most of the cost of a judgement, so the others are measured only
+#: where the gate passes and the first copies leave the score within this factor of what it needs, on either side.
+COPIES, FIRST_COPIES, CLEAR = 127, 31, 2.0
+#: For that purpose parts that don't count count from so much nearer to their conditions on.
+NEARLY = 4.0
 #: Following counts when at most this share of the copies lies nearer to the boundary.
 FOLLOWING_P = 0.05
 #: Quantile of the reference's |margin| below which nearer to the boundary tells nothing.
@@ -67,7 +70,8 @@ class IntentVerdict:
         ``cut_links``: links that were cut. ``progress``: z of the margin lost against sign-flipped copies;
         ``lost_margin``: that margin in nats, counted from `PROGRESS_FLOOR_SHARE` of the floor on. ``following``: log
         ratio, 0 where it doesn't count; ``following_p``: its rank. ``bisection``: log ratio. ``score``: the sum of
-        squares; it pages from ``needed`` on, 1 up to `PATIENCE_SIZE` members. ``page``: 0 or 1.
+        squares; it pages from ``needed`` on, 1 up to `PATIENCE_SIZE` members. ``copies``: how many were measured.
+        ``page``: 0 or 1.
     """
 
     page: bool
@@ -161,17 +165,26 @@ class IntentTest:
         if len(rows) > 1 and math.isfinite(opposite):
             typical = float(np.median(distance[1:]))
             bisection = steady_log((math.sqrt(opposite) + DISTANCE_FLOOR) / (typical + DISTANCE_FLOOR))
-        modal = int(np.bincount(labels).argmax())
-        progress, lost, following, following_p = self._movement(rows, modal, origin, seed)
-        counted = max(0.0, progress) if lost >= PROGRESS_FLOOR_SHARE * self.floor else 0.0
-        score = (
-            (counted / PROGRESS_SCALE) ** 2
-            + (following / FOLLOWING_SCALE) ** 2
-            + (min(0.0, bisection) / BISECTION_SCALE) ** 2
-        )
+        movement = _Movement(self, rows, int(np.bincount(labels).argmax()), origin, seed)
         doublings = max(0, (size // PATIENCE_SIZE).bit_length() - 1)
         needed = 1.0 + PATIENCE_STEP * doublings
-        page = size >= LEAST_SIZE and gate > NARROW_FEATURES and wide_share >= WIDE_SHARE and score >= needed
+        gated = size >= LEAST_SIZE and gate > NARROW_FEATURES and wide_share >= WIDE_SHARE
+
+        def weigh(nearly: float = 1.0) -> tuple[float, float, float, float, float]:
+            progress, lost, following, following_p = movement.measures(FOLLOWING_P * nearly)
+            counted = max(0.0, progress) if lost * nearly >= PROGRESS_FLOOR_SHARE * self.floor else 0.0
+            score = (
+                (counted / PROGRESS_SCALE) ** 2
+                + (following / FOLLOWING_SCALE) ** 2
+                + (min(0.0, bisection) / BISECTION_SCALE) ** 2
+            )
+            return progress, lost, following, following_p, score
+
+        movement.measure(FIRST_COPIES)
+        if gated and weigh()[-1] < CLEAR * needed and weigh(NEARLY)[-1] * CLEAR > needed:
+            movement.measure(COPIES)
+        progress, lost, following, following_p, score = weigh()
+        page = gated and score >= needed
         return IntentVerdict(
             page=page,
             measures={
@@ -186,6 +199,7 @@ class IntentTest:
                 "bisection": bisection,
                 "score": score,
                 "needed": needed,
+                "copies": float(movement.measured),
                 "page": float(page),
             },
         )
@@ -213,46 +227,6 @@ class IntentTest:
         ranked = np.sort(changed)
         gate = float(ranked[min(len(ranked) - 1, math.ceil(GATE_QUANTILE * len(ranked)) - 1)])
         return gate, float((changed > NARROW_FEATURES).mean()), float(far.sum())
-
-    def _movement(
-        self, rows: NDArray[np.float64], modal: int, origin: NDArray[np.float64], seed: int
-    ) -> tuple[float, float, float, float]:
-        """Progress, the margin lost against the copies, following and its rank among them."""
-        later = np.ascontiguousarray(rows[len(rows) // 2 :])
-        m = len(later)
-        low = np.where(self.stated[0], self.low, np.minimum(self.low, later.min(axis=0)))
-        high = np.where(self.stated[1], self.high, np.maximum(self.high, later.max(axis=0)))
-        label = np.full(m, modal, dtype=np.int32)
-        own = self.surrogate.margins(later, label)
-        drift, nearness = np.empty(COPIES), np.empty(COPIES)
-        at_once = max(1, BLOCK_ROWS // m)
-        standard, labels, out = (
-            np.empty((at_once * m, rows.shape[1])),
-            np.full(at_once * m, modal, dtype=np.int32),
-            np.empty(at_once * m),
-        )
-        frame, origin = self.frame, np.ascontiguousarray(origin, dtype=np.float64)
-        word = np.uint64(seed & 0xFFFF_FFFF_FFFF_FFFF)
-        for first in range(0, COPIES, at_once):
-            count = min(at_once, COPIES - first)
-            block = standard[: count * m]
-            margins.flipped_rows(
-                later, origin, low, high, word, first, frame.mean, frame.scale, self.surrogate.grid, block
-            )
-            self.surrogate.standard_margins(block, labels[: count * m], out[: count * m])
-            found = out[: count * m].reshape(count, m)
-            drift[first : first + count] = [math.fsum(copy) / m for copy in found]
-            nearness[first : first + count] = [math.fsum(copy) / m for copy in np.abs(found)]
-        mine, near = math.fsum(own) / m, math.fsum(np.abs(own)) / m
-        centre = math.fsum(drift) / COPIES
-        spread = math.sqrt(math.fsum((drift - centre) ** 2) / (COPIES - 1))
-        progress = (centre - mine) / spread if spread > 0.0 else 0.0
-        rank_p = (1.0 + float((nearness <= near).sum())) / (COPIES + 1.0)
-        following = 0.0
-        if rank_p <= FOLLOWING_P:
-            usual = float(np.median(nearness))
-            following = min(0.0, steady_log(max(near, self.floor) / max(usual, self.floor)))
-        return progress, centre - mine, following, rank_p
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything fitted; names start with ``surrogate.`` or ``frame.`` where they belong to these."""
@@ -287,6 +261,67 @@ class IntentTest:
         margins.warm_up()
         rows = self.frame.mean + np.zeros((2, self.frame.width))
         self.judge(rows, np.zeros(2, dtype=np.int32), 2, rows[0], 0)
+
+
+class _Movement:
+    """Where the later half of a cluster went, against copies that went as far in random directions."""
+
+    def __init__(
+        self, test: IntentTest, rows: NDArray[np.float64], modal: int, origin: NDArray[np.float64], seed: int
+    ) -> None:
+        self._test, self._modal = test, modal
+        self._later = later = np.ascontiguousarray(rows[len(rows) // 2 :])
+        self._low = np.where(test.stated[0], test.low, np.minimum(test.low, later.min(axis=0)))
+        self._high = np.where(test.stated[1], test.high, np.maximum(test.high, later.max(axis=0)))
+        self._origin, self._seed = (
+            np.ascontiguousarray(origin, dtype=np.float64),
+            np.uint64(seed & 0xFFFF_FFFF_FFFF_FFFF),
+        )
+        own = test.surrogate.margins(later, np.full(len(later), modal, dtype=np.int32))
+        mine = np.empty((2, 1))
+        margins.copy_means(own, len(later), mine[0], mine[1])
+        self._mine, self._near = float(mine[0, 0]), float(mine[1, 0])
+        self._drift, self._nearness = np.empty(COPIES), np.empty(COPIES)
+        self.measured = 0
+
+    def measure(self, copies: int) -> None:
+        """Measure the margins of further copies, until there are so many."""
+        test, m = self._test, len(self._later)
+        at_once = max(1, BLOCK_ROWS // m)
+        standard, out = np.empty((at_once * m, self._later.shape[1])), np.empty(at_once * m)
+        labels = np.full(at_once * m, self._modal, dtype=np.int32)
+        while self.measured < copies:
+            first, count = self.measured, min(at_once, copies - self.measured)
+            block, found = standard[: count * m], out[: count * m]
+            margins.flipped_rows(
+                self._later,
+                self._origin,
+                self._low,
+                self._high,
+                self._seed,
+                first,
+                test.frame.mean,
+                test.frame.scale,
+                test.surrogate.grid,
+                block,
+            )
+            test.surrogate.standard_margins(block, labels[: count * m], found)
+            margins.copy_means(found, m, self._drift[first : first + count], self._nearness[first : first + count])
+            self.measured += count
+
+    def measures(self, following_p: float) -> tuple[float, float, float, float]:
+        """Progress, the margin lost against the copies, following where its rank is so small, and its rank."""
+        count = self.measured
+        drift, nearness = self._drift[:count], self._nearness[:count]
+        centre = math.fsum(drift) / count
+        spread = math.sqrt(math.fsum((drift - centre) ** 2) / (count - 1))
+        progress = (centre - self._mine) / spread if spread > 0.0 else 0.0
+        rank_p = (1.0 + float((nearness <= self._near).sum())) / (count + 1.0)
+        following = 0.0
+        if rank_p <= following_p:
+            usual = float(np.median(nearness))
+            following = min(0.0, steady_log(max(self._near, self._test.floor) / max(usual, self._test.floor)))
+        return progress, centre - self._mine, following, rank_p
 
 
 def _joined(reference: Reference, answers: Batch) -> Reference:

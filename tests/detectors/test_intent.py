@@ -155,7 +155,7 @@ def test_verdict_is_a_function_of_its_arguments_and_survives_storage(world: Worl
     assert stored.judge(rows, labels, size, origin, 7) == first
     assert all(math.isfinite(value) for value in first.measures.values())
     names = {"size", "gate", "wide_share", "cut_links", "progress", "lost_margin", "following", "following_p"}
-    assert set(first.measures) == names | {"bisection", "score", "needed", "page"}
+    assert set(first.measures) == names | {"bisection", "score", "needed", "copies", "page"}
 
 
 def test_random_signs_follow_the_seed(world: World) -> None:
@@ -213,14 +213,19 @@ def plain_progress(test: IntentTest, rows: Rows, labels: NDArray[np.int32], orig
     return [(means.mean() - own.mean()) / means.std(ddof=1), min(0.0, float(following)), float(p)]
 
 
-def test_progress_and_following_are_those_of_sign_flipped_copies(world: World) -> None:
+@pytest.mark.parametrize(("clear", "copies"), [(2.0, rules.FIRST_COPIES), (math.inf, rules.COPIES)])
+def test_progress_and_following_are_those_of_sign_flipped_copies(
+    world: World, clear: float, copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rules, "CLEAR", clear)
     rows, labels = attack(world, "nes", "linf", 1)
     rows, labels = rows[:100], labels[:100]
     origin = rows[:4].mean(axis=0)
     words = [splitmix(9 + (place + 1) * 0x9E3779B97F4A7C15) for place in range(rules.COPIES)]
     signs = np.array([[1.0 if word >> f & 1 else -1.0 for f in range(64)] for word in words])
-    expected = plain_progress(world.scores, rows, labels, origin, signs)
     found = world.scores.judge(rows, labels, len(rows), origin, 9).measures
+    assert found["copies"] == copies
+    expected = plain_progress(world.scores, rows, labels, origin, signs[:copies])
     assert [found["progress"], found["following"], found["following_p"]] == pytest.approx(expected, rel=1e-9)
 
 
