@@ -212,6 +212,9 @@ class Signal:
     label, nearest_label : int
     measures : mapping of str to float
         The parts of the decision by name (for the intent test: gate, progress, following, bisection, size ...).
+    rests_on : int
+        The client without whose own near-duplicates a cluster of many accounts would not page; `ANONYMOUS` (0) where
+        it pages by itself, and for every other rule.
     """
 
     row: int
@@ -230,6 +233,7 @@ class Signal:
     label: int
     nearest_label: int
     measures: Mapping[str, float] = field(default_factory=dict)
+    rests_on: int = ANONYMOUS
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.contract import Level, Reason, Signal, Technique
+from detectors.contract import ANONYMOUS, Level, Reason, Signal, Technique
 from detectors.policy import Policy
 from detectors.queries import walk as walking
 from detectors.queries.intent import IntentTest, IntentVerdict
@@ -85,10 +85,13 @@ class Teller:
         policy = self.ensemble.policy
         statistic, threshold, _ = self._evidence(row, index=False)
         client = statistic > threshold * policy.page_factor
-        if not index:
-            return client
+        return client or (index and self._index_alone(row))
+
+    def _index_alone(self, row: int) -> bool:
+        """Whether a cluster of the index is beyond a paging threshold of its own."""
+        policy = self.ensemble.policy
         statistic, threshold, _ = self._evidence(row, index=True)
-        return client or (policy.index_pages and statistic > threshold * policy.index_factor)
+        return policy.index_pages and statistic > threshold * policy.index_factor
 
     def _evidence(self, row: int, index: bool) -> tuple[float, float, float]:
         """The larger statistic of a row's cluster, its ticket threshold, and the p-value of the row in it."""
@@ -119,6 +122,7 @@ class Teller:
         if level == Level.PAGE:
             threshold *= policy.index_factor if index else policy.page_factor
         kind = "index" if index else "query"
+        leans = index and level == Level.PAGE and not self._index_alone(row)
         return self._signal(
             row,
             rule=f"{kind}-intent" if by_intent else f"{kind}-cluster",
@@ -132,6 +136,7 @@ class Teller:
             member_clients=clients,
             reasons=(*reasons, *self._detector_reasons(row)),
             measures={} if verdict is None else dict(verdict.measures),
+            rests_on=int(columns.rows[row]["client"]) if leans else ANONYMOUS,
         )
 
     def _sequence(self, row: int) -> Signal:

@@ -171,6 +171,9 @@ def topics(session: Session, partitions: int, replication: int) -> int:
 )
 @click.option("--crafted", metavar="FILE", help="Crafted rows (npz with `inputs`) that train the fusion of detectors.")
 @click.option(
+    "--probes", metavar="FILE", help="Crafted rows (npz) that nothing is learned from: the report says what is found."
+)
+@click.option(
     "--detectors",
     metavar="NAMES",
     help="Detectors of single inputs, separated by commas, instead of the default ones; '+' before a name adds it. "
@@ -197,6 +200,7 @@ def topics(session: Session, partitions: int, replication: int) -> int:
     help="The watched model as a Python object, for detectors that read it at their fit (oc_score). Runs its module.",
 )
 @click.option("--out", required=True, metavar="FILE", help="Where to write the bundle.")
+@click.option("--report", "report_to", metavar="FILE.html", help="Write the report as one HTML page, too.")
 @click.option("--budget", default=1, show_default=True, type=click.IntRange(0), help="False pages a week, at most.")
 @click.option(
     "--clients-per-week", type=click.IntRange(1), help="Clients expected in a week; default: those of --benign."
@@ -225,6 +229,7 @@ def fit(session: Session, /, begin: str | None, end: str | None, most: int | Non
 @click.argument("pilot", metavar="FILE|topic")
 @click.option("--bundle", metavar="FILE", help="Bundle to calibrate; default: the model's from the settings.")
 @click.option("--out", required=True, metavar="FILE", help="Where to write the calibrated bundle.")
+@click.option("--report", "report_to", metavar="FILE.html", help="Write the report as one HTML page, too.")
 @click.option("--budget", default=1, show_default=True, type=click.IntRange(0), help="False pages a week, at most.")
 @click.option("--clients-per-week", type=click.IntRange(1), help="Clients expected in a week; default: those of PILOT.")
 @click.option("--week-seconds", type=float, help="Length of the budget's period; default from the settings.")
@@ -450,9 +455,11 @@ def probe_results(session: Session, as_json: bool) -> int:
 
 
 def _add_incidents() -> None:
+    from streams.incidents.repeaters_terminal import repeaters
     from streams.incidents.terminal import incidents
 
     vedette.add_command(incidents)
+    vedette.add_command(repeaters)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -33,6 +33,7 @@ from streams.store.messages import (
     ProbeOutcome,
     ProbeRequest,
     ProbeSummary,
+    Repeater,
     SignalMessage,
     Silence,
     Verdict,
@@ -80,6 +81,13 @@ class SilenceQuery(_Query, frozen=True):
     """Those that ended within a week too."""
 
 
+class RepeaterQuery(_Query, frozen=True):
+    """Which repeaters."""
+
+    ended: bool = False
+    """Those that ended within a week too."""
+
+
 class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     by: Name
     """Who acts."""
@@ -119,6 +127,20 @@ class SilenceBody(_Body, frozen=True, kw_only=True):
     kind: Literal["silence", "maintenance"] = "silence"
 
 
+class RepeaterBody(_Body, frozen=True, kw_only=True):
+    """Whose near-duplicates should not page, why, and until when."""
+
+    client: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
+    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=500, pattern=r"\S")]
+    ends: Moment
+
+
+class RevokeBody(_Body, frozen=True):
+    """Why."""
+
+    comment: Note = ""
+
+
 class ProbeBody(_Body, frozen=True, kw_only=True):
     """Which probes to start now."""
 
@@ -152,6 +174,12 @@ class SilenceList(msgspec.Struct, frozen=True):
     """Silences and maintenance windows, oldest first."""
 
     silences: list[Silence]
+
+
+class RepeaterList(msgspec.Struct, frozen=True):
+    """Repeaters, oldest proposal first."""
+
+    repeaters: list[Repeater]
 
 
 class ModelDocument(msgspec.Struct, frozen=True):
@@ -250,6 +278,8 @@ class Call:
     watch: Watch
     query: Any
     body: Any
+    by: str
+    """Who acts; empty where nothing is changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +336,44 @@ class ApiRoom:
                 body=ByBody,
                 changes=True,
             ),
+            Operation(
+                "GET",
+                "/repeaters",
+                "Clients whose near-duplicates do not page",
+                self._repeaters,
+                RepeaterList,
+                RepeaterQuery,
+            ),
+            Operation(
+                "POST",
+                "/repeaters",
+                "Propose one",
+                self._propose,
+                Repeater,
+                body=RepeaterBody,
+                changes=True,
+                failures=(409,),
+            ),
+            Operation(
+                "POST",
+                "/repeaters/{client}/approve",
+                "Approve what somebody else has proposed",
+                self._approve,
+                Repeater,
+                body=ByBody,
+                changes=True,
+                failures=(409,),
+            ),
+            Operation(
+                "POST",
+                "/repeaters/{client}/revoke",
+                "End an approval, or refuse a proposal, now",
+                self._revoke,
+                Repeater,
+                body=RevokeBody,
+                changes=True,
+                failures=(409,),
+            ),
             Operation("GET", "/probes", "How well Vedette sees", self._probe_document, ProbeDocument),
             Operation(
                 "POST",
@@ -343,7 +411,8 @@ class ApiRoom:
                 body = msgspec.json.decode(await request.read(), type=operation.body)
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 raise web.HTTPUnprocessableEntity(text=f"body: {error}") from None
-        call = Call(request, self.front.watch(request), query, body)
+        by = self.front.actor(request, getattr(body, "by", ""))
+        call = Call(request, self.front.watch(request), query, body, by)
         return web.Response(body=msgspec.json.encode(await operation.run(call)), content_type="application/json")
 
     # Reading ----------------------------------------------------------------------------------------------------
@@ -399,37 +468,60 @@ class ApiRoom:
     # Changing ---------------------------------------------------------------------------------------------------
 
     async def _acknowledge(self, call: Call) -> Incident:
-        return await self._change(call, lambda desk, name: desk.acknowledge(name, call.body.by))
+        return await self._change(call, lambda desk, name: desk.acknowledge(name, call.by))
 
     async def _assign(self, call: Call) -> Incident:
-        return await self._change(call, lambda desk, name: desk.assign(name, call.body.by, call.body.to))
+        return await self._change(call, lambda desk, name: desk.assign(name, call.by, call.body.to))
 
     async def _note(self, call: Call) -> Incident:
-        return await self._change(call, lambda desk, name: desk.note(name, call.body.by, call.body.text))
+        return await self._change(call, lambda desk, name: desk.note(name, call.by, call.body.text))
 
     async def _resolve(self, call: Call) -> Incident:
         body: ResolveBody = call.body
-        return await self._change(call, lambda desk, name: desk.resolve(name, body.by, body.verdict, body.note))
+        return await self._change(call, lambda desk, name: desk.resolve(name, call.by, body.verdict, body.note))
 
     async def _reopen(self, call: Call) -> Incident:
-        return await self._change(call, lambda desk, name: desk.reopen(name, call.body.by))
+        return await self._change(call, lambda desk, name: desk.reopen(name, call.by))
 
     async def _silence(self, call: Call) -> Silence:
         body: SilenceBody = call.body
 
         def make(desk: IncidentService) -> Silence:
-            return desk.silence(body.matcher, body.by, body.ends, body.comment, starts=body.starts, kind=body.kind)
+            return desk.silence(body.matcher, call.by, body.ends, body.comment, starts=body.starts, kind=body.kind)
 
         return await self._desk(call, make)
 
+    async def _repeaters(self, call: Call) -> RepeaterList:
+        kept = await self._desk(call, lambda desk: desk.repeaters.all())
+        now = time.time_ns() // 1000
+        return RepeaterList([one for one in kept if call.query.ended or one.ends > now])
+
+    async def _propose(self, call: Call) -> Repeater:
+        body: RepeaterBody = call.body
+        return await self._desk(call, lambda desk: desk.repeaters.propose(body.client, call.by, body.ends, body.reason))
+
+    async def _approve(self, call: Call) -> Repeater:
+        return await self._of_client(call, lambda desk, client: desk.repeaters.approve(client, call.by))
+
+    async def _revoke(self, call: Call) -> Repeater:
+        return await self._of_client(
+            call, lambda desk, client: desk.repeaters.revoke(client, call.by, call.body.comment)
+        )
+
+    async def _of_client(self, call: Call, act: Callable[[IncidentService, str], Repeater]) -> Repeater:
+        try:
+            return await self._desk(call, lambda desk: act(desk, call.request.match_info["client"]))
+        except ConfigError as error:
+            raise web.HTTPNotFound(text=str(error)) from None
+
     async def _probe_now(self, call: Call) -> ProbeRequest:
         body: ProbeBody = call.body
-        return await self._probes.ask(call.watch.model, body.attack, body.by, body.kind, body.threat, body.count)
+        return await self._probes.ask(call.watch.model, body.attack, call.by, body.kind, body.threat, body.count)
 
     async def _end_silence(self, call: Call) -> Silence:
         name = call.request.match_info["silence"]
         try:
-            return await self._desk(call, lambda desk: desk.end_silence(name, call.body.by))
+            return await self._desk(call, lambda desk: desk.end_silence(name, call.by))
         except ConfigError as error:
             raise web.HTTPNotFound(text=str(error)) from None
 
@@ -493,7 +585,7 @@ def document(operations: list[Operation]) -> dict[str, Any]:
 def _described(operation: Operation) -> dict[str, Any]:
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-        for name in ("incident", "silence")
+        for name in ("incident", "silence", "client")
         if f"{{{name}}}" in operation.path
     ]
     (query,), components = msgspec.json.schema_components([operation.query])

@@ -30,6 +30,7 @@ from streams.console.front import Front, form_of
 from streams.console.incident_room import IncidentRoom
 from streams.console.live import MOST_VIEWERS, Broadcast
 from streams.console.probe_room import ProbeRoom
+from streams.console.repeater_room import RepeaterRoom
 from streams.console.schemas import Schemas
 from streams.console.silence_room import SilenceRoom
 from streams.console.tokens import Tokens
@@ -84,6 +85,7 @@ class Console:
             DeadLetterRoom(self.front),
             accounting,
             SilenceRoom(self.front),
+            RepeaterRoom(self.front),
             ApiRoom(self.front, incidents, probes, accounting),
         )
         self.broadcasts = {name: Broadcast(watch, self._event) for name, watch in self.front.watches.items()}

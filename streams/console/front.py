@@ -22,7 +22,8 @@ from streams.console.pages import Pages
 from streams.console.schemas import Schemas
 from streams.console.tokens import Tokens
 from streams.errors import ConfigError, Conflict, UnknownIncident, VedetteError
-from streams.incidents.service import NAME_LENGTH, IncidentService
+from streams.incidents.people import NAME_LENGTH
+from streams.incidents.service import IncidentService
 from streams.store.client import connect
 
 log = logging.getLogger("vedette.console")
@@ -189,6 +190,11 @@ class Front:
         """Refuse a change by somebody who may only read."""
         if not self.access.may_change(request):
             raise web.HTTPForbidden(text="A viewer reads; changes need a responder's token.")
+
+    def actor(self, request: web.Request, given: str) -> str:
+        """Who acts: the holder of a named token, whatever the form says; else the name that is given."""
+        holder = self.access.holder(request)
+        return holder.name if holder is not None and holder.name else clean_name(given)
 
     def remember_name(self, request: web.Request, response: web.StreamResponse, name: str) -> None:
         """Fill in the visitor's name next time."""

@@ -19,9 +19,11 @@ from streams.console.data import Dossier, Watch
 from streams.console.front import Front, clean_name, form_of, name_of, status_of
 from streams.console.index import Order, StateFilter
 from streams.console.queries import Coordinates, Queries, coordinates, of_evidence, read
+from streams.console.repeater_room import DAYS, propose
 from streams.console.silence_room import LENGTHS, make_silence, matcher_for
 from streams.errors import BrokerError, ConfigError, Conflict, UnknownIncident
-from streams.store.messages import LevelName, SignalMessage
+from streams.incidents.service import IncidentService
+from streams.store.messages import Incident, LevelName, SignalMessage
 
 log = logging.getLogger("vedette.console")
 
@@ -106,7 +108,7 @@ class IncidentRoom:
             web.post("/incidents/bulk", self.bulk),
             web.get(one, self.incident),
             web.get(one + "/queries", self.queries),
-            web.post(one + "/{action:acknowledge|assign|note|silence|resolve|reopen}", self.act),
+            web.post(one + "/{action:acknowledge|assign|note|silence|repeater|resolve|reopen}", self.act),
         ]
 
     # The list ---------------------------------------------------------------------------------------------------
@@ -165,7 +167,7 @@ class IncidentRoom:
         form = await form_of(request)
         self.front.check_change(request, form)
         chosen = [name for name in (await request.post()).getall("incident", []) if isinstance(name, str)]
-        by, action = clean_name(form.get("by", "")), form.get("action", "")
+        by, action = self.front.actor(request, form.get("by", "")), form.get("action", "")
         if not chosen or len(chosen) > BULK_ROWS:
             text = f"Choose incidents first, at most {BULK_ROWS}."
             return await self._list_page(request, model, [(False, text)], 422)
@@ -209,7 +211,7 @@ class IncidentRoom:
         near = watch.index.near(dossier.incident, NEAR) if dossier.incident.entity in ("client", "cluster") else []
         values = self.front.pages.incident(dossier, schema, near)
         return self.front.page(
-            request, "incident.html", status, model=model, problem=problem, lengths=LENGTHS, **values
+            request, "incident.html", status, model=model, problem=problem, lengths=LENGTHS, days=DAYS, **values
         )
 
     async def dossier(self, request: web.Request, watch: Watch, name: str) -> Dossier:
@@ -262,7 +264,7 @@ class IncidentRoom:
         name, action = request.match_info["incident"], request.match_info["action"]
         form = await form_of(request)
         self.front.check_change(request, form)
-        by = clean_name(form.get("by", ""))
+        by = self.front.actor(request, form.get("by", ""))
         try:
             await asyncio.to_thread(self._apply, model, name, action, by, form)
         except (Conflict, ConfigError) as error:
@@ -282,10 +284,24 @@ class IncidentRoom:
             "assign": lambda: desk.assign(name, by, clean_name(form.get("to", ""))),
             "note": lambda: desk.note(name, by, form.get("note", "")),
             "silence": lambda: make_silence(desk, form, matcher_for(desk.show(name).incident), by),
+            "repeater": lambda: propose_client(desk, desk.show(name).incident, form, by),
         }
         if action not in actions:
             raise ConfigError(f"no such action; there are {', '.join(actions)}")
         actions[action]()
+
+
+def propose_client(desk: IncidentService, incident: Incident, form: Mapping[str, str], by: str) -> None:
+    """Propose the client of an incident as a repeater; its history says so.
+
+    Raises
+    ------
+    ConfigError, Conflict
+    """
+    if incident.entity != "client":
+        raise ConfigError("only the client of an incident about one client can be proposed as a repeater")
+    made = propose(desk.repeaters, {**form, "client": incident.entity_id}, by)
+    desk.note(incident.id, by, f"proposed as a repeater: {made.reason}")
 
 
 NOTHING = "No incident fits."

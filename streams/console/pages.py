@@ -28,6 +28,7 @@ NAVIGATION = (
     ("/", "Live"),
     ("/incidents", "Incidents"),
     ("/silences", "Silences"),
+    ("/repeaters", "Repeaters"),
     ("/probes", "Probes"),
     ("/detectors", "Detectors"),
     ("/dead-letters", "Dead letters"),

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from aiohttp import web
 
 from streams.config import ModelSettings
-from streams.console.front import Front, clean_name, form_of, status_of
+from streams.console.front import Front, form_of, status_of
 from streams.errors import ConfigError
 from streams.incidents.silences import active, describe
 from streams.store.messages import Incident, Matcher
@@ -69,7 +69,7 @@ class SilenceRoom:
         model = self.front.model(request)
         form = await form_of(request)
         self.front.check_change(request, form)
-        by = clean_name(form.get("by", ""))
+        by = self.front.actor(request, form.get("by", ""))
         try:
             await asyncio.to_thread(make_silence, self.front.desk(model), form, matcher_of(form), by)
         except ConfigError as error:
@@ -81,7 +81,7 @@ class SilenceRoom:
         model = self.front.model(request)
         form = await form_of(request)
         self.front.check_change(request, form)
-        by = clean_name(form.get("by", ""))
+        by = self.front.actor(request, form.get("by", ""))
         try:
             await asyncio.to_thread(self.front.desk(model).end_silence, request.match_info["silence"], by)
         except ConfigError as error:

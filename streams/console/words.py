@@ -187,6 +187,8 @@ def missing(incident: Incident) -> str:
         return ""
     if incident.pilot:
         return "This would have paged, but Vedette runs in pilot: nobody was called."
+    if incident.repeater:
+        return "This would have paged, but the client is approved as a repeater: nobody was called."
     if any(rule.endswith("-intent") for rule in incident.rules):
         return "The intent test spoke, but the evidence did not reach the paging threshold."
     if any(rule.endswith("-cluster") for rule in incident.rules):

@@ -23,6 +23,7 @@ from streams.errors import Fenced
 from streams.incidents.care import MICROSECONDS_PER_HOUR, Quiet, tend
 from streams.incidents.grouping import Draft
 from streams.incidents.ledger import ATTEMPTS, Ledger, Outdated, Step, as_text, fold
+from streams.incidents.repeaters import Repeaters
 from streams.incidents.silences import ENDED_MICROSECONDS
 from streams.lease import LEASE_SECONDS, Lease
 from streams.store.keys import ModelKeys, PartitionKeys
@@ -91,6 +92,7 @@ class Correlator:
         self.lease = lease
         self.keys = ModelKeys(model)
         self.ledger = Ledger(redis, self.keys)
+        self._repeaters = Repeaters(redis, self.keys)
         self.progress: dict[int, str] = {}
         """Partition -> id of the last applied signal; empty where none was."""
         self._clock = clock or (lambda: time.time_ns() // 1000)
@@ -281,6 +283,7 @@ class Correlator:
         ended = [silence.id for silence in silences if silence.ends + ENDED_MICROSECONDS < now]
         if ended:
             self.redis.hdel(self.keys.silences, *ended)
+        self._repeaters.forget_ended(now)
         answer: Any = self.redis.hscan(self.keys.open_incidents, self._tended, count=TEND_STEP)
         self._tended, found = int(answer[0]), answer[1]
         heard = min(now, self._heard())

@@ -471,6 +471,7 @@ class Fold:
             bundle=signal.bundle,
             queries=queries_of(signal),
             pilot=signal.pilot,
+            repeater=signal.repeater,
         )
         incident = msgspec.structs.replace(incident, title=title(incident), severity=severity(incident))
         if group in self._drafts:  # resolved, changed by late signals, and too old to re-open
@@ -513,6 +514,7 @@ class Fold:
             bundle=signal.bundle,
             queries=max(old.queries, queries_of(signal)),
             pilot=old.pilot or signal.pilot,
+            repeater=old.repeater or signal.repeater,
             assignee=None if reopened else old.assignee,
             resolved_at=None if reopened else old.resolved_at,
             verdict=None if reopened else old.verdict,

@@ -19,6 +19,8 @@ from redis import Redis
 from streams.errors import ConfigError, Conflict
 from streams.incidents.grouping import Draft
 from streams.incidents.ledger import Ledger, as_text
+from streams.incidents.people import person
+from streams.incidents.repeaters import Repeaters
 from streams.incidents.silences import COMMENT_LENGTH, PATTERN_LENGTH, check, describe
 from streams.store.keys import ModelKeys
 from streams.store.messages import (
@@ -33,8 +35,8 @@ from streams.store.messages import (
 
 StateFilter = Literal["open", "new", "in_progress", "suppressed", "resolved"]
 
-#: Longest name and note that are stored.
-NAME_LENGTH, NOTE_LENGTH = 80, 500
+#: Longest note that is stored.
+NOTE_LENGTH = 500
 #: Incidents looked at per round trip while a list is filtered.
 PAGE = 200
 
@@ -68,6 +70,8 @@ class IncidentService:
         self._redis = redis
         self._keys = ModelKeys(model)
         self._ledger = Ledger(redis, self._keys)
+        self.repeaters = Repeaters(redis, self._keys)
+        """Clients whose near-duplicates do not page."""
 
     def list(self, state: StateFilter | None = None, level: LevelName | None = None, limit: int = 50) -> list[Incident]:
         """Incidents, last seen first; `state` "open" means all but resolved."""
@@ -102,7 +106,7 @@ class IncidentService:
         UnknownIncident, Conflict
             Conflict when somebody else has it, or when it is resolved.
         """
-        by, at = _name(by), _now(now)
+        by, at = person(by), _now(now)
 
         def alter(draft: Draft) -> None:
             old = draft.incident
@@ -126,7 +130,7 @@ class IncidentService:
         UnknownIncident, Conflict
             Conflict when it is resolved.
         """
-        by, to, at = _name(by), _name(to), _now(now)
+        by, to, at = person(by), person(to), _now(now)
 
         def alter(draft: Draft) -> None:
             old = draft.incident
@@ -149,7 +153,7 @@ class IncidentService:
         ------
         UnknownIncident, ConfigError
         """
-        by, at = _name(by), _now(now)
+        by, at = person(by), _now(now)
         text = text.strip()[:NOTE_LENGTH]
         if not text:
             raise ConfigError("a note must say something")
@@ -184,7 +188,7 @@ class IncidentService:
         ConfigError
             When it makes no sense: no end after its start, longer than 90 days, a silence of everything.
         """
-        by, at = _name(by), _now(now)
+        by, at = person(by), _now(now)
         for pattern in (matcher.technique, matcher.rule, matcher.client):
             if len(pattern) > PATTERN_LENGTH:
                 raise ConfigError(f"a pattern has at most {PATTERN_LENGTH} characters")
@@ -211,7 +215,7 @@ class IncidentService:
         ConfigError
             When there is none of that id.
         """
-        by, at = _name(by), _now(now)
+        by, at = person(by), _now(now)
         found = next((silence for silence in self.silences() if silence.id == name), None)
         if found is None:
             raise ConfigError(f"no silence {name!r}; it may have ended long ago")
@@ -246,7 +250,7 @@ class IncidentService:
         UnknownIncident, Conflict, ConfigError
             Conflict when it is resolved with another verdict or by somebody else; ConfigError for another verdict.
         """
-        by, at, said = _name(by), _now(now), _verdict(verdict)
+        by, at, said = person(by), _now(now), _verdict(verdict)
         note = note.strip()[:NOTE_LENGTH]
 
         def alter(draft: Draft) -> None:
@@ -269,7 +273,7 @@ class IncidentService:
         UnknownIncident, Conflict
             Conflict when a newer incident of the same entity is open.
         """
-        by, at = _name(by), _now(now)
+        by, at = person(by), _now(now)
 
         def alter(draft: Draft) -> None:
             old = draft.incident
@@ -299,13 +303,6 @@ def _verdict(text: str) -> Verdict:
         if text == allowed:
             return cast("Verdict", allowed)
     raise ConfigError(f"no such verdict: {text!r}; there are {', '.join(get_args(Verdict))}")
-
-
-def _name(by: str) -> str:
-    name = " ".join(by.split())[:NAME_LENGTH]
-    if not name:
-        raise ConfigError("who acts must be named")
-    return name
 
 
 def _last(incident: Incident) -> str:

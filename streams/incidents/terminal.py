@@ -132,7 +132,7 @@ def silence_command(
     if as_json:
         _print_json(made)
     else:
-        console.print(_line(f"{made.id}  {made.kind} of {describe(made.matcher)} until {_moment(made.ends)} UTC"))
+        console.print(line(f"{made.id}  {made.kind} of {describe(made.matcher)} until {moment(made.ends)} UTC"))
     return 0
 
 
@@ -152,8 +152,8 @@ def silences_command(
     for silence in sorted(found, key=lambda one: (one.starts > at, one.ends <= at, one.ends)):
         state = "ended" if silence.ends <= at else "in force" if silence.starts <= at else "to come"
         what = f"{silence.kind} of {describe(silence.matcher)}"
-        cells = (silence.id, state, what, _moment(silence.starts), _moment(silence.ends), silence.by, silence.comment)
-        table.add_row(*(_line(cell) for cell in cells), style="dim" if state == "ended" else "")
+        cells = (silence.id, state, what, moment(silence.starts), moment(silence.ends), silence.by, silence.comment)
+        table.add_row(*(line(cell) for cell in cells), style="dim" if state == "ended" else "")
     console.print(table)
     return 0
 
@@ -176,7 +176,7 @@ def watch_command(
             answer: Any = redis.xread({keys.log: position}, count=WATCH_BATCH, block=WATCH_MILLISECONDS)
         except RedisError as error:
             if not away:
-                console.print(_line(f"Redis is away, waiting: {error}", "dim"))
+                console.print(line(f"Redis is away, waiting: {error}", "dim"))
             away = True
             stop.wait(1.0)
             continue
@@ -194,8 +194,8 @@ def watch_command(
                 click.echo(msgspec.json.encode(change))
             else:
                 style = COLOURS.get(change.level, "") if change.state != "resolved" else "dim"
-                text = f"{_moment(change.at)}  {change.incident or change.id}  {change.level}  {change.what}"
-                console.print(_line(f"{text} ({change.by})", style))
+                text = f"{moment(change.at)}  {change.incident or change.id}  {change.level}  {change.what}"
+                console.print(line(f"{text} ({change.by})", style))
     return 0
 
 
@@ -220,15 +220,16 @@ def incidents() -> None:
     """Incidents: list, show, watch, acknowledge, assign, note, silence, resolve, re-open, export."""
 
 
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-_BY = click.option("--by", default=getpass.getuser, show_default="your user name", help="Who acts.")
+#: Options that commands share.
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+BY = click.option("--by", default=getpass.getuser, show_default="your user name", help="Who acts.")
 
 
 @incidents.command("list")
 @click.option("--state", type=click.Choice(["open", "new", "in_progress", "suppressed", "resolved"]))
 @click.option("--level", type=click.Choice(["ticket", "page"]))
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000))
-@_JSON
+@JSON
 @click.pass_obj
 def _list(session: Session, state: StateFilter | None, level: LevelName | None, limit: int, as_json: bool) -> int:
     """Incidents, last seen first."""
@@ -237,7 +238,7 @@ def _list(session: Session, state: StateFilter | None, level: LevelName | None, 
 
 @incidents.command("show")
 @click.argument("incident")
-@_JSON
+@JSON
 @click.pass_obj
 def _show(session: Session, incident: str, as_json: bool) -> int:
     """One incident with its evidence."""
@@ -263,7 +264,7 @@ def _watch(session: Session, every_signal: bool, as_json: bool) -> int:
 @click.option("--verdict", default="true", show_default=True, type=click.Choice(["true", "false", "benign"]))
 @click.option("--out", required=True, metavar="FILE", help="Parquet file to write.")
 @click.option("--bundle", metavar="FILE", help="Bundle whose schema names the features; default: the model's.")
-@_JSON
+@JSON
 @click.pass_obj
 def _export(session: Session, verdict: Verdict, out: str, bundle: str | None, as_json: bool) -> int:
     """Queries of incidents that were judged, for adversarial training."""
@@ -274,20 +275,20 @@ def _export(session: Session, verdict: Verdict, out: str, bundle: str | None, as
     if as_json:
         _print_json({**asdict(told), "out": out})
         return 0
-    Console().print(_line(f"{out}: {told.queries:,} queries of {told.incidents:,} incidents resolved as {verdict}"))
+    Console().print(line(f"{out}: {told.queries:,} queries of {told.incidents:,} incidents resolved as {verdict}"))
     if told.from_evidence:
-        Console().print(_line(f"{told.from_evidence:,} of them from the evidence: their records are no longer kept"))
+        Console().print(line(f"{told.from_evidence:,} of them from the evidence: their records are no longer kept"))
     if told.lost:
-        Console().print(_line(f"{told.lost:,} queries are lost with their records", "yellow"))
+        Console().print(line(f"{told.lost:,} queries are lost with their records", "yellow"))
     for problem in told.problems[:SHOWN_PROBLEMS]:
-        Console().print(_line(problem, "dim"))
+        Console().print(line(problem, "dim"))
     return 0
 
 
 @incidents.command("ack")
 @click.argument("incident")
-@_BY
-@_JSON
+@BY
+@JSON
 @click.pass_obj
 def _acknowledge(session: Session, incident: str, by: str, as_json: bool) -> int:
     """Take an incident: it is in progress and yours."""
@@ -298,8 +299,8 @@ def _acknowledge(session: Session, incident: str, by: str, as_json: bool) -> int
 @click.argument("incident")
 @click.option("--verdict", required=True, type=click.Choice(["true", "false", "benign"]))
 @click.option("--note", default="", help="Why; stands in the incident's history.")
-@_BY
-@_JSON
+@BY
+@JSON
 @click.pass_obj
 def _resolve(session: Session, incident: str, verdict: str, note: str, by: str, as_json: bool) -> int:
     """Close an incident: a true attack, a false alarm, or real but benign."""
@@ -308,8 +309,8 @@ def _resolve(session: Session, incident: str, verdict: str, note: str, by: str, 
 
 @incidents.command("reopen")
 @click.argument("incident")
-@_BY
-@_JSON
+@BY
+@JSON
 @click.pass_obj
 def _reopen(session: Session, incident: str, by: str, as_json: bool) -> int:
     """Take a resolved incident up again."""
@@ -319,8 +320,8 @@ def _reopen(session: Session, incident: str, by: str, as_json: bool) -> int:
 @incidents.command("assign")
 @click.argument("incident")
 @click.argument("name")
-@_BY
-@_JSON
+@BY
+@JSON
 @click.pass_obj
 def _assign(session: Session, incident: str, name: str, by: str, as_json: bool) -> int:
     """Give an incident to somebody."""
@@ -330,8 +331,8 @@ def _assign(session: Session, incident: str, name: str, by: str, as_json: bool) 
 @incidents.command("note")
 @click.argument("incident")
 @click.argument("text")
-@_BY
-@_JSON
+@BY
+@JSON
 @click.pass_obj
 def _note(session: Session, incident: str, text: str, by: str, as_json: bool) -> int:
     """Write into an incident's history."""
@@ -348,8 +349,8 @@ def _note(session: Session, incident: str, text: str, by: str, as_json: bool) ->
 @click.option("--from", "start", type=click.DateTime(), help="When it starts, UTC; default: now.")
 @click.option("--maintenance", is_flag=True, help="A maintenance window: may be about everything.")
 @click.option("--comment", default="", help="Why.")
-@_BY
-@_JSON
+@BY
+@JSON
 @click.pass_obj
 def _silence(
     session: Session,
@@ -373,7 +374,7 @@ def _silence(
 
 @incidents.command("silences")
 @click.option("--ended", is_flag=True, help="Those that ended within a week too.")
-@_JSON
+@JSON
 @click.pass_obj
 def _silences(session: Session, ended: bool, as_json: bool) -> int:
     """Silences and maintenance windows."""
@@ -382,8 +383,8 @@ def _silences(session: Session, ended: bool, as_json: bool) -> int:
 
 @incidents.command("unsilence")
 @click.argument("silence")
-@_BY
-@_JSON
+@BY
+@JSON
 @click.pass_obj
 def _unsilence(session: Session, silence: str, by: str, as_json: bool) -> int:
     """End a silence now."""
@@ -391,7 +392,7 @@ def _unsilence(session: Session, silence: str, by: str, as_json: bool) -> int:
     if as_json:
         _print_json(ended)
     else:
-        Console().print(_line(f"{ended.id}  {ended.kind} of {describe(ended.matcher)} has ended"))
+        Console().print(line(f"{ended.id}  {ended.kind} of {describe(ended.matcher)} has ended"))
     return 0
 
 
@@ -406,7 +407,7 @@ def _changed(incident: Incident, console: Console, as_json: bool) -> int:
         _print_json(incident)
     else:
         who = f" by {incident.assignee}" if incident.assignee else ""
-        console.print(_line(f"{incident.id}  {_state(incident)}{who}  {incident.title}"))
+        console.print(line(f"{incident.id}  {_state(incident)}{who}  {incident.title}"))
     return 0
 
 
@@ -420,8 +421,8 @@ def _table(found: Sequence[Incident]) -> Table:
         table.add_column(name, no_wrap=name != "incident", justify="right" if name == "signals" else "left")
     for one in found:
         colour = "dim" if one.state == "resolved" else COLOURS[one.level]
-        cells = (one.id, one.level, _state(one), _moment(one.last_seen), f"{one.signals:,}", one.title)
-        table.add_row(*(_line(cell) for cell in cells), style=colour)
+        cells = (one.id, one.level, _state(one), moment(one.last_seen), f"{one.signals:,}", one.title)
+        table.add_row(*(line(cell) for cell in cells), style=colour)
     return table
 
 
@@ -439,7 +440,7 @@ def _page(view: IncidentView, runbook: Runbook) -> RenderableType:
         ),
         ("technique", f"{one.technique} {TECHNIQUES.get(one.technique, '')} (MITRE ATLAS {one.atlas_version})"),
         ("entity", f"{one.entity} {one.entity_id}"),
-        ("seen", f"{_moment(one.first_seen)} to {_moment(one.last_seen)} UTC"),
+        ("seen", f"{moment(one.first_seen)} to {moment(one.last_seen)} UTC"),
         ("signals", f"{one.signals:,}: " + ", ".join(f"{rule} {count:,}" for rule, count in one.rules.items())),
         ("strongest", f"{one.max_ratio:.2f} times its threshold"),
         ("clients", _bounded(one.clients, SHOWN_CLIENTS)),
@@ -448,19 +449,19 @@ def _page(view: IncidentView, runbook: Runbook) -> RenderableType:
         ("what to do", " ".join(runbook.text(one.technique, one.entity).split())),
     ]
     for name, value in rows:
-        facts.add_row(name, _line(value))
-    parts: list[RenderableType] = [_line(one.title, style=COLOURS[one.level]), facts]
+        facts.add_row(name, line(value))
+    parts: list[RenderableType] = [line(one.title, style=COLOURS[one.level]), facts]
     if one.history:
         history = Table("when (UTC)", "who", "what", title="History", title_justify="left", box=None, pad_edge=False)
         for change in one.history[-SHOWN_CHANGES:]:
-            history.add_row(_moment(change.at), _line(change.by), _line(change.what))
-        parts += [_line(), history]
+            history.add_row(moment(change.at), line(change.by), line(change.what))
+        parts += [line(), history]
     for signal in view.evidence[:SHOWN_SIGNALS]:
-        parts += [_line(), _evidence(signal)]
+        parts += [line(), _evidence(signal)]
     if len(view.evidence) > SHOWN_SIGNALS:
         parts += [
-            _line(),
-            _line(f"{len(view.evidence) - SHOWN_SIGNALS} more signals in --json and on the console", "dim"),
+            line(),
+            line(f"{len(view.evidence) - SHOWN_SIGNALS} more signals in --json and on the console", "dim"),
         ]
     return Group(*parts)
 
@@ -468,15 +469,15 @@ def _page(view: IncidentView, runbook: Runbook) -> RenderableType:
 def _evidence(signal: SignalMessage) -> RenderableType:
     where = f"{signal.topic}/{signal.partition}/{signal.offset} row {signal.row}"
     lines = [
-        _line(f"{signal.rule} at {where}, {_moment(signal.time)} UTC", style="bold"),
-        _line(f"  statistic {signal.statistic:.3g} against {signal.threshold:.3g}; answered class {signal.label}"),
-        _line(
+        line(f"{signal.rule} at {where}, {moment(signal.time)} UTC", style="bold"),
+        line(f"  statistic {signal.statistic:.3g} against {signal.threshold:.3g}; answered class {signal.label}"),
+        line(
             f"  {len(signal.members)} queries in evidence, offsets {_bounded([str(m[0]) for m in signal.members], 8)}"
         ),
     ]
     for reason in signal.reasons:
         p = f"p {'<' if reason.extrapolated else '='} {reason.p:.2g}"
-        lines.append(_line(f"  {reason.detector}: {reason.text} ({p})"))
+        lines.append(line(f"  {reason.detector}: {reason.text} ({p})"))
     if signal.nearest and len(signal.nearest) == len(signal.input):
         changed = sorted(range(len(signal.input)), key=lambda i: -abs(signal.input[i] - signal.nearest[i]))
         parts = [
@@ -484,11 +485,11 @@ def _evidence(signal: SignalMessage) -> RenderableType:
             for i in changed[:SHOWN_FEATURES]
             if signal.input[i] != signal.nearest[i]
         ]
-        lines.append(_line(f"  against the nearest reference: {'; '.join(parts) or 'no difference'}"))
+        lines.append(line(f"  against the nearest reference: {'; '.join(parts) or 'no difference'}"))
     return Group(*lines)
 
 
-def _line(text: str = "", style: str = "") -> Text:
+def line(text: str = "", style: str = "") -> Text:
     """Text that is shown as it is: no markup, and nothing that a terminal would obey."""
     return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text), style)
 
@@ -503,5 +504,6 @@ def _bounded(values: Sequence[str], most: int) -> str:
     return (", ".join(values[:most]) or "none") + rest
 
 
-def _moment(microseconds: int) -> str:
+def moment(microseconds: int) -> str:
+    """A time for people, in UTC."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(microseconds / 1e6))

@@ -58,7 +58,9 @@ def title(incident: Incident) -> str:
     if incident.entity == "cluster":
         who = f"spread over {group_name(len(incident.clients))}"
     line = f"{what} {who}: {_finding(incident)}"
-    return f"{line} (pilot: would have paged)" if incident.pilot and incident.level == "ticket" else line
+    if incident.level == "ticket" and incident.pilot:
+        return f"{line} (pilot: would have paged)"
+    return f"{line} (approved repeater)" if incident.level == "ticket" and incident.repeater else line
 
 
 def _finding(incident: Incident) -> str:

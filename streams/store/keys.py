@@ -154,6 +154,11 @@ class ModelKeys:
         return f"{self.tag}:silences"
 
     @property
+    def repeaters(self) -> str:
+        """Hash: client -> Repeater JSON; workers look every second. Ended ones are kept for a week."""
+        return f"{self.tag}:repeaters"
+
+    @property
     def progress(self) -> str:
         """Hash: ``topic:partition`` -> id of the last signal that the correlator applied."""
         return f"{self.tag}:correlator-progress"

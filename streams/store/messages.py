@@ -74,6 +74,8 @@ class SignalMessage(msgspec.Struct, frozen=True):
     bundle: str
     pilot: bool = False
     stale: bool = False
+    repeater: bool = False
+    """It would have paged, were its client not approved as a repeater."""
     version: int = 1
 
 
@@ -125,6 +127,8 @@ class Incident(msgspec.Struct, frozen=True):
     """Id of the silence that suppresses it; empty for none."""
     merged_into: str = ""
     """Id of the campaign's incident that took it in; empty for none."""
+    repeater: bool = False
+    """Some signal would have paged, were its client not approved as a repeater."""
 
 
 class IncidentChange(msgspec.Struct, frozen=True):
@@ -148,8 +152,11 @@ class IncidentChange(msgspec.Struct, frozen=True):
         "reopened",
         "silence-made",
         "silence-ended",
+        "repeater-proposed",
+        "repeater-approved",
+        "repeater-revoked",
     ]
-    """The last two are about a silence: `incident` is empty, and `id` is the silence's."""
+    """Those of silences and repeaters: `incident` is empty, and `id` is the silence's or the client's."""
     by: str
     """`vedette`, `prober`, or who acted."""
     what: str
@@ -213,6 +220,31 @@ class Silence(msgspec.Struct, frozen=True):
     comment: str
     created: int
     kind: Literal["silence", "maintenance"] = "silence"
+    version: int = 1
+
+
+class Repeater(msgspec.Struct, frozen=True):
+    """A client of one model who repeats himself for good reasons: proposed by one person, approved by another.
+
+    From the approval up to the end his near-duplicate queries open tickets and do not page.
+    """
+
+    client: str
+    """The client's hash, 16 hex digits."""
+    model: str
+    reason: str
+    proposed_by: str
+    proposed: int
+    """Microseconds since the epoch, as all times here."""
+    ends: int
+    """It holds up to, not including, this broker time; earlier where it was revoked."""
+    approved_by: str = ""
+    """Empty: nobody has approved it yet, and it changes nothing."""
+    approved: int = 0
+    revoked_by: str = ""
+    revoked: int = 0
+    comment: str = ""
+    """Of who revoked it."""
     version: int = 1
 
 

@@ -20,6 +20,7 @@ MESSAGES: tuple[type[msgspec.Struct], ...] = (
     messages.IncidentChange,
     messages.Alert,
     messages.Silence,
+    messages.Repeater,
     messages.Notice,
     messages.ProbeVerdict,
     messages.ProbeRequest,

@@ -27,6 +27,7 @@ from streams.config import Settings, secret
 from streams.errors import ConfigError, StoreError, VedetteError
 from streams.events import decoder, warm_up
 from streams.lease import process_name
+from streams.store.approvals import Approvals
 from streams.store.client import connect, connect_async
 from streams.store.keys import ModelKeys
 from streams.store.partition import Scripts
@@ -136,7 +137,7 @@ class Worker:
         client_key, probe_key = secret(settings, "client"), secret(settings, "probe")
         decoder(model.format)  # a format that there is not stops the start before the broker is asked
         topic_id(settings.kafka, model.topic)
-        pilot, bundle = self._pointers()
+        pilot, bundle, approvals = self._pointers()
         scorer = load_bundle(Path(bundle or model.bundle), self._load)
         options = ScoringOptions.of(settings, model, scorer.schema, client_key, probe_key)
         warm_up(model.format)
@@ -146,7 +147,7 @@ class Worker:
         gc.set_threshold(*GC_THRESHOLDS)
         log.info("model %s, bundle %s, %s mode", model.name, scorer.digest[:12], "pilot" if pilot else "paging")
         with tempfile.TemporaryDirectory(prefix="vedette-worker-") as directory:
-            failure = asyncio.run(self._serve(options, Control(scorer, pilot), Path(directory)))
+            failure = asyncio.run(self._serve(options, Control(scorer, pilot, approvals), Path(directory)))
         if self._hard_end is not None:
             self._hard_end.cancel()
         if failure is None:
@@ -155,11 +156,12 @@ class Worker:
             raise failure
         raise RuntimeError(f"the worker ended with {type(failure).__name__}: {failure}") from failure
 
-    def _pointers(self) -> tuple[bool, str]:
-        """Pilot or paging, and the path of the bundle in force, where Redis names one."""
+    def _pointers(self) -> tuple[bool, str, Approvals]:
+        """Pilot or paging, the path of the bundle in force, where Redis names one, and approved repeaters."""
         redis = connect(self.settings.redis)
         try:
             mode_name, path = redis.get(self.keys.mode), redis.hget(self.keys.bundle, "path")
+            repeaters: Any = redis.hgetall(self.keys.repeaters)
         except RedisError as error:
             raise StoreError(f"Redis refuses to be read: {error}") from None
         finally:
@@ -167,7 +169,7 @@ class Worker:
         pilot = pilot_mode(mode_name)
         if pilot is None:
             raise ConfigError(f"{self.keys.mode} in Redis holds {mode_name!r}; allowed: pilot, paging")
-        return pilot, path.decode() if isinstance(path, bytes) else ""
+        return pilot, path.decode() if isinstance(path, bytes) else "", Approvals.decoded(repeaters)
 
     async def _serve(self, options: ScoringOptions, control: Control, directory: Path) -> BaseException | None:
         settings, model = self.settings, self.model

@@ -25,6 +25,7 @@ from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 from detectors.contract import Scorer
 from streams.errors import Fenced, StoreError, TopicRecreated, WatermarkMissing
 from streams.events.batch import Record
+from streams.store.approvals import NOBODY, Approvals
 from streams.store.partition import Claim, PartitionStore, Plan
 from streams.store.snapshots import Manifest, Snapshots, UnusableSnapshot
 from streams.worker.deadletters import DeadLetters
@@ -70,10 +71,11 @@ class Broker(Protocol):
 
 @dataclass(slots=True)
 class Control:
-    """What every worker must see: the bundle in force and whether pages page."""
+    """What every worker must see: the bundle in force, whether pages page, and whose near-duplicates do not."""
 
     scorer: Scorer
     pilot: bool = False
+    approvals: Approvals = NOBODY
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,7 +376,8 @@ class Partition:
                 await loop.run_in_executor(self.crew.scoring, scoring.follow, records)
                 outcome = None
             else:
-                step = partial(scoring.step, records, base, pilot=self.crew.control.pilot)
+                control = self.crew.control
+                step = partial(scoring.step, records, base, pilot=control.pilot, approvals=control.approvals)
                 outcome = await loop.run_in_executor(self.crew.scoring, step)
             self.position = records[-1].offset + 1
             self.moved_at = time.monotonic()

@@ -20,6 +20,7 @@ from detectors.schema import FeatureSchema
 from streams.config import ModelSettings, Settings
 from streams.events import decoder, options_for
 from streams.events.batch import Codec, DeadLetter, DecodeOptions, InferenceBatch, Record
+from streams.store.approvals import NOBODY, Approvals
 from streams.store.keys import RULES
 from streams.store.messages import LevelName, ProbeVerdict, ReasonMessage, SignalMessage
 from streams.store.partition import Plan
@@ -143,7 +144,7 @@ class PartitionScoring:
         """Advance the state over records whose effects are recorded already."""
         self._advance(records, StageSeconds())
 
-    def step(self, records: Sequence[Record], base: int, *, pilot: bool) -> Outcome:
+    def step(self, records: Sequence[Record], base: int, *, pilot: bool, approvals: Approvals = NOBODY) -> Outcome:
         """Score records and tell what is to be recorded of them.
 
         Parameters
@@ -154,6 +155,8 @@ class PartitionScoring:
             Offset up to which the log was scored before.
         pilot : bool
             Pages are recorded as tickets that would have been pages.
+        approvals : Approvals
+            Repeaters whose near-duplicates are recorded as tickets. The state does not depend on them, nor on `pilot`.
         """
         seconds = StageSeconds()
         work = self._advance(records, seconds)
@@ -168,7 +171,7 @@ class PartitionScoring:
         }
         for verdicts in work.verdicts:
             self.histograms.add(verdicts)
-        signals = self._signals(work, pilot)
+        signals = self._signals(work, pilot, approvals)
         counters = self._count(records, work, signals)
         plan.minutes, plan.hours, plan.totals = counters.minutes, counters.hours(), counters.totals()
         if work.verdicts:
@@ -286,17 +289,18 @@ class PartitionScoring:
         seconds.score += time.thread_time() - decided
         return work
 
-    def _signals(self, work: _Work, pilot: bool) -> list[SignalMessage]:
+    def _signals(self, work: _Work, pilot: bool, approvals: Approvals) -> list[SignalMessage]:
         loudest: dict[tuple[int, int, int], SignalMessage] = {}
         for part, verdicts in zip(work.parts, work.verdicts, strict=True):
             for signal in sorted(verdicts.signals, key=lambda one: one.level):
-                message = self._signal(part, signal, pilot)
+                message = self._signal(part, signal, pilot, approvals)
                 loudest[message.offset, message.row, RULES.index(message.rule)] = message
         return [loudest[place] for place in sorted(loudest)]
 
-    def _signal(self, part: Batch, signal: Signal, pilot: bool) -> SignalMessage:
+    def _signal(self, part: Batch, signal: Signal, pilot: bool, approvals: Approvals) -> SignalMessage:
         offset, row = int(part.offsets[signal.row]), int(part.rows[signal.row])
-        pages = signal.level == Level.PAGE
+        excused = approvals.excuse(signal, int(part.times[signal.row]))
+        pages = signal.level == Level.PAGE and not excused
         level: LevelName = "page" if pages and not pilot else "ticket"
         partition = self.partition
         # The anonymous stay in the list: a cluster of theirs in which one client stands is not that client's.
@@ -330,6 +334,7 @@ class PartitionScoring:
             measures={name: _finite(value) for name, value in signal.measures.items()},
             bundle=self.scorer.digest,
             pilot=pages and pilot,
+            repeater=excused,
         )
 
     def _count(self, records: Sequence[Record], work: _Work, signals: Sequence[SignalMessage]) -> Counters:
@@ -359,6 +364,8 @@ class PartitionScoring:
             counters.add_one("pages" if signal.level == "page" else "tickets", signal.time)
             if signal.pilot:
                 counters.add_one("pilot_pages", signal.time)
+            if signal.repeater:
+                counters.add_one("repeater_pages", signal.time)
         return counters
 
     def _verdicts(self, work: _Work) -> list[tuple[str, ProbeVerdict]]:

@@ -1,4 +1,4 @@
-"""What a worker says of itself every second, and what it is told: pilot or paging, and the bundle in force."""
+"""What a worker says of itself every second, and what it is told: pilot or paging, the bundle in force, repeaters."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from detectors.contract import Scorer
 from streams.errors import BundleMismatch
+from streams.store.approvals import Approvals
 from streams.store.keys import ModelKeys
 from streams.store.messages import WorkerStatus
 from streams.worker.metrics import Metrics, Standing, resident_bytes
@@ -90,6 +91,8 @@ class Status(mode.Service):
         self._loading: asyncio.Task[None] | None = None
         self._retry_at = 0.0
         self._strange_mode: bytes | None = None
+        self._repeaters: dict[bytes, bytes] | None = None
+        """As last read; None before the first read."""
 
     def standing(self) -> Standing:
         """How the worker stands."""
@@ -159,9 +162,10 @@ class Status(mode.Service):
         pipe.hset(self._keys.workers, self.worker, msgspec.json.encode(self.message()))
         pipe.get(self._keys.mode)
         pipe.hgetall(self._keys.bundle)
+        pipe.hgetall(self._keys.repeaters)
         try:
             with self._peer.call():
-                _, mode_name, bundle = await pipe.execute()
+                _, mode_name, bundle, repeaters = await pipe.execute()
         except (RedisError, OSError) as error:
             self._peer.failed(error)
             return
@@ -177,6 +181,11 @@ class Status(mode.Service):
         if pilot != self._control.pilot:
             log.info("now in %s mode", "pilot" if pilot else "paging")
             self._control.pilot = pilot
+        if repeaters != self._repeaters:
+            approvals = Approvals.decoded(repeaters)
+            if approvals != self._control.approvals:
+                log.info("approved as repeaters: %d clients", len(approvals.spans))
+            self._repeaters, self._control.approvals = repeaters, approvals
         digest, path = bundle.get(b"digest", b"").decode(), bundle.get(b"path", b"").decode()
         busy = self._loading is not None and not self._loading.done()
         if path and digest not in ("", self._control.scorer.digest) and not busy and time.monotonic() > self._retry_at:

@@ -26,7 +26,18 @@ pytestmark = pytest.mark.browser
 Visit = Callable[..., Page]
 
 ACCESSIBILITY = (Path(__file__).parents[1] / "streams" / "console" / "accessibility.js").read_text(encoding="utf-8")
-PAGES = ("live", "incidents", "incident", "silences", "probes", "detectors", "accounting", "dead-letters", "login")
+PAGES = (
+    "live",
+    "incidents",
+    "incident",
+    "silences",
+    "repeaters",
+    "probes",
+    "detectors",
+    "accounting",
+    "dead-letters",
+    "login",
+)
 TOKEN = "a token of more than sixteen characters"
 
 
@@ -57,6 +68,7 @@ def test_every_page_fits_the_screen_and_can_be_read_by_all(
     scene.attack("77aa000000000001", page=False, bundle="b" * 300)
     scene.history()
     scene.silence()
+    scene.repeaters()
     name = scene.attack()
     served, guarded = serve(kafka=kafka, topic=events), serve(token=TOKEN)
     page = visit(served.url, color_scheme=scheme, viewport={"width": width, "height": 844})

@@ -29,6 +29,7 @@ COMMANDS = [
     "probe",
     "prober",
     "redteam",
+    "repeaters",
     "replay",
     "score",
     "token",

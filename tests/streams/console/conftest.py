@@ -268,6 +268,13 @@ class Scene:
         assert self._correlator is not None
         self._correlator.tend()
 
+    def repeaters(self) -> None:
+        """One proposed and one approved."""
+        desk, day = IncidentService(self.redis, self.model).repeaters, 24 * 3600 * SECOND
+        desk.propose("3fa1b2c4d5e6f708", "ada", self.now + 30 * day, "vibration sensor of line 4", now=self.now)
+        desk.propose("77aa000000000001", "ada", self.now + 7 * day, "retries of the night job", now=self.now)
+        desk.approve("3fa1b2c4d5e6f708", "bob", now=self.now)
+
     def silence(self, client: str = "ee*") -> Silence:
         desk = IncidentService(self.redis, self.model)
         return desk.silence(Matcher(client=client), "ada", time.time_ns() // 1000 + 3600 * SECOND, "a known test")

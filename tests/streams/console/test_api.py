@@ -54,7 +54,7 @@ def test_document_is_openapi_and_names_every_schema_it_uses(serve: Fixture, redi
     document = Api(serve()).document
     assert document["openapi"] == "3.1.0"
     names = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
-    assert len(names) == len(set(names)) == 15
+    assert len(names) == len(set(names)) == 19
     text = json.dumps(document)
     for reference in {part.split('"')[0] for part in text.split('"$ref": "')[1:]}:
         assert reference.startswith("#/components/schemas/")
@@ -156,6 +156,28 @@ def test_silences_are_made_listed_and_ended(scene: Fixture, serve: Fixture, wait
     )
     unknown = api.call("POST", "/silences/00000000/end", "/silences/{silence}/end", json={"by": "bob"})
     assert unknown.status_code == 404
+
+
+def test_repeaters_are_proposed_approved_and_revoked(serve: Fixture, redis: Redis) -> None:
+    api = Api(serve())
+    ends = time.time_ns() // 1000 + HOUR
+    client = "3fa1" * 4
+    body = {"client": client, "reason": "a sensor", "ends": ends, "by": "ada"}
+    assert api.call("POST", "/repeaters", json=body).json()["approved_by"] == ""
+    assert api.call("POST", "/repeaters", json=body).status_code == 409
+
+    def act(what: str, by: str, where: str = client) -> requests.Response:
+        return api.call("POST", f"/repeaters/{where}/{what}", f"/repeaters/{{client}}/{what}", json={"by": by})
+
+    assert act("approve", "ada").status_code == 409
+    assert act("approve", "bob").json()["approved_by"] == "bob"
+    assert [one["client"] for one in api.call("GET", "/repeaters").json()["repeaters"]] == [client]
+    assert act("revoke", "ada").json()["revoked_by"] == "ada"
+    assert api.call("GET", "/repeaters").json()["repeaters"] == []
+    assert len(api.call("GET", "/repeaters?ended=true").json()["repeaters"]) == 1
+    assert act("approve", "bob", "f" * 16).status_code == 404
+    assert act("revoke", "bob", "nobody").status_code == 404
+    assert api.call("POST", "/repeaters", json={**body, "ends": 1}).status_code == 422
 
 
 def test_probes_are_asked_for_and_refused(scene: Fixture, serve: Fixture, redis: Redis) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import html
 import re
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,6 +21,7 @@ from detectors.contract import Reference, Verdicts
 from detectors.ensemble import fit
 from detectors.schema import Feature, FeatureSchema
 from streams.config import KafkaSettings
+from streams.console import tokens
 from streams.console.dead_letter_room import read
 from streams.console.detector_room import look_at, merged
 from streams.console.probe_room import SPEAKS_AT, courses, matrix
@@ -388,6 +391,53 @@ def test_silences_are_made_and_refused_by_form(scene: Fixture, serve: Fixture, r
     assert unknown.status_code == 422
 
 
+def test_repeaters_are_proposed_from_an_incident_and_approved_by_somebody_else(
+    scene: Fixture, serve: Fixture, redis: Redis
+) -> None:
+    name = scene.attack("11aa000000000001")
+    served, session = serve(), requests.Session()
+    mark = form_mark(served, session, f"/incidents/{name}")
+    desk = IncidentService(redis, "digits")
+
+    def post(path: str, **fields: str) -> requests.Response:
+        return session.post(served.url + path, data={"csrf": mark, **fields}, timeout=10)
+
+    where = f"/incidents/{name}/repeater"
+    assert post(where, by="ada", days="30", reason=" ").status_code == 422
+    assert post(where, by="ada", days="31", reason="a sensor").status_code == 422
+    assert "proposed as a repeater: &lt;b&gt;a sensor" in post(where, by="ada", days="30", reason="<b>a sensor").text
+    page = " ".join(post("/repeaters/11aa000000000001/approve", by="Ada").text.split())
+    assert "ada has proposed client 11aa000000000001; somebody else must approve it" in page
+    assert desk.repeaters.all()[0].approved_by == ""
+    page = post("/repeaters/11aa000000000001/approve", by="bob").text
+    assert '<td data-name="approved by">bob</td>' in page
+    assert "&lt;b&gt;a sensor" in page
+    again = post("/repeaters", by="ada", days="7", client="11aa000000000001", reason="again")
+    assert (again.status_code, "already approved by bob" in again.text) == (409, True)
+    assert post("/repeaters", by="ada", days="7", client="zz", reason="x").status_code == 422
+    assert "ended by carla" in post("/repeaters/11aa000000000001/revoke", by="carla").text
+    unmarked = session.post(f"{served.url}/repeaters/11aa000000000001/approve", data={"by": "eve"}, timeout=10)
+    assert unmarked.status_code == 403
+
+
+def test_under_a_named_token_nobody_is_a_second_person(
+    scene: Fixture, serve: Fixture, redis: Redis, tmp_path: Path
+) -> None:
+    ada, bob = (tokens.make(tmp_path / "tokens", who, "responder") for who in ("ada", "bob"))
+    served = serve(tokens=tmp_path / "tokens")
+
+    def post(path: str, token: str, **body: Any) -> requests.Response:
+        headers = {"Authorization": f"Bearer {token}"}
+        return requests.post(f"{served.url}/api/v1{path}", json=body, headers=headers, timeout=10)
+
+    client = "11aa000000000001"
+    ends = time.time_ns() // 1000 + 3_600_000_000
+    made = post("/repeaters", ada, client=client, by="bob", reason="a sensor", ends=ends)
+    assert made.json()["proposed_by"] == "ada"
+    assert post(f"/repeaters/{client}/approve", ada, by="bob").status_code == 409
+    assert post(f"/repeaters/{client}/approve", bob, by="ada").json()["approved_by"] == "bob"
+
+
 def test_merged_incident_leads_to_its_campaign(scene: Fixture, serve: Fixture) -> None:
     near = {"nearest": [1.0] * 64}
     first = scene.attack("11aa000000000001", page=False, **near)
@@ -406,7 +456,7 @@ def test_every_page_is_in_the_navigation_and_works_while_empty(serve: Fixture, r
     links = re.findall(r'<nav aria-label="Pages">(.*?)</nav>', served.get("/").text, re.DOTALL)[0]
     paths = re.findall(r'href="([^"]+)"', links)
     assert [path.split("?")[0] for path in paths] == [
-        "/", "/incidents", "/silences", "/probes", "/detectors", "/dead-letters", "/accounting",
+        "/", "/incidents", "/silences", "/repeaters", "/probes", "/detectors", "/dead-letters", "/accounting",
     ]  # fmt: skip
     for path in paths:
         answer = served.get(path)

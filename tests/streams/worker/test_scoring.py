@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detectors.contract import ANONYMOUS, Batch, Level, Verdicts
+from detectors.contract import ANONYMOUS, Batch, Level, Signal, Verdicts
 from streams.events import decoder
 from streams.events.batch import DecodeOptions, InferenceBatch
 from streams.incidents.grouping import direct_group
 from streams.probes import marks
+from streams.store.approvals import NOBODY, Approvals
 from streams.store.messages import SignalMessage
 from streams.worker import clock as clocks
 from streams.worker.clock import MAX_JUMP_US, Clock
@@ -335,8 +337,9 @@ def test_counts_fall_in_the_minutes_of_their_rows() -> None:
 class FramingScorer(CountingScorer):
     """A cluster of the index at every page: rows of the anonymous, and perhaps of one client."""
 
-    def __init__(self, members: Sequence[int]) -> None:
+    def __init__(self, members: Sequence[int], rests_on: int = ANONYMOUS) -> None:
         super().__init__(WIDTH, CLASSES)
+        self.rests_on = rests_on
         self.members = np.array(members, dtype=np.uint64)
 
     def score(self, batch: Batch, state: object) -> Verdicts:
@@ -344,7 +347,13 @@ class FramingScorer(CountingScorer):
         places = np.column_stack([np.arange(len(self.members)), np.zeros(len(self.members), dtype=np.int64)])
         signals = tuple(
             replace(
-                s, entity="cluster", entity_id="1-0", rule="index-intent", members=places, member_clients=self.members
+                s,
+                entity="cluster",
+                entity_id="1-0",
+                rule="index-intent",
+                members=places,
+                member_clients=self.members,
+                rests_on=self.rests_on,
             )
             for s in verdicts.signals
             if s.level == Level.PAGE
@@ -361,3 +370,54 @@ def test_an_innocent_client_among_anonymous_rows_is_not_named(members: list[int]
     records = [Rec(number, START_MS + number, b"one", event(number)) for number in range(40)]
     (signal,) = scoring.step(records, 0, pilot=False).signals
     assert direct_group(signal).endswith(f"|{entity}")
+
+
+def one_client(approvals: Approvals, cuts: Sequence[int] = (), scorer: CountingScorer | None = None) -> Any:
+    """Signals of a client who pages at one of 40 rows, a second apart, and the state behind them."""
+    scoring = PartitionScoring(scorer or CountingScorer(WIDTH, CLASSES), options(), PARTITION, "topic-id", 0)
+    records = [Rec(number, START_MS + number * 1000, b"one", event(number)) for number in range(40)]
+    outcomes = [scoring.step(part, part[0].offset, pilot=False, approvals=approvals) for part in pieces(records, cuts)]
+    totals = summed([outcome.plan.totals for outcome in outcomes])
+    return [s for o in outcomes for s in o.signals], totals, scoring.state.digest()
+
+
+@pytest.mark.parametrize("cuts", [(), (20,), (5, 21, 33)])
+def test_an_approval_turns_pages_of_its_time_to_tickets_and_changes_nothing_else(cuts: tuple[int, ...]) -> None:
+    plain, counts, state = one_client(NOBODY)
+    (page,) = [signal for signal in plain if signal.level == "page"]
+    client = int(page.entity_id, 16)
+    held = Approvals({client: (page.time, page.time + 1)})
+    signals, totals, after = one_client(held, cuts)
+    assert after == state
+    assert [msgspec.structs.replace(s, level="page", repeater=False) if s.repeater else s for s in signals] == plain
+    assert [(s.level, s.pilot) for s in signals if s.repeater] == [("ticket", False)]
+    assert (totals["repeater_pages"], totals["tickets"], "pages" in totals) == (1, counts["tickets"] + 1, False)
+    for spans in ({client: (page.time - 9, page.time)}, {client: (page.time + 1, 2**62)}, {client + 1: (0, 2**62)}):
+        assert one_client(Approvals(spans), cuts)[0] == plain, spans
+
+
+def test_a_cluster_is_excused_where_every_member_is_or_where_it_rests_on_one() -> None:
+    always = (0, 2**62)
+    for members, rests_on, approved, excused in (
+        ([7, 8], 0, {7: always, 8: always}, True),
+        ([7, 8], 0, {7: always}, False),
+        ([7, ANONYMOUS], 0, {7: always, ANONYMOUS: always}, False),
+        ([7, 8], 7, {7: always}, True),
+        ([7, 8], 8, {7: always}, False),
+        ([], 0, {7: always}, False),
+    ):
+        signals, _, _ = one_client(Approvals(approved), scorer=FramingScorer(members, rests_on))
+        assert [signal.repeater for signal in signals] == [excused], (members, rests_on, approved)
+
+
+def test_single_inputs_of_a_repeater_page_as_ever() -> None:
+    page = Signal(
+        row=0, rule="input-sequence", level=Level.PAGE, technique="AML.T0043", entity="client",
+        entity_id=f"{7:016x}", statistic=2.0, threshold=1.0, members=np.zeros((1, 2), dtype=np.int64),
+        member_clients=np.array([7], dtype=np.uint64), reasons=(), input=np.zeros(WIDTH), nearest=np.zeros(WIDTH),
+        label=0, nearest_label=0,
+    )  # fmt: skip
+    held = Approvals({7: (0, 2**62)})
+    assert not held.excuse(page, 1)
+    assert held.excuse(replace(page, rule="query-intent"), 1)
+    assert not held.excuse(replace(page, rule="query-intent", level=Level.TICKET), 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +14,12 @@ import numpy as np
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 
+from detectors.kernels import siphash
 from streams.errors import UnreadableRecord
+from streams.incidents.repeaters import Repeaters
 from streams.store.keys import ModelKeys
 from streams.worker.tally import BUCKETS
-from tests.streams.worker.conftest import CLASSES, MODEL, WIDTH, Deployment, event
+from tests.streams.worker.conftest import CLASSES, CLIENT_KEY, MODEL, WIDTH, Deployment, event
 from tests.streams.worker.counting import PAGE_AT, TICKET_EVERY, save
 
 Deploy = Callable[..., Deployment]
@@ -81,7 +84,7 @@ def test_signals_are_named_by_where_they_happened(deploy: Deploy) -> None:
     assert page.at >= page.time
 
 
-def test_in_pilot_pages_are_tickets_that_would_have_paged(deploy: Deploy) -> None:
+def test_pages_of_a_pilot_and_of_approved_repeaters_are_tickets(deploy: Deploy) -> None:
     site = deploy(1)
     site.redis.set(ModelKeys(MODEL).mode, "pilot")
     for number in range(30):
@@ -100,6 +103,17 @@ def test_in_pilot_pages_are_tickets_that_would_have_paged(deploy: Deploy) -> Non
     site.producer().flush()
     site.wait_recorded(60)
     assert [s.level for s in site.signals()].count("page") == 1
+    desk, now = Repeaters(site.redis, ModelKeys(MODEL)), time.time_ns() // 1000
+    client = f"{siphash.hash_bytes(CLIENT_KEY, b'three'):016x}"
+    desk.propose(client, "ada", now + 3_600_000_000, "a sensor")
+    desk.approve(client, "bob")
+    site.wait_until(lambda: "approved as repeaters: 1" in site.log().read_text(), 60, "the approval")
+    for number in range(30):
+        site.send(event(number), "three")
+    site.producer().flush()
+    site.wait_recorded(90)
+    assert [(s.level, s.offset - 60) for s in site.signals() if s.repeater] == [("ticket", PAGE_AT - 1)]
+    assert (site.totals()["repeater_pages"], site.totals()["pages"]) == (1, 1)
 
 
 def test_killed_worker_leaves_the_same_as_an_undisturbed_one(deploy: Deploy) -> None:
