@@ -16,6 +16,7 @@ from detectors.calibration import clusters, history, pools, repeaters, residual
 from detectors.calibration.conformal import ScoreCalibration, surprise_of
 from detectors.calibration.decision import Decision, Yardstick, decide, proposed
 from detectors.calibration.evalues import evalue
+from detectors.calibration.examination import FUSED, Examination, curve, uniformities
 from detectors.calibration.fusion import Fusion, equal_weights, hedged, logistic_weights
 from detectors.calibration.history import History
 from detectors.calibration.rehearsal import rehearse
@@ -73,6 +74,7 @@ def fit(
     detectors: Sequence[str] = registry.DEFAULT,
     model: Any = None,
     scheme: Scheme = DEFAULT_SCHEME,
+    probes: Reference | None = None,
 ) -> tuple[Ensemble, FitReport]:
     """Fit detectors, the default ones unless others are named, and calibrate what decides.
 
@@ -103,6 +105,8 @@ def fit(
         The watched model, for detectors that read it at their fit.
     scheme : Scheme
         How scores are made comparable and how they become one.
+    probes : Reference or None
+        Adversarial rows that nothing is learned from; the report says how many of them are found.
 
     Returns
     -------
@@ -115,6 +119,7 @@ def fit(
         ensemble that tickets, and the report says how many client-weeks are missing.
     """
     _check(reference, schema, benign, crafted, budget, clients_per_week, week_us, partitions)
+    _check_rows("probe", probes, schema)
     chosen = _chosen(detectors, model)
     kept = correct_rows(reference, len(schema.classes), schema.width)
     traffic = benign
@@ -128,7 +133,9 @@ def fit(
     pool = pools.split(traffic.clients, rng)
     intent = IntentTest.fit(kept, schema, frame, rng, traffic.take(~pool.thresholds))
 
-    single, columns = _single(frame, fitted, coder, intent, schema, traffic, pool, crafted, scheme, rng, progress)
+    single, columns, examined = _single(
+        frame, fitted, coder, intent, schema, traffic, pool, crafted, probes, scheme, rng, progress
+    )
     progress("measuring distances between queries", 0.55)
     tables, index_rows, repeating, between = _tables(single, columns, pool, rng)
     progress("calibrating on client-weeks", 0.7)
@@ -161,7 +168,7 @@ def fit(
     if scheme.fusion == "mean":
         report = replace(report, fusion="mean")
     progress("done", 1.0)
-    return ensemble, replace(report, data_digest=_data_digest(reference, benign, crafted))
+    return ensemble, replace(report, data_digest=_data_digest(reference, benign, crafted), examination=examined)
 
 
 def _check(
@@ -192,17 +199,23 @@ def _check(
         )
     if np.any(np.diff(benign.times) < 0):
         raise FitError("benign events must stand in the order of their times")
-    for what, labels, inputs in (("benign", benign.labels, benign.inputs), *_crafted_parts(crafted)):
-        if inputs.ndim != 2 or inputs.shape[1] != schema.width:
-            raise FitError(f"{what} inputs have shape {inputs.shape}; the schema needs (n, {schema.width})")
-        bad = np.flatnonzero(~np.isfinite(inputs).all(axis=1))
-        if len(bad):
-            raise FitError(f"{len(bad)} {what} rows hold NaN or infinity, first row {bad[0]}")
-        wrong = np.flatnonzero((labels < 0) | (labels >= len(schema.classes)))
-        if len(wrong):
-            raise FitError(
-                f"{what} row {wrong[0]} has label {labels[wrong[0]]}; labels are 0 to {len(schema.classes) - 1}"
-            )
+    _check_rows("benign", benign, schema)
+    _check_rows("crafted", crafted, schema)
+
+
+def _check_rows(what: str, rows: Batch | Reference | None, schema: FeatureSchema) -> None:
+    """Refuse rows that do not fit the schema; none are as good as fitting ones."""
+    if rows is None:
+        return
+    inputs, labels = rows.inputs, rows.labels
+    if inputs.ndim != 2 or inputs.shape[1] != schema.width or not len(inputs):
+        raise FitError(f"{what} inputs have shape {inputs.shape}; the schema needs (n, {schema.width}), n >= 1")
+    bad = np.flatnonzero(~np.isfinite(inputs).all(axis=1))
+    if len(bad):
+        raise FitError(f"{len(bad)} {what} rows hold NaN or infinity, first row {bad[0]}")
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(schema.classes)))
+    if len(wrong):
+        raise FitError(f"{what} row {wrong[0]} has label {labels[wrong[0]]}; labels are 0 to {len(schema.classes) - 1}")
 
 
 def _chosen(names: Sequence[str], model: Any) -> tuple[Detector, ...]:
@@ -215,10 +228,6 @@ def _chosen(names: Sequence[str], model: Any) -> tuple[Detector, ...]:
     if twice:
         raise FitError(f"detectors are named once; given twice: {', '.join(twice)}")
     return made
-
-
-def _crafted_parts(crafted: Reference | None) -> list[tuple[str, NDArray[np.int32], NDArray[np.float64]]]:
-    return [] if crafted is None else [("crafted", crafted.labels, crafted.inputs)]
 
 
 def _stand_in(kept: Reference, rng: np.random.Generator) -> tuple[Reference, Batch]:
@@ -249,11 +258,12 @@ def _single(
     traffic: Batch,
     pool: pools.Pools,
     crafted: Reference | None,
+    probes: Reference | None,
     scheme: Scheme,
     rng: np.random.Generator,
     progress: Progress,
-) -> tuple[Single, Columns]:
-    """Calibrate scores and their fusion; also what the walk reads of every benign row."""
+) -> tuple[Single, Columns, Examination]:
+    """Calibrate scores and their fusion, and examine both; also what the walk reads of every benign row."""
     scores = np.empty((len(traffic), len(detectors)))
     pieces: list[Columns] = []
     unranked = np.zeros(CHUNK_ROWS, dtype=np.int32)
@@ -290,10 +300,26 @@ def _single(
         rehearsed = rehearse(traffic.inputs[pool.shape], labels[pool.shape], intent, schema, rng)
         weights = hedged(logistic_weights(benign, np.concatenate([surprise(kind) for kind in rehearsed])))
     fusion = Fusion.fit(weights, calibration, ranks[pool.fusion])
-    _, rank = fusion.fuse(ranks, calibration.surprise)
+    sums, rank = fusion.fuse(ranks, calibration.surprise)
     edges = np.quantile(columns.rows["density"][pool.ranks], np.arange(1, BINS) / BINS)
     columns.rows["rank"], columns.rows["bin"] = rank, np.searchsorted(edges, columns.rows["density"])
-    return Single(frame, detectors, calibration, fusion, coder, edges), columns
+    single = Single(frame, detectors, calibration, fusion, coder, edges)
+    fresh = pool.thresholds
+    names = [*(detector.name for detector in detectors), FUSED]
+    pvalues = np.column_stack([calibration.pvalues(ranks[fresh]), fusion.pvalues(rank[fresh])])
+    curves = []
+    if probes is not None:
+        found = single.score(_as_batch(probes))
+        usual = np.column_stack([calibration.normal(scores[fresh], labels[fresh]), sums[fresh]])
+        odd = np.column_stack([calibration.normal(found.scores, found.view.batch.labels), found.sums])
+        curves = [curve(name, usual[:, place], odd[:, place]) for place, name in enumerate(names)]
+    examined = Examination(
+        uniformities(names, pvalues, labels[fresh]),
+        tuple(curves),
+        int(np.count_nonzero(fresh)),
+        0 if probes is None else len(probes),
+    )
+    return single, columns, examined
 
 
 def _tables(

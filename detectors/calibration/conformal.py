@@ -75,6 +75,10 @@ class ScoreCalibration:
         values = np.ascontiguousarray(thinned(normal, MAX_VALUES).T)
         return cls(centres, spreads, values, measure(pvalue_table(values.shape[1])))
 
+    def normal(self, scores: NDArray[np.float64], labels: NDArray[np.int32]) -> NDArray[np.float64]:
+        """(n, D) scores in spreads from the centre of the predicted class: what ranks compare."""
+        return np.asarray((scores - self.centres[labels]) / self.spreads[labels])
+
     def ranks(self, scores: NDArray[np.float64], labels: NDArray[np.int32]) -> NDArray[np.int32]:
         """(n, D) number of calibration scores that are at least as large."""
         out = np.empty(scores.shape, dtype=np.int32)

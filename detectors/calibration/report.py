@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from detectors.calibration.examination import Examination
 from detectors.policy import Mode
 
 
@@ -88,6 +89,8 @@ class FitReport:
     notes: tuple[str, ...]
     data_digest: str
     """Hex digest of the rows that it was fitted and calibrated on."""
+    examination: Examination | None = None
+    """Of single inputs, at the fit; None in the bundles of older releases."""
 
     @property
     def pages(self) -> bool:
@@ -102,7 +105,14 @@ class FitReport:
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """The inverse of `to_dict`."""
         lists = ("repeaters", "proposed_repeaters", "detectors", "weights", "notes")
-        return cls(**{**data, **{name: tuple(data[name]) for name in lists}})
+        examined = data.get("examination")
+        return cls(
+            **{
+                **data,
+                **{name: tuple(data[name]) for name in lists},
+                "examination": None if examined is None else Examination.from_dict(examined),
+            }
+        )
 
     def sentences(self) -> list[str]:
         """The report for a person, a line each."""

@@ -1,4 +1,4 @@
-"""Plots of a campaign as SVG without script; their colours stand in the page's style sheet."""
+"""Plots of reports as SVG without script; their colours stand in the page's style sheet."""
 
 from __future__ import annotations
 
@@ -45,15 +45,19 @@ def plot(
     size: tuple[int, int] = WIDE,
     mark: float | None = None,
     logarithmic: bool = False,
+    start: float = 1.0,
 ) -> Markup:
-    """Shares from 0 to 1 against a distance or a number of queries; `mark` draws a line upwards."""
+    """Shares from 0 to 1 against a distance, a rate or a number of queries; `mark` draws a line upwards.
+
+    A logarithmic axis begins at `start` and covers a decade at least.
+    """
     width, height = size
     left, right, top, bottom = 46, 22, 10, 40
     xs = [x for line in lines for x, _ in line.points] + ([mark] if mark is not None else [])
-    least, most = (1.0, max([*xs, 10.0])) if logarithmic else (0.0, max([*xs, 1e-12]))
+    least, most = (start, max([*xs, 10.0 * start])) if logarithmic else (0.0, max([*xs, 1e-12]))
 
     def x(value: float) -> float:
-        part = math.log(max(value, 1.0)) / math.log(most) if logarithmic else value / most
+        part = math.log(max(value, least) / least) / math.log(most / least) if logarithmic else value / most
         return left + (width - left - right) * part
 
     def y(value: float) -> float:
@@ -118,10 +122,61 @@ def bars(values: Sequence[tuple[str, float]], unit: str) -> Markup:
     return _svg("bars", BARS_WIDTH, step * max(len(values), 1), label, shapes)
 
 
+def columns(
+    values: Sequence[tuple[float, float]],
+    width: float,
+    x_name: str,
+    y_name: str,
+    *,
+    size: tuple[int, int] = WIDE,
+    level: float | None = None,
+    marks: Sequence[tuple[float, str]] = (),
+) -> Markup:
+    """Upright bars, `width` of the horizontal axis each, of (left edge, share).
+
+    `level` draws a line across, each of `marks` one upwards at its place, with its name.
+    """
+    whole, height = size
+    left, right, top, bottom = 46, 22, 18 if marks else 10, 40
+    begin = min((at for at, _ in values), default=0.0)
+    end = max([*(at + width for at, _ in values), *(at for at, _ in marks)], default=1.0)
+    end = end if end > begin else begin + width
+    most = max([*(share for _, share in values), level or 0.0, 1e-12]) * 1.05
+
+    def x(value: float) -> float:
+        return left + (whole - left - right) * (value - begin) / (end - begin)
+
+    def y(value: float) -> float:
+        return top + (height - top - bottom) * (1 - value / most)
+
+    shapes = []
+    for share in ticks(0.0, most, logarithmic=False):
+        shapes.append(f'<line class="grid" x1="{left}" y1="{y(share):.1f}" x2="{whole - right}" y2="{y(share):.1f}"/>')
+        shapes.append(_text(left - 6, y(share) + 4, f"{share:.3g}" if most < 0.02 else f"{share:.0%}", "end"))
+    for at, share in values:
+        wide = max(x(at + width) - x(at) - 1, 0.5)
+        shapes.append(
+            f'<rect class="bar" x="{x(at):.1f}" y="{y(share):.1f}" width="{wide:.1f}" '
+            f'height="{max(y(0) - y(share), 0):.1f}"><title>{share:.2%} at {at:,.4g}</title></rect>'
+        )
+    shapes += [
+        _text(x(at), height - bottom + 17, f"{at:,.4g}", "middle") for at in ticks(begin, end, logarithmic=False)
+    ]
+    if level is not None:
+        shapes.append(f'<line class="mark" x1="{left}" y1="{y(level):.1f}" x2="{whole - right}" y2="{y(level):.1f}"/>')
+    for at, name in marks:
+        shapes.append(f'<line class="mark" x1="{x(at):.1f}" y1="{top}" x2="{x(at):.1f}" y2="{height - bottom}"/>')
+        shapes.append(_text(x(at), top - 5, name, "end" if x(at) > whole / 2 else "start"))
+    shapes.append(_text((left + whole - right) / 2, height - 5, x_name, "middle"))
+    high = max(values, key=lambda one: one[1], default=(0.0, 0.0))
+    return _svg("plot", whole, height, f"{y_name} against {x_name}: at most {high[1]:.1%}, at {high[0]:,.4g}", shapes)
+
+
 def ticks(least: float, most: float, logarithmic: bool) -> list[float]:
     """Round values between two others: powers of ten, or about five steps of 1, 2 or 5."""
     if logarithmic:
-        return [10.0**power for power in range(int(math.log10(most)) + 1)]
+        low, high = math.ceil(math.log10(least) - 1e-9), math.floor(math.log10(most) + 1e-9)
+        return [10.0**power for power in range(low, high + 1)]
     raw = (most - least) / 5
     size = 10.0 ** math.floor(math.log10(raw))
     step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= raw * (1 - 1e-9))

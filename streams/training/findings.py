@@ -14,6 +14,8 @@ from detectors.calibration.report import FitReport, ordinal
 
 #: The weekly count of false pages lies between these quantiles in 90 % of weeks.
 QUANTILES = (0.05, 0.95)
+#: Numbers of false pages beyond this chance are not shown.
+RAREST = 1e-3
 #: Where the weights of detectors come from.
 WEIGHED_BY = {
     "logistic": "weights from crafted rows",
@@ -67,6 +69,22 @@ class Findings:
         )
         return int(low), int(high)
 
+    @property
+    def false_pages(self) -> list[tuple[int, float]]:
+        """Chance of each number of false pages a week, exact; numbers too rare to matter are left out.
+
+        Beta-binomial (C, j, m + 1 - j) over calibration and coming week together, where client-weeks are exchangeable.
+        """
+        from scipy.stats import betabinom
+
+        report = self.report
+        if not report.pages:
+            return []
+        rest = report.client_weeks + 1 - report.rank
+        most = int(betabinom.isf(RAREST, report.clients_per_week, report.rank, rest))
+        counts = range(max(most, report.budget_clients) + 1)
+        return [(n, float(betabinom.pmf(n, report.clients_per_week, report.rank, rest))) for n in counts]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         interval = self.pages_a_week
@@ -88,28 +106,29 @@ def show(found: Findings, console: Console) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in _lines(found):
+    for name, value in lines(found):
         table.add_row(name, Text(value))
     console.print(table)
 
 
-def _lines(found: Findings) -> list[tuple[str, str]]:
+def lines(found: Findings) -> list[tuple[str, str]]:
+    """Everything found, as names and values for a person."""
     report = found.report
     loud = {"tickets": "tickets only", "at-once": "pages at once", "intent": "ticket, then page by the intent test"}
-    lines = [
+    told = [
         ("bundle", f"{found.bundle}  ({found.digest})"),
         ("mode", f"{loud[report.mode]}: {report.reason}"),
         ("detectors", _weighed(report)),
         ("reference rows", f"{report.rows.get('reference', 0):,}"),
         ("benign", f"{found.events:,} events of {found.clients:,} clients" if found.events else "none"),
-        ("a week", _period(found.week_seconds)),
+        ("a week", period_in_words(found.week_seconds)),
         ("client-weeks m", f"{report.client_weeks:,}, for C = {report.clients_per_week:,} clients a week"),
     ]
     if report.client_weeks < report.client_weeks_needed:
-        lines.append(("needed", f"{report.client_weeks_needed:,} client-weeks to page at this budget"))
+        told.append(("needed", f"{report.client_weeks_needed:,} client-weeks to page at this budget"))
     interval = found.pages_a_week
     if interval is not None:
-        lines += [
+        told += [
             ("rank j", f"thresholds A are the {ordinal(report.rank)} largest client-week maxima"),
             (
                 "false pages a week",
@@ -125,9 +144,9 @@ def _lines(found: Findings) -> list[tuple[str, str]]:
                 f"clients {report.budget_clients}, index {report.budget_index}, population {report.budget_population}",
             ),
         ]
-    lines.append(("thresholds A", ", ".join(f"{name} {value:.4g}" for name, value in report.thresholds.items())))
-    lines.append(("tickets a week", f"about {report.expected_tickets:.2g} benign clients"))
-    lines += [
+    told.append(("thresholds A", ", ".join(f"{name} {value:.4g}" for name, value in report.thresholds.items())))
+    told.append(("tickets a week", f"about {report.expected_tickets:.2g} benign clients"))
+    told += [
         (f"fastest {rule}", "never" if queries is None else f"{queries} queries")
         for rule, queries in report.fastest.items()
     ]
@@ -135,13 +154,13 @@ def _lines(found: Findings) -> list[tuple[str, str]]:
         wanted = (
             f"{report.partition_weeks} partition-weeks, of {report.partition_weeks_needed} with which it could page"
         )
-        lines.append(("index", f"tickets only: {wanted}"))
-    lines += [
+        told.append(("index", f"tickets only: {wanted}"))
+    told += [
         ("repeaters seen", _named(report.repeaters)),
         ("proposed repeaters", _named(report.proposed_repeaters)),
         ("took", f"{found.seconds:.1f} s"),
     ]
-    return lines + [("note", note) for note in (*report.notes, *found.notes)]
+    return told + [("note", note) for note in (*report.notes, *found.notes)]
 
 
 def _weighed(report: FitReport) -> str:
@@ -156,7 +175,8 @@ def _named(clients: Sequence[str]) -> str:
     return f"{len(clients)}: {', '.join(clients[:SHOWN_CLIENTS])}{more}"
 
 
-def _period(seconds: float) -> str:
+def period_in_words(seconds: float) -> str:
+    """A length of time in its largest whole unit."""
     for name, length in (("week", 604_800.0), ("day", 86_400.0), ("hour", 3_600.0), ("minute", 60.0)):
         if seconds >= length and seconds % length == 0:
             count = int(seconds // length)

@@ -20,6 +20,7 @@ from streams.cli import print_json
 from streams.errors import ConfigError
 from streams.training.choice import detectors_of, model_of
 from streams.training.findings import Findings, show
+from streams.training.page import render
 from streams.training.sources import PARTITIONS, Events, Session, Span, client_key, events_of, schema_of, settings_of
 from streams.training.telling import Telling
 
@@ -34,11 +35,13 @@ def run(
     benign: str | None,
     schema_path: str | None,
     crafted: str | None,
+    probes: str | None = None,
     detectors: str | None = None,
     model_object: str | None = None,
     spread: Spread = "median",
     fusion: Fusion = "product",
     out: str,
+    report_to: str | None = None,
     budget: int,
     clients_per_week: int | None,
     week_seconds: float | None,
@@ -59,13 +62,14 @@ def run(
     began = time.monotonic()
     limit_blas_threads()
     target = writable(out)
+    shown = None if report_to is None else writable(report_to, "--report")
     chosen, watched = detectors_of(detectors), model_of(model_object)
     settings = settings_of(session)
     key, notes = client_key(settings)
     with Telling() as telling:
         telling("reading the reference", 0.0)
         rows, schema = tables.read(reference, schema_of(schema_path), key)
-        odd = None if crafted is None else _crafted(crafted, schema, key)
+        odd, held = (None if path is None else _crafted(path, schema, key) for path in (crafted, probes))
         events = None
         if benign is not None:
             telling("reading benign events", 0.0)
@@ -87,6 +91,7 @@ def run(
                 detectors=chosen,
                 model=watched,
                 scheme=Scheme(spread, fusion),
+                probes=held,
             )
         except DetectorError as refusal:
             raise ConfigError(f"cannot fit: {refusal}") from None
@@ -101,6 +106,8 @@ def run(
         seconds=time.monotonic() - began,
         notes=notes,
     )
+    if shown is not None:
+        shown.write_text(render(found, schema.classes), encoding="utf-8")
     if as_json:
         print_json(found.to_dict())
     else:
@@ -108,11 +115,11 @@ def run(
     return 0
 
 
-def writable(out: str) -> Path:
-    """The path of the bundle, before any work is done for it."""
+def writable(out: str, option: str = "--out") -> Path:
+    """The path of what is to be written, before any work is done for it."""
     target = Path(out)
     if target.is_dir() or not target.parent.is_dir():
-        raise ConfigError(f"--out: {out} can't be written: {target.parent} is no folder, or {target.name} is one")
+        raise ConfigError(f"{option}: {out} can't be written: {target.parent} is no folder, or {target.name} is one")
     return target
 
 

@@ -15,6 +15,7 @@ import pytest
 from detectors import bundle as bundles
 from streams import tables
 from streams.cli import invoke
+from streams.training.findings import Findings
 from tests.streams.training.conftest import CLASSES, KEY, WEEK, Files, fit_arguments
 
 
@@ -242,3 +243,56 @@ def test_a_line_with_a_wrong_or_missing_time_is_named(
     told = refused(capsys)
     assert "line 8" in told
     assert expected in told
+
+
+def test_the_page_holds_the_promise_and_what_was_found(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(5)
+    odd = np.clip(files.shop.rows(200, rng) + 3.0 * rng.normal(size=(200, 10)), -10, 10)
+    np.savez(tmp_path / "probes.npz", inputs=odd, outputs=files.shop.scores(odd))
+    out, page = tmp_path / "paged.vedette", tmp_path / "fit.html"
+    arguments = [*fit_arguments(files), "--benign", files.benign, "--probes", "probes.npz", "--out", str(out)]
+    assert invoke([*arguments, "--report", str(page), "--json"]) == 0
+    told, text = reported(capsys), page.read_text(encoding="utf-8")
+    assert "://" not in text.replace("http://www.w3.org/2000/svg", "")
+    assert told["digest"] in text
+    assert f"Beta-binomial (12, {told['rank']}, {told['client_weeks'] + 1 - told['rank']})" in text
+    assert "Nothing pages" not in text
+    fused = next(one for one in told["examination"]["curves"] if one["detector"] == "fused")
+    assert fused["area"] > 0.8
+    assert f"{fused['area']:.3f}" in text
+    whole = [one for one in told["examination"]["uniformity"] if one["label"] is None]
+    assert [one["detector"] for one in whole] == [*told["detectors"], "fused"]
+    for one in whole:
+        assert one["excess"] < 0.15
+        assert sum(one["bins"]) == pytest.approx(1.0)
+    assert bundles.read_report(out).to_dict()["examination"] == bundles.read_report(out).examination.to_dict()
+
+
+def test_the_page_says_what_the_data_cannot_support(files: Files, tmp_path: Path) -> None:
+    page = tmp_path / "fit.html"
+    out = str(tmp_path / "only.vedette")
+    assert invoke([*fit_arguments(files), "--out", out, "--report", str(page), "--json"]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert "Nothing pages: there are no benign events with clients and order" in text
+    assert "--probes" in text
+
+
+def test_false_pages_have_the_beta_binomial_chances(files: Files, bundle: str) -> None:
+    report = bundles.read_report(bundle)
+    found = Findings(bundle, "", report, WEEK, 1, 1, 0.0)
+    chances = found.false_pages
+    assert sum(chance for _, chance in chances) == pytest.approx(1.0, abs=2e-3)
+    assert sum(n * chance for n, chance in chances) == pytest.approx(report.expected_pages, abs=0.02)
+    over = sum(chance for n, chance in chances if n > report.budget_clients)
+    assert over == pytest.approx(report.excess, abs=2e-3)
+
+
+def test_probes_that_do_not_fit_the_schema_are_refused(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "probes.npz", inputs=np.zeros((3, 4)), labels=np.zeros(3, dtype=np.int32))
+    out = str(tmp_path / "none.vedette")
+    assert invoke([*fit_arguments(files), "--probes", "probes.npz", "--out", out]) == 2
+    assert "4" in refused(capsys)
