@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from detectors.calibration import repeaters
-from detectors.calibration.decision import Yardstick, decide, proposed
+from detectors.calibration.alarms import FalseAlarm, admitted
+from detectors.calibration.decision import Decision, Yardstick, decide, proposed
 from detectors.calibration.history import History, measure
 from detectors.calibration.report import FitReport
 from detectors.contract import ANONYMOUS, Batch, Progress
@@ -32,6 +34,7 @@ def recalibrate(
     week_us: int,
     partitions: int,
     progress: Progress,
+    alarms: Sequence[FalseAlarm] = (),
 ) -> tuple[Ensemble, FitReport]:
     """Set thresholds and policy by the client-weeks of a pilot.
 
@@ -47,6 +50,9 @@ def recalibrate(
         Benign events in the order of the stream, with clients and times.
     budget, clients_per_week, week_us, partitions, progress
         As for `detectors.ensemble.fit`.
+    alarms : sequence of FalseAlarm
+        False alarms of this very ensemble that two people vouch for. What `alarms.admitted` lets through counts as
+        client-weeks: paging thresholds rise by them, never beyond the pilot's largest client-week, and never fall.
 
     Raises
     ------
@@ -79,17 +85,25 @@ def recalibrate(
         partitions,
         repeaters.near(pilot.clients, trace["near"]),
     )
-    decision = decide(
-        past,
-        Yardstick.known(ensemble.tables.thresholds),
-        silent,
-        ensemble.intent,
-        real=True,
-        budget=budget,
-        clients_per_week=clients_per_week,
-        partitions=partitions,
-        progress=lambda what, share: progress(what, 0.6 + 0.4 * share),
-    )
+    yardstick = Yardstick.known(ensemble.tables.thresholds)
+
+    def decided(history: History, done: float) -> Decision:
+        return decide(
+            history,
+            yardstick,
+            silent,
+            ensemble.intent,
+            real=True,
+            budget=budget,
+            clients_per_week=clients_per_week,
+            partitions=partitions,
+            progress=lambda what, share: progress(what, done + 0.2 * share),
+        )
+
+    decision = decided(past, 0.6)
+    told: tuple[str, ...] = ()
+    if alarms:
+        past, decision, told = _with_alarms(past, decision, alarms, yardstick, budget, lambda more: decided(more, 0.8))
     made = ensemble.with_policy(decision.thresholds, decision.policy)
     pages = decision.policy.mode != "tickets"
     thresholds = decision.thresholds
@@ -109,7 +123,7 @@ def recalibrate(
         budget_index=decision.split.index,
         budget_population=decision.split.population,
         risk=decision.split.clients_risk + decision.split.index_risk,
-        client_weeks=len(past.weeks),
+        client_weeks=past.counted,
         clients_per_week=decision.coming,
         client_weeks_needed=decision.needed,
         rank=decision.count.rank if pages else 0,
@@ -133,17 +147,60 @@ def recalibrate(
         proposed_repeaters=proposed(past, decision) if pages else (),
         would_page=int(np.count_nonzero(decision.beyond)),
         rows={**known.rows, "thresholds": len(pilot)},
-        notes=tuple(notes),
-        data_digest=_digest(known.data_digest, pilot),
+        notes=(*notes, *told),
+        data_digest=_digest(known.data_digest, pilot, alarms),
     )
     progress("done", 1.0)
     return made, report
 
 
-def _digest(known: str, pilot: Batch) -> str:
-    """32 hex digits over what the fit saw and the pilot's rows."""
+def _with_alarms(
+    past: History,
+    plain: Decision,
+    alarms: Sequence[FalseAlarm],
+    yardstick: Yardstick,
+    budget: int,
+    decided: Callable[[History], Decision],
+) -> tuple[History, Decision, tuple[str, ...]]:
+    """History and decision with the false alarms that count, and what they moved."""
+    if plain.policy.mode == "tickets":
+        return past, plain, (f"{len(alarms)} approved false alarms change nothing: nothing pages yet",)
+    rank = plain.count.rank
+    fresh = [alarm for alarm in alarms if not past.holds(alarm.client, alarm.time)]
+    taken = admitted(fresh, yardstick.scales, past.start, past.week_us, budget, rank)
+    told = [_counted(len(taken), len(alarms), len(alarms) - len(fresh), budget, rank)]
+    if taken:
+        past = past.with_alarms(taken)
+        decision = replace(decided(past), count=plain.count)
+        told.append(f"they moved {_moved(plain, decision) or 'no threshold'}")
+        plain = decision
+    return past, plain, tuple(told)
+
+
+def _counted(taken: int, given: int, replayed: int, budget: int, rank: int) -> str:
+    """How many false alarms count, and why not more."""
+    known = f" ({replayed} lie in the pilot itself, and count as what it replays)" if replayed else ""
+    return (
+        f"{taken} of {given} approved false alarms count as client-weeks{known}, the weakest first: at most "
+        f"N = {budget} a week and j - 1 = {max(0, rank - 1)} in all, so no threshold passes the pilot's largest "
+        "client-week"
+    )
+
+
+def _moved(before: Decision, after: Decision) -> str:
+    """Thresholds that differ, in words."""
+    names = ("client-cluster", "client-opposite", "index-cluster", "input-sequence")
+    pairs = [*zip(names, before.thresholds.tolist(), after.thresholds.tolist(), strict=True)]
+    pairs.append(("page_factor", before.policy.page_factor, after.policy.page_factor))
+    return ", ".join(f"{name} from {old:.4g} to {new:.4g}" for name, old, new in pairs if old != new)
+
+
+def _digest(known: str, pilot: Batch, alarms: Sequence[FalseAlarm]) -> str:
+    """32 hex digits over what the fit saw, the pilot's rows, and false alarms."""
     total = hashlib.blake2b(known.encode(), digest_size=16)
     for part in (pilot.inputs, pilot.labels, pilot.clients, pilot.times):
         total.update(f"{part.dtype.str}{part.shape}".encode())
         total.update(np.ascontiguousarray(part).data)
+    for alarm in alarms:
+        total.update(repr(alarm).encode())
     return total.hexdigest()

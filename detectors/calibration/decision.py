@@ -129,14 +129,14 @@ def decide(
     """
     coming = clients_per_week or max(1, history.clients_a_week)
     shares = split(budget, partitions, len(history.index) if real else 0)
-    units = len(history.weeks)
+    units = history.counted
     needed = order_statistics.units_needed(coming, shares.clients, shares.clients_risk)
     rank = order_statistics.best_rank(coming, units, shares.clients, shares.clients_risk) if real else 0
     distinct = len(np.unique(history.weeks.clients))
-    everyone: NDArray[np.bool_] = np.ones(units, dtype=np.bool_)
+    everyone: NDArray[np.bool_] = np.ones(len(history.weeks), dtype=np.bool_)
     thresholds = np.full(4, np.inf)
     thresholds[2] = max(INDEX_FLOOR, float(history.index.max()) if len(history.index) else 0.0)
-    tested, shared = np.zeros(units), history.index / thresholds[2]
+    tested, shared = np.zeros(len(everyone)), history.index / thresholds[2]
 
     if rank and not history.repeating.any():
         found = combine(_statistics(history, everyone), yardstick.scales, rank, coming, shares.clients)
@@ -193,9 +193,12 @@ def _statistics(history: History, units: NDArray[np.bool_]) -> list[NDArray[np.f
 
 
 def _ordinary(history: History) -> NDArray[np.bool_]:
-    """(m,) client-weeks that set ticket thresholds: of clients that don't repeat themselves, if there are any."""
-    ordinary = ~history.repeating
-    return ordinary if ordinary.any() else np.ones_like(ordinary)
+    """(m,) client-weeks that set ticket thresholds: of clients that don't repeat themselves, if there are any.
+
+    Approved false alarms are none of them: they were selected for what they are.
+    """
+    ordinary = ~history.repeating & ~history.alarm
+    return ordinary if ordinary.any() else ~history.alarm
 
 
 def _accepted(budget: int, coming: int) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detectors.calibration import repeaters
+from detectors.calibration.alarms import FalseAlarm
 from detectors.calibration.weeks import ClientWeeks, client_weeks, whole_weeks
 from detectors.contract import ANONYMOUS, Progress
 from detectors.queries import walk as walking
@@ -59,6 +61,14 @@ class History:
         Share of all benign clients that stand here.
     clients_a_week : int
         Most clients, of all pools, that a week saw.
+    start, week_us : int
+        When the first week begins, and how long one is, microseconds.
+    alarm : bool (m,)
+        Units that rest on approved false alarms: they set no ticket threshold.
+    spoke : float64 (m, 2)
+        Of those: evidence A and B where the intent test spoke.
+    counted : int
+        Units that the replayed rows made; the ranks of thresholds follow from their number.
     """
 
     weeks: ClientWeeks
@@ -70,6 +80,11 @@ class History:
     parts: tuple[tuple[Columns, NDArray[np.int64], NDArray[np.int64]], ...]
     index_rows: int
     clients_a_week: int
+    start: int
+    week_us: int
+    alarm: NDArray[np.bool_]
+    spoke: NDArray[np.float64]
+    counted: int
 
     @classmethod
     def replay(
@@ -127,6 +142,40 @@ class History:
             parts=tuple(parts),
             index_rows=index_rows,
             clients_a_week=everyone.clients_a_week(),
+            start=start,
+            week_us=week_us,
+            alarm=np.zeros(len(units), dtype=np.bool_),
+            spoke=np.zeros((len(units), 2)),
+            counted=len(units),
+        )
+
+    def holds(self, client: int, time: int) -> bool:
+        """Whether the client-week of that time was replayed."""
+        week = (time - self.start) // self.week_us
+        return bool(np.any((self.weeks.clients == np.uint64(client)) & (self.weeks.weeks == week)))
+
+    def with_alarms(self, alarms: Sequence[FalseAlarm]) -> History:
+        """The same with approved false alarms, one a client and week, as client-weeks that were not replayed."""
+        clients = np.array([alarm.client for alarm in alarms], dtype=np.uint64)
+        weeks = np.array([(alarm.time - self.start) // self.week_us for alarm in alarms], dtype=np.int64)
+
+        def grown(name: str) -> NDArray[np.float64]:
+            said = np.array([getattr(alarm, name) for alarm in alarms])
+            return np.concatenate([getattr(self, name), said])
+
+        return replace(
+            self,
+            weeks=replace(
+                self.weeks,
+                clients=np.concatenate([self.weeks.clients, clients]),
+                weeks=np.concatenate([self.weeks.weeks, weeks]),
+            ),
+            same=grown("same"),
+            opposite=grown("opposite"),
+            sequence=grown("sequence"),
+            spoke=np.concatenate([self.spoke, [(alarm.spoke_same, alarm.spoke_opposite) for alarm in alarms]]),
+            alarm=np.concatenate([self.alarm, np.ones(len(alarms), dtype=np.bool_)]),
+            repeating=np.concatenate([self.repeating, np.zeros(len(alarms), dtype=np.bool_)]),
         )
 
     def intentions(
@@ -137,7 +186,7 @@ class History:
         Strength is evidence over ticket threshold; 0 where the test never paged. It runs as it does in production, but
         goes on after a page.
         """
-        clients, index, packed = np.zeros(len(self.weeks)), [], tables.packed()
+        clients, index, packed = (self.spoke / tables.thresholds[:2]).max(axis=1), [], tables.packed()
         for done, (columns, unit, week) in enumerate(self.parts):
             trace = walking.empty_trace(len(unit))
             memory = memory_for(columns, self.index_rows, POOL_PLACES)

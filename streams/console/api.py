@@ -320,6 +320,14 @@ class ApiRoom:
             Operation("POST", f"{one}/assign", "Give it to somebody", self._assign, body=AssignBody, **change),
             Operation("POST", f"{one}/note", "Write into its history", self._note, body=NoteBody, **change),
             Operation("POST", f"{one}/resolve", "Close it with a verdict", self._resolve, body=ResolveBody, **change),
+            Operation(
+                "POST",
+                f"{one}/approve-verdict",
+                "Vouch for a false alarm",
+                self._approve_verdict,
+                body=ByBody,
+                **change,
+            ),
             Operation("POST", f"{one}/reopen", "Take it up again", self._reopen, body=ByBody, **change),
             Operation(
                 "GET", "/silences", "Silences and maintenance windows", self._silences, SilenceList, SilenceQuery
@@ -479,6 +487,9 @@ class ApiRoom:
     async def _resolve(self, call: Call) -> Incident:
         body: ResolveBody = call.body
         return await self._change(call, lambda desk, name: desk.resolve(name, call.by, body.verdict, body.note))
+
+    async def _approve_verdict(self, call: Call) -> Incident:
+        return await self._change(call, lambda desk, name: desk.approve_verdict(name, call.by))
 
     async def _reopen(self, call: Call) -> Incident:
         return await self._change(call, lambda desk, name: desk.reopen(name, call.by))

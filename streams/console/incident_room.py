@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 from urllib.parse import urlencode
 
 import msgspec
@@ -50,7 +50,8 @@ ORDERS: dict[Order, str] = {
     "strength": "strength",
 }
 
-Action = Literal["acknowledge", "resolve", "reopen"]
+#: What a form can do with one incident.
+ACTIONS = ("acknowledge", "assign", "note", "silence", "repeater", "resolve", "reopen", "approve-verdict")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ class IncidentRoom:
             web.post("/incidents/bulk", self.bulk),
             web.get(one, self.incident),
             web.get(one + "/queries", self.queries),
-            web.post(one + "/{action:acknowledge|assign|note|silence|repeater|resolve|reopen}", self.act),
+            web.post(one + f"/{{action:{'|'.join(ACTIONS)}}}", self.act),
         ]
 
     # The list ---------------------------------------------------------------------------------------------------
@@ -281,6 +282,7 @@ class IncidentRoom:
             "acknowledge": lambda: desk.acknowledge(name, by),
             "resolve": lambda: desk.resolve(name, by, form.get("verdict", ""), form.get("note", "")),
             "reopen": lambda: desk.reopen(name, by),
+            "approve-verdict": lambda: desk.approve_verdict(name, by),
             "assign": lambda: desk.assign(name, by, clean_name(form.get("to", ""))),
             "note": lambda: desk.note(name, by, form.get("note", "")),
             "silence": lambda: make_silence(desk, form, matcher_for(desk.show(name).incident), by),

@@ -54,6 +54,7 @@ LogChange = Literal[
     "merged",
     "resolved",
     "reopened",
+    "verdict-approved",
 ]
 
 #: Who made a change that no person made.
@@ -518,6 +519,8 @@ class Fold:
             assignee=None if reopened else old.assignee,
             resolved_at=None if reopened else old.resolved_at,
             verdict=None if reopened else old.verdict,
+            verdict_by="" if reopened else old.verdict_by,
+            verdict_approved_by="" if reopened else old.verdict_approved_by,
         )
         draft.incident = msgspec.structs.replace(merged, title=title(merged), severity=severity(merged))
         if reopened:

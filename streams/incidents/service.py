@@ -19,7 +19,7 @@ from redis import Redis
 from streams.errors import ConfigError, Conflict
 from streams.incidents.grouping import Draft
 from streams.incidents.ledger import Ledger, as_text
-from streams.incidents.people import person
+from streams.incidents.people import person, same_person
 from streams.incidents.repeaters import Repeaters
 from streams.incidents.silences import COMMENT_LENGTH, PATTERN_LENGTH, check, describe
 from streams.store.keys import ModelKeys
@@ -259,9 +259,34 @@ class IncidentService:
                 if old.verdict == said:
                     return
                 raise Conflict(f"incident {incident} is already resolved as {old.verdict}{_last(old)}")
-            draft.incident = msgspec.structs.replace(old, state="resolved", resolved_at=at, verdict=said, silence="")
+            draft.incident = msgspec.structs.replace(
+                old, state="resolved", resolved_at=at, verdict=said, verdict_by=by, silence=""
+            )
             draft.record("resolved", by, f"resolved as {said}" + (f": {note}" if note else ""), at)
             draft.announce("resolved", at)
+
+        return self._ledger.change(incident, alter)
+
+    def approve_verdict(self, incident: str, by: str, *, now: int | None = None) -> Incident:
+        """Vouch for a false alarm, so that `vedette calibrate` may count it; nothing happens to one that is approved.
+
+        Raises
+        ------
+        UnknownIncident, Conflict, ConfigError
+            Conflict when `by` gave the verdict; ConfigError when it is no false alarm that somebody resolved.
+        """
+        by, at = person(by), _now(now)
+
+        def alter(draft: Draft) -> None:
+            old = draft.incident
+            if old.state != "resolved" or old.verdict != "false" or not old.verdict_by:
+                raise ConfigError(f"incident {incident} is not resolved as a false alarm by anybody")
+            if old.verdict_approved_by:
+                return
+            if same_person(old.verdict_by, by):
+                raise Conflict(f"{old.verdict_by} has resolved incident {incident}; somebody else must approve that")
+            draft.incident = msgspec.structs.replace(old, verdict_approved_by=by)
+            draft.record("verdict-approved", by, "false alarm approved; it may count in the calibration", at)
 
         return self._ledger.change(incident, alter)
 
@@ -282,7 +307,14 @@ class IncidentService:
             if draft.was_open not in ("", incident):
                 raise Conflict(f"incident {draft.was_open} of the same {old.entity} is open; work on that one")
             draft.incident = msgspec.structs.replace(
-                old, state="new", assignee=None, resolved_at=None, verdict=None, merged_into=""
+                old,
+                state="new",
+                assignee=None,
+                resolved_at=None,
+                verdict=None,
+                verdict_by="",
+                verdict_approved_by="",
+                merged_into="",
             )
             draft.record("reopened", by, "re-opened", at)
             draft.announce("reopened", at)

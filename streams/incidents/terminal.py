@@ -307,6 +307,16 @@ def _resolve(session: Session, incident: str, verdict: str, note: str, by: str, 
     return resolve_command(_service(session), Console(), incident, by, verdict, note, as_json)
 
 
+@incidents.command("approve-verdict")
+@click.argument("incident")
+@BY
+@JSON
+@click.pass_obj
+def _approve_verdict(session: Session, incident: str, by: str, as_json: bool) -> int:
+    """Vouch for a false alarm that somebody else resolved: `vedette calibrate --false-alarms` counts it then."""
+    return _changed(_service(session).approve_verdict(incident, by), Console(), as_json)
+
+
 @incidents.command("reopen")
 @click.argument("incident")
 @BY

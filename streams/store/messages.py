@@ -129,6 +129,10 @@ class Incident(msgspec.Struct, frozen=True):
     """Id of the campaign's incident that took it in; empty for none."""
     repeater: bool = False
     """Some signal would have paged, were its client not approved as a repeater."""
+    verdict_by: str = ""
+    """Who gave the verdict."""
+    verdict_approved_by: str = ""
+    """Who else vouches for a false alarm, so that it counts in the calibration; empty: nobody."""
 
 
 class IncidentChange(msgspec.Struct, frozen=True):
@@ -150,6 +154,7 @@ class IncidentChange(msgspec.Struct, frozen=True):
         "merged",
         "resolved",
         "reopened",
+        "verdict-approved",
         "silence-made",
         "silence-ended",
         "repeater-proposed",

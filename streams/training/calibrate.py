@@ -8,11 +8,16 @@ import numpy as np
 from rich.console import Console
 
 from detectors import bundle as bundles
+from detectors.calibration.alarms import FalseAlarm
 from detectors.errors import BundleError, DetectorError
 from detectors.kernels import limit_blas_threads
 from detectors.recalibration import recalibrate
+from detectors.scorer import Ensemble
 from streams.cli import print_json
 from streams.errors import BundleMismatch, ConfigError
+from streams.incidents.false_alarms import approved
+from streams.incidents.service import IncidentService
+from streams.store.client import connect
 from streams.training.findings import Findings, show
 from streams.training.fit import partition_count, period, writable
 from streams.training.sources import Session, Span, client_key, events_of, settings_of
@@ -31,6 +36,7 @@ def run(
     partitions: int | None,
     as_json: bool,
     span: Span,
+    false_alarms: bool = False,
 ) -> int:
     """Replay the pilot, set thresholds, write the bundle, print the findings; returns 0.
 
@@ -42,6 +48,8 @@ def run(
         The bundle is missing, damaged, or for other rows.
     BrokerError, MissingTopic
         When the pilot's events are to come from the topic.
+    StoreError
+        When false alarms are to come from Redis.
     """
     began = time.monotonic()
     limit_blas_threads()
@@ -58,6 +66,7 @@ def run(
         raise BundleMismatch(str(refusal)) from None
     length = period(week_seconds, None if settings is None else settings.week_seconds)
     with Telling() as telling:
+        alarms = _false_alarms(session, ensemble) if false_alarms else []
         telling("reading the pilot", 0.0)
         events = events_of(pilot, session, ensemble.schema, key, span, telling)
         try:
@@ -70,6 +79,7 @@ def run(
                 week_us=round(length * 1e6),
                 partitions=partition_count(partitions, events),
                 progress=telling,
+                alarms=alarms,
             )
         except DetectorError as refusal:
             raise ConfigError(f"cannot calibrate: {refusal}") from None
@@ -89,3 +99,9 @@ def run(
     else:
         show(found, Console())
     return 0
+
+
+def _false_alarms(session: Session, ensemble: Ensemble) -> list[FalseAlarm]:
+    """What two people call false alarms, of the model that the session names."""
+    service = IncidentService(connect(session.settings.redis), session.model_settings.name)
+    return approved(service, ensemble)

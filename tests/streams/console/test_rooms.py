@@ -420,6 +420,21 @@ def test_repeaters_are_proposed_from_an_incident_and_approved_by_somebody_else(
     assert unmarked.status_code == 403
 
 
+def test_a_false_alarm_is_approved_on_its_page_by_somebody_else(scene: Fixture, serve: Fixture, redis: Redis) -> None:
+    name = scene.attack("11aa000000000001")
+    served, session = serve(), requests.Session()
+    mark = form_mark(served, session, f"/incidents/{name}")
+
+    def act(action: str, by: str, **fields: str) -> requests.Response:
+        data = {"csrf": mark, "by": by, **fields}
+        return session.post(f"{served.url}/incidents/{name}/{action}", data=data, timeout=10)
+
+    assert "When somebody else vouches for it" in act("resolve", "ada", verdict="false").text
+    refused = act("approve-verdict", "ada")
+    assert (refused.status_code, "somebody else must approve" in refused.text) == (409, True)
+    assert "say ada and bob" in act("approve-verdict", "bob").text
+
+
 def test_under_a_named_token_nobody_is_a_second_person(
     scene: Fixture, serve: Fixture, redis: Redis, tmp_path: Path
 ) -> None:

@@ -321,6 +321,38 @@ def test_notes_and_assignments_stand_in_history_and_log(world: World) -> None:
         world.desk.note("f" * 16, "ada", "text")
 
 
+def test_a_false_alarm_counts_on_the_word_of_two_people(world: World) -> None:
+    world.signal(level="page", rule="query-intent")
+    name = world.only().id
+    with pytest.raises(ConfigError, match="not resolved as a false alarm"):
+        world.desk.approve_verdict(name, "bob")
+    world.desk.resolve(name, "ada", "false", now=world.now)
+    with pytest.raises(Conflict, match="somebody else must approve"):
+        world.desk.approve_verdict(name, "Ada ")
+    approved = world.desk.approve_verdict(name, "bob", now=world.now)
+    assert (approved.verdict_by, approved.verdict_approved_by) == ("ada", "bob")
+    assert world.desk.approve_verdict(name, "carla") == approved
+    assert [(entry.change, entry.by) for entry in world.log()[-2:]] == [
+        ("resolved", "ada"),
+        ("verdict-approved", "bob"),
+    ]
+    again = world.desk.reopen(name, "ada", now=world.now)
+    assert (again.verdict_by, again.verdict_approved_by) == ("", "")
+    world.desk.resolve(name, "ada", "true", now=world.now)
+    with pytest.raises(ConfigError, match="not resolved as a false alarm"):
+        world.desk.approve_verdict(name, "bob")
+
+
+def test_a_signal_that_reopens_takes_the_approval_back(world: World) -> None:
+    world.signal(level="page", rule="query-intent")
+    name = world.only().id
+    world.desk.resolve(name, "ada", "false", now=world.now)
+    world.desk.approve_verdict(name, "bob", now=world.now)
+    world.now += HOUR
+    world.signal(level="page", rule="query-intent")
+    assert (world.only().state, world.only().verdict_by, world.only().verdict_approved_by) == ("new", "", "")
+
+
 def test_severity_follows_level_and_reach(world: World) -> None:
     world.signal()
     assert world.only().severity == "low"

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow.parquet
 import pytest
+from redis import Redis
 
 from detectors import bundle as bundles
 from streams.cli import invoke
+from streams.incidents.ledger import Ledger, fold
+from streams.incidents.service import IncidentService
+from streams.store.keys import ModelKeys
+from tests.streams.incidents.conftest import signal
 from tests.streams.training.conftest import WEEK, Files, fit_arguments
 
 OPTIONS = ["--week-seconds", str(WEEK), "--clients-per-week", "12", "--partitions", "2", "--json"]
@@ -67,6 +74,42 @@ def test_a_short_pilot_still_tickets_and_says_how_much_would_do(
     assert told["mode"] == "tickets"
     assert told["client_weeks_needed"] > 120
     assert any(f"{told['client_weeks_needed']} client-weeks" in note for note in told["notes"])
+
+
+def test_approved_false_alarms_move_thresholds_within_their_cap(
+    files: Files, silent: str, redis: Redis, redis_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["calibrate", files.benign, "--budget", "3", *OPTIONS]
+    assert invoke([*arguments, "--bundle", silent, "--out", "one.vedette"]) == 0
+    plain = reported(capsys)
+    assert plain["rank"] > 1
+    made = bundles.load("one.vedette")
+    scale = float(made.tables.thresholds[3])
+    ledger = Ledger(redis, ModelKeys("shop"))
+    desk = IncidentService(redis, "shop")
+    for number, by in enumerate(("ada", "bob", "ada")):
+        page = signal(
+            number, client=f"{number + 1:016x}", model="shop", level="page", rule="input-sequence", bundle=made.digest,
+            statistic=scale * 1e6, threshold=scale, time=10**15 + number, nearest=[1e3 * number, 0.0],
+        )  # fmt: skip
+        text = msgspec.json.encode(page).decode()
+        (draft,) = fold("shop", ledger.book("shop-events:0", [page]), [(page, text)], now=1).drafts
+        ledger.apply([draft])
+        desk.resolve(draft.incident.id, by, "false")
+        if number < 2:
+            desk.approve_verdict(draft.incident.id, "carla")
+    settings = Path("vedette.toml")
+    settings.write_text(
+        f'[redis]\nurl = "{redis_url}"\n[[models]]\nname = "shop"\ntopic = "shop-events"\nbundle = "one.vedette"\n'
+    )
+    assert invoke(["--config", str(settings), *arguments, "--out", "two.vedette", "--false-alarms"]) == 0
+    told = reported(capsys)
+    counted = min(2, plain["rank"] - 1)
+    assert any(f"{counted} of 2 approved false alarms count" in note for note in told["notes"]), told["notes"]
+    assert (told["rank"], told["client_weeks"]) == (plain["rank"], plain["client_weeks"])
+    assert all(told["thresholds"][name] >= value for name, value in plain["thresholds"].items())
+    assert told["thresholds"]["input-sequence"] < scale * 1e6
+    assert told["digest"] != plain["digest"]
 
 
 @pytest.mark.parametrize(
