@@ -20,6 +20,7 @@ from streams.incidents.service import IncidentService
 from streams.store.client import connect
 from streams.training.findings import Findings, show
 from streams.training.fit import partition_count, period, writable
+from streams.training.page import render
 from streams.training.sources import Session, Span, client_key, events_of, settings_of
 from streams.training.telling import Telling
 
@@ -30,6 +31,7 @@ def run(
     pilot: str,
     bundle: str | None,
     out: str,
+    report_to: str | None = None,
     budget: int,
     clients_per_week: int | None,
     week_seconds: float | None,
@@ -54,6 +56,7 @@ def run(
     began = time.monotonic()
     limit_blas_threads()
     target = writable(out)
+    shown = None if report_to is None else writable(report_to, "--report")
     settings = settings_of(session)
     if bundle is None:
         if settings is None:
@@ -94,6 +97,8 @@ def run(
         seconds=time.monotonic() - began,
         notes=(*notes, *events.notes),
     )
+    if shown is not None:
+        shown.write_text(render(found, made.schema.classes), encoding="utf-8")
     if as_json:
         print_json(found.to_dict())
     else:
