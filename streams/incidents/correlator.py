@@ -20,6 +20,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from streams.config import Settings
 from streams.errors import Fenced
+from streams.incidents.absence import Absence, patience
 from streams.incidents.care import MICROSECONDS_PER_HOUR, Quiet, tend
 from streams.incidents.grouping import Draft
 from streams.incidents.ledger import ATTEMPTS, Ledger, Outdated, Step, as_text, fold
@@ -76,6 +77,8 @@ class Correlator:
         Microseconds since the epoch.
     quiet : Quiet, optional
         How long incidents must be quiet before they are resolved by themselves.
+    patience : int
+        Microseconds without prober and outcomes after which monitoring is blind; 0: that is not watched.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class Correlator:
         lease: Lease,
         clock: Callable[[], int] | None = None,
         quiet: Quiet | None = None,
+        patience: int = 0,
     ) -> None:
         self.redis = redis
         self.topic = topic
@@ -97,6 +101,7 @@ class Correlator:
         """Partition -> id of the last applied signal; empty where none was."""
         self._clock = clock or (lambda: time.time_ns() // 1000)
         self._quiet = quiet or Quiet()
+        self._absence = Absence(redis, self.keys, patience)
         self._tended = 0
         """Cursor of the walk over open incidents."""
         self._trim = redis.register_script((_HERE / "trim.lua").read_text(encoding="utf-8"))
@@ -266,7 +271,8 @@ class Correlator:
             yield signal, text.decode()
 
     def keep_house(self) -> None:
-        """Trim the streams and forget old incidents."""
+        """Look for a prober, trim the streams and forget old incidents."""
+        self._absence.look(self._clock(), self.lease.token)
         for partition, applied in self.progress.items():
             if applied:
                 stream = PartitionKeys(self.topic, partition).signals
@@ -370,7 +376,7 @@ def run(settings: Settings, model_name: str) -> int:
         ticket=round(hours.quiet_ticket_hours * MICROSECONDS_PER_HOUR),
         page=round(hours.quiet_page_hours * MICROSECONDS_PER_HOUR),
     )
-    Correlator(redis, model.name, model.topic, lease, quiet=quiet).run(stop)
+    Correlator(redis, model.name, model.topic, lease, quiet=quiet, patience=patience(settings.probes)).run(stop)
     return 0
 
 

@@ -1,5 +1,5 @@
 """Incidents that the prober opens and resolves: that Vedette no longer sees, that an objective is missed, that a new
-version of the model is worse."""
+version of the model is worse. That there is no prober is said by the correlator (`streams.incidents.absence`)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from streams.errors import Conflict
 from streams.incidents.grouping import Draft, group_key, incident_id
 from streams.incidents.ledger import ATTEMPTS, Ledger, Outdated
 from streams.incidents.silences import silence_of
+from streams.lease import Role
 from streams.store.keys import ModelKeys
 from streams.store.messages import Incident, LevelName
 
@@ -78,7 +79,15 @@ def resolve_blind(redis: Redis, keys: ModelKeys, now: int, *, token: int | None 
 
 
 def open_incident(
-    redis: Redis, keys: ModelKeys, subject: Subject, reason: str, now: int, *, token: int | None = None
+    redis: Redis,
+    keys: ModelKeys,
+    subject: Subject,
+    reason: str,
+    now: int,
+    *,
+    token: int | None = None,
+    role: Role = "prober",
+    by: str = PROBER,
 ) -> Incident:
     """Open the incident of a subject, or bring the open one up to date.
 
@@ -89,22 +98,24 @@ def open_incident(
     now : int
         Microseconds since the epoch.
     token : int, optional
-        Fencing token of the prober's lease.
+        Fencing token of the lease of `role`.
+    role : {"prober", "correlator"}
+        Who writes, and `by` what its history says.
 
     Raises
     ------
     Fenced
-        Another prober has taken over.
+        Another process of that role has taken over.
     """
     ledger, group, title = Ledger(redis, keys), subject.group, f"{subject.heading}: {reason}"
     for _ in range(ATTEMPTS):
         stored = ledger.open_incident(group)
         if stored is None:
             draft = Draft(_new(keys.model, subject, title, now), group, 0, 0, "")
-            draft.record("opened", PROBER, reason, now)
+            draft.record("opened", by, reason, now)
             silence = silence_of(draft.incident, ledger.silences(), now)
             if silence is not None:
-                draft.hush(silence, PROBER, now)
+                draft.hush(silence, by, now)
             draft.announce("opened", now)
         else:
             old = stored.incident
@@ -118,11 +129,11 @@ def open_incident(
                 last_seen=max(now, old.last_seen),
                 signals=old.signals + 1,
             )
-            draft.record("raised" if raised else "signal", PROBER, reason, now, keep=news or raised)
+            draft.record("raised" if raised else "signal", by, reason, now, keep=news or raised)
             if raised:
                 draft.announce("raised", now)
         try:
-            ledger.apply([draft], "prober", token=token)
+            ledger.apply([draft], role, token=token)
         except Outdated:
             continue
         return draft.incident
