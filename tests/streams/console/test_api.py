@@ -258,7 +258,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_request_breaks_the_promise_fuzz(api: Api, data: st.DataObject) -> None:
     path, operations = data.draw(st.sampled_from(sorted(api.document["paths"].items())), label="path")
