@@ -169,13 +169,13 @@ class PartitionScoring:
             "identity": identity(last),
             "time": str(self.clock.traffic),
         }
-        for verdicts in work.verdicts:
-            self.histograms.add(verdicts)
+        for part, verdicts in zip(work.parts, work.verdicts, strict=True):
+            self.histograms.add(verdicts, part)
         signals = self._signals(work, pilot, approvals)
         counters = self._count(records, work, signals)
         plan.minutes, plan.hours, plan.totals = counters.minutes, counters.hours(), counters.totals()
         if work.verdicts:
-            plan.histograms = self.histograms.packed()
+            plan.histograms = self.histograms.changed()
         ttl = self.options.probe_ttl_us
         plan.uses = {
             probe.mark.id: f"{probe.offset}-{probe.row}:{probe.mark.issued + ttl}"

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.contract import Verdicts
+from detectors.calibration.drift import BLOCKS, block_of
+from detectors.contract import ANONYMOUS, Batch, Verdicts
+from streams.store.hours import hour_field, pack_hour, unpack_hour
 
 #: Microseconds of a minute.
 MINUTE_US = 60_000_000
 MINUTES_AN_HOUR = 60
+HOUR_US = MINUTE_US * MINUTES_AN_HOUR
 
 #: Buckets of a histogram of p-values, and how many of them a decade of p has.
 BUCKETS = 64
@@ -48,15 +51,20 @@ def buckets(pvalues: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 class Histograms:
-    """Running histograms of a partition's p-values, one a detector and one of the fused."""
+    """Running histograms of a partition's p-values, one a detector and one of the fused; and `BlockHours`."""
 
     def __init__(self, packed: Mapping[str, bytes]) -> None:
-        self._counts = {name: np.frombuffer(content, dtype="<u4").astype(np.int64) for name, content in packed.items()}
+        self._counts = {
+            name: np.frombuffer(content, dtype="<u4").astype(np.int64)
+            for name, content in packed.items()
+            if len(content) == 4 * BUCKETS
+        }
         self._names: tuple[str, ...] = ()
         self._stack = np.zeros((0, BUCKETS), dtype=np.int64)
+        self._hours = BlockHours(packed)
 
-    def add(self, verdicts: Verdicts) -> None:
-        """Count a batch."""
+    def add(self, verdicts: Verdicts, batch: Batch | None = None) -> None:
+        """Count a batch; without its rows' clients and times no hour is counted."""
         names = (*verdicts.detectors, FUSED)
         if names != self._names:
             self._keep()
@@ -64,17 +72,77 @@ class Histograms:
             self._names = names
             self._stack = np.stack([self._counts.get(name, empty) for name in names])
         found = buckets(np.column_stack([verdicts.pvalues, verdicts.fused]))
+        if batch is not None:
+            self._hours.add(batch, found[:, -1])
         found += np.arange(len(names), dtype=np.int64) * BUCKETS
         self._stack += np.bincount(found.ravel(), minlength=len(names) * BUCKETS).reshape(len(names), BUCKETS)
 
     def packed(self) -> dict[str, bytes]:
-        """Little-endian uint32 counts of the detectors that spoke last."""
+        """Everything: little-endian uint32 counts of the detectors that spoke last, and hours (`pack_hour`)."""
+        return self._packed() | self._hours.packed()
+
+    def changed(self) -> dict[str, bytes]:
+        """The same, but only those hours that changed since the last call."""
+        return self._packed() | self._hours.changed()
+
+    def _packed(self) -> dict[str, bytes]:
         whole = np.minimum(self._stack, _LARGEST_COUNT).astype("<u4")
         return {name: whole[place].tobytes() for place, name in enumerate(self._names)}
 
     def _keep(self) -> None:
         for place, name in enumerate(self._names):
             self._counts[name] = self._stack[place].copy()
+
+
+class BlockHours:
+    """Rows and oddness of each block of clients, hour by hour of broker time: what the drift watch reads.
+
+    Oddness of a row is the bucket of its fused p-value. Rows without a client count nowhere. Hours a day apart share a
+    place: the newer one takes it.
+    """
+
+    def __init__(self, packed: Mapping[str, bytes]) -> None:
+        self._hours: dict[str, tuple[int, NDArray[np.int64]]] = {}
+        for name, content in packed.items():
+            found = unpack_hour(content)
+            if found is not None and name == hour_field(found[0]):
+                self._hours[name] = found
+        self._touched: set[str] = set()
+
+    def add(self, batch: Batch, fused: NDArray[np.int64]) -> None:
+        """Count a batch, in order of time; `fused` (n,) holds the bucket of each row."""
+        if len(batch) == 0:
+            return
+        first, last = int(batch.times[0]) // HOUR_US, int(batch.times[-1]) // HOUR_US
+        if first == last:
+            self._add(first, batch.clients, fused)
+            return
+        hours = batch.times // HOUR_US
+        for hour in np.unique(hours).tolist():
+            inside = hours == hour
+            self._add(hour, batch.clients[inside], fused[inside])
+
+    def _add(self, hour: int, clients: NDArray[np.uint64], fused: NDArray[np.int64]) -> None:
+        name = hour_field(hour)
+        known = self._hours.get(name)
+        if known is None or known[0] != hour:
+            known = self._hours[name] = (hour, np.zeros((2, BLOCKS), dtype=np.int64))
+        blocks = block_of(clients)
+        blocks[clients == ANONYMOUS] = BLOCKS
+        known[1][0] += np.bincount(blocks, minlength=BLOCKS + 1)[:BLOCKS]
+        # Sums of whole numbers below 2 ** 53: exact in any order.
+        known[1][1] += np.bincount(blocks, weights=fused, minlength=BLOCKS + 1)[:BLOCKS].astype(np.int64)
+        self._touched.add(name)
+
+    def packed(self) -> dict[str, bytes]:
+        """All of them."""
+        return {name: pack_hour(*found) for name, found in self._hours.items()}
+
+    def changed(self) -> dict[str, bytes]:
+        """Those that changed since the last call."""
+        found = {name: pack_hour(*self._hours[name]) for name in self._touched}
+        self._touched.clear()
+        return found
 
 
 class Counters:

@@ -19,13 +19,14 @@ from streams.events.batch import DecodeOptions, InferenceBatch
 from streams.incidents.grouping import direct_group
 from streams.probes import marks
 from streams.store.approvals import NOBODY, Approvals
+from streams.store.hours import unpack_hour
 from streams.store.messages import SignalMessage
 from streams.worker import clock as clocks
 from streams.worker.clock import MAX_JUMP_US, Clock
 from streams.worker.probes import ProbeUses
 from streams.worker.scoring import PartitionScoring, ScoringOptions
 from streams.worker.sources import Sources
-from streams.worker.tally import BUCKETS, Counters, buckets
+from streams.worker.tally import BUCKETS, Counters, Histograms, buckets
 from tests.streams.worker.conftest import CLASSES, CLIENT_KEY, MODEL, PROBE_KEY, WIDTH, event
 from tests.streams.worker.counting import CountingScorer
 
@@ -113,6 +114,11 @@ def summed(parts: Sequence[dict[Any, Any]]) -> dict[Any, Any]:
     return found
 
 
+def summed_up(parts: Sequence[dict[str, bytes]]) -> dict[str, bytes]:
+    """What a hash holds after all of them."""
+    return {name: value for part in parts for name, value in part.items()}
+
+
 def everything(records: Sequence[Rec], cuts: Sequence[int], max_rows: int) -> dict[str, Any]:
     scoring = fresh(max_rows)
     outcomes = []
@@ -129,7 +135,7 @@ def everything(records: Sequence[Rec], cuts: Sequence[int], max_rows: int) -> di
         "totals": summed([o.plan.totals for o in outcomes]),
         "minutes": summed([o.plan.minutes for o in outcomes]),
         "hours": summed([o.plan.hours for o in outcomes]),
-        "histograms": outcomes[-1].plan.histograms or scoring.histograms.packed(),
+        "histograms": summed_up([o.plan.histograms for o in outcomes]),
         "signals": [s for o in outcomes for s in o.signals],
         "verdicts": [v for o in outcomes for v in o.verdicts],
         "dead": [(record.offset, letter) for o in outcomes for record, letter in o.dead],
@@ -421,3 +427,17 @@ def test_single_inputs_of_a_repeater_page_as_ever() -> None:
     assert not held.excuse(page, 1)
     assert held.excuse(replace(page, rule="query-intent"), 1)
     assert not held.excuse(replace(page, rule="query-intent", level=Level.TICKET), 1)
+
+
+def test_blocks_of_clients_are_counted_hour_by_hour_without_probes_or_the_anonymous() -> None:
+    records = log(np.random.default_rng(4), 400)
+    scoring = fresh()
+    outcome = scoring.step(records, 100, pilot=False)
+    hours = [hour for each in scoring.histograms.packed().values() if (hour := unpack_hour(each)) is not None]
+    assert len(hours) > 1
+    known = outcome.plan.totals["scored"] - outcome.plan.totals["anonymous"]
+    assert 0 < known == sum(int(counts[0].sum()) for _, counts in hours)
+    assert sum(int(counts[1].sum()) for _, counts in hours) > 0
+    assert all(np.count_nonzero(counts[0]) <= 9 for _, counts in hours)  # nine clients
+    packed = scoring.histograms.packed()
+    assert Histograms(packed).packed() == {name: each for name, each in packed.items() if name.startswith("hour:")}
