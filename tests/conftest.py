@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import secrets
@@ -12,10 +13,21 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from detectors.kernels import siphash
 from streams import embedded
+from streams.events import kernels
 
 #: Pause between two looks at a condition.
 POLL_SECONDS = 0.02
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What workers compile is in the cache that they read; of tests that run side by side one compiles it for all."""
+    with (tmp_path_factory.getbasetemp().parent / "vedette-compiled.lock").open("w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        siphash.warm_up()
+        kernels.warm_up()
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,6 @@ from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
 from redis import Redis
 
-from detectors.kernels import siphash
-from streams.events import kernels
 from streams.topics import DEAD_SUFFIX
 from tests.streams.worker.conftest import Deployment, deployments
 
@@ -42,6 +40,7 @@ def stamped_topic(kafka: str) -> Iterator[Callable[..., str]]:
 
 @pytest.fixture
 def deploy(
+    compiled: None,
     kafka: str,
     stamped_topic: Callable[..., str],
     redis: Redis,
@@ -50,7 +49,5 @@ def deploy(
     wait_until: WaitUntil,
 ) -> Iterator[Callable[..., Deployment]]:
     """Real workers with the counting scorer, on topics of the sender's clock."""
-    siphash.warm_up()
-    kernels.warm_up()
     with deployments(kafka, stamped_topic, redis, redis_url, tmp_path, wait_until) as make:
         yield make

@@ -20,11 +20,9 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from redis import Redis
 
-from detectors.kernels import siphash
 from streams import children, config
 from streams.audit import AuditReport, audit
 from streams.config import Settings
-from streams.events import kernels
 from streams.store.keys import ModelKeys, PartitionKeys
 from streams.store.messages import ProbeVerdict, SignalMessage, WorkerStatus
 from streams.topics import DEAD_SUFFIX
@@ -261,13 +259,6 @@ def event(number: int, inputs: Any = None, **fields: Any) -> bytes:
     return json.dumps({name: value for name, value in body.items() if value is not None}).encode()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compiled() -> None:
-    """What workers compile is compiled once, into the cache that they read."""
-    siphash.warm_up()
-    kernels.warm_up()
-
-
 @contextmanager
 def deployments(
     kafka: str, topic: Callable[..., str], redis: Redis, redis_url: str, directory: Path, wait_until: WaitUntil
@@ -291,7 +282,13 @@ def deployments(
 
 @pytest.fixture
 def deploy(
-    kafka: str, topic: Callable[..., str], redis: Redis, redis_url: str, tmp_path: Path, wait_until: WaitUntil
+    compiled: None,
+    kafka: str,
+    topic: Callable[..., str],
+    redis: Redis,
+    redis_url: str,
+    tmp_path: Path,
+    wait_until: WaitUntil,
 ) -> Iterator[Callable[..., Deployment]]:
     with deployments(kafka, topic, redis, redis_url, tmp_path, wait_until) as make:
         yield make
