@@ -21,6 +21,7 @@ from redis.exceptions import RedisError, ResponseError
 from streams.config import Settings
 from streams.errors import Fenced
 from streams.incidents.absence import Absence, patience
+from streams.incidents.calibration import MOST_INCIDENTS, CalibrationWatch
 from streams.incidents.care import MICROSECONDS_PER_HOUR, Quiet, tend
 from streams.incidents.grouping import Draft
 from streams.incidents.ledger import ATTEMPTS, Ledger, Outdated, Step, as_text, fold
@@ -28,7 +29,7 @@ from streams.incidents.repeaters import Repeaters
 from streams.incidents.silences import ENDED_MICROSECONDS
 from streams.lease import LEASE_SECONDS, Lease
 from streams.store.keys import ModelKeys, PartitionKeys
-from streams.store.messages import Alert, SignalMessage, WorkerStatus
+from streams.store.messages import Alert, Incident, SignalMessage, WorkerStatus
 
 log = logging.getLogger("vedette.correlator")
 
@@ -79,6 +80,8 @@ class Correlator:
         How long incidents must be quiet before they are resolved by themselves.
     patience : int
         Microseconds without prober and outcomes after which monitoring is blind; 0: that is not watched.
+    calibration : CalibrationWatch, optional
+        Marks evidence that comes while the calibration is stale.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class Correlator:
         clock: Callable[[], int] | None = None,
         quiet: Quiet | None = None,
         patience: int = 0,
+        calibration: CalibrationWatch | None = None,
     ) -> None:
         self.redis = redis
         self.topic = topic
@@ -101,6 +105,7 @@ class Correlator:
         """Partition -> id of the last applied signal; empty where none was."""
         self._clock = clock or (lambda: time.time_ns() // 1000)
         self._quiet = quiet or Quiet()
+        self._calibration = calibration
         self._absence = Absence(redis, self.keys, patience)
         self._tended = 0
         """Cursor of the walk over open incidents."""
@@ -160,6 +165,8 @@ class Correlator:
             topic, _, partition = as_text(place).rpartition(":")
             if topic == self.topic and partition.isdigit():
                 self.progress[int(partition)] = as_text(applied)
+        if self._calibration is not None:
+            self._calibration.load()
         self.discover()
 
     def discover(self) -> None:
@@ -268,6 +275,9 @@ class Correlator:
                 continue
             if signal.model != self.keys.model:
                 continue
+            if self._calibration is not None and self._calibration.stale(signal.bundle):
+                signal = msgspec.structs.replace(signal, stale=True)
+                text = msgspec.json.encode(signal)
             yield signal, text.decode()
 
     def keep_house(self) -> None:
@@ -281,6 +291,8 @@ class Correlator:
         for stream in (self.keys.alerts, self.keys.log):
             self._trim_public(stream)
         self.tend()
+        if self._calibration is not None and self.lease.token is not None:
+            self._calibration.look(sorted(self.progress), self._since, self.lease.token)
         self._forget()
 
     def tend(self) -> None:
@@ -302,6 +314,11 @@ class Correlator:
                 self.ledger.apply([draft], token=self.lease.token)
             except Outdated:
                 continue  # somebody else has changed it; the next walk looks again
+
+    def _since(self, seconds: float) -> list[Incident]:
+        """Incidents last seen since a moment, newest first."""
+        names = self.redis.zrevrangebyscore(self.keys.incidents, "+inf", seconds, start=0, num=MOST_INCIDENTS)
+        return [stored.incident for stored in self.ledger.incidents(map(as_text, names)).values()]
 
     def _heard(self) -> int:
         """Broker time, microseconds, of the newest record that a worker has recorded; 0 where none can be told."""
@@ -376,7 +393,18 @@ def run(settings: Settings, model_name: str) -> int:
         ticket=round(hours.quiet_ticket_hours * MICROSECONDS_PER_HOUR),
         page=round(hours.quiet_page_hours * MICROSECONDS_PER_HOUR),
     )
-    Correlator(redis, model.name, model.topic, lease, quiet=quiet, patience=patience(settings.probes)).run(stop)
+    calibration = CalibrationWatch(
+        redis, ModelKeys(model.name), model.topic, model.bundle, round(settings.week_seconds * 1e6)
+    )
+    Correlator(
+        redis,
+        model.name,
+        model.topic,
+        lease,
+        quiet=quiet,
+        patience=patience(settings.probes),
+        calibration=calibration,
+    ).run(stop)
     return 0
 
 

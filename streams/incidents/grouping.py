@@ -2,7 +2,7 @@
 
 Everything here is a pure function of the signals of a partition, in order, and of what Redis held before them. It does
 not matter how the stream is cut into batches, when it is read, or by whom: a replay makes the same incidents, ids and
-change numbers. Only `opened_at` and the alerts' `at` are the clock's.
+change numbers. Only `opened_at` and the alerts' `at` are the clock's, and `stale` is what was known at that moment.
 
 A group is (technique, entity). Signals of an account-oblivious cluster whose members all come from one client belong
 to that client; a cluster of several clients joins the open incident of a cluster that it shares most of its clients
@@ -207,6 +207,7 @@ class Draft:
                 severity=now.severity,
                 by=self.log[-1].by if self.log else "",
                 what=self.log[-1].what if self.log else "",
+                stale=now.stale,
             )
         )
 
@@ -473,6 +474,7 @@ class Fold:
             queries=queries_of(signal),
             pilot=signal.pilot,
             repeater=signal.repeater,
+            stale=signal.stale,
         )
         incident = msgspec.structs.replace(incident, title=title(incident), severity=severity(incident))
         if group in self._drafts:  # resolved, changed by late signals, and too old to re-open
@@ -516,6 +518,7 @@ class Fold:
             queries=max(old.queries, queries_of(signal)),
             pilot=old.pilot or signal.pilot,
             repeater=old.repeater or signal.repeater,
+            stale=old.stale or signal.stale,
             assignee=None if reopened else old.assignee,
             resolved_at=None if reopened else old.resolved_at,
             verdict=None if reopened else old.verdict,

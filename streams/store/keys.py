@@ -61,7 +61,8 @@ class PartitionKeys:
     def histograms(self) -> str:
         """Hash: detector -> packed little-endian uint32 histogram of -log10 p, mergeable by addition.
 
-        64 buckets: bucket b holds p with floor(8 * -log10 p) = b, the last one everything smaller.
+        64 buckets: bucket b holds p with floor(8 * -log10 p) = b, the last one everything smaller. Beside them
+        ``hour:0`` to ``hour:23``, rows and oddness of blocks of clients (`store.hours`).
         """
         return f"{self.tag}:histograms"
 
@@ -185,6 +186,11 @@ class ModelKeys:
     def bundle(self) -> str:
         """Hash: the bundle in force (path, digest, from)."""
         return f"{self.tag}:bundle"
+
+    @property
+    def calibration(self) -> str:
+        """Hash: ``m`` (CalibrationStatus JSON), ``watch`` (state of the drift watch, MessagePack)."""
+        return f"{self.tag}:calibration"
 
     def lease(self, role: str) -> str:
         """Hash: holder, token (fencing), of a role (correlator, prober, trainer, notifier); expires."""

@@ -74,6 +74,7 @@ class SignalMessage(msgspec.Struct, frozen=True):
     bundle: str
     pilot: bool = False
     stale: bool = False
+    """The calibration was marked as stale; said in an incident's evidence, by the correlator."""
     repeater: bool = False
     """It would have paged, were its client not approved as a repeater."""
     version: int = 1
@@ -133,6 +134,8 @@ class Incident(msgspec.Struct, frozen=True):
     """Who gave the verdict."""
     verdict_approved_by: str = ""
     """Who else vouches for a false alarm, so that it counts in the calibration; empty: nobody."""
+    stale: bool = False
+    """Some signal came while the calibration was marked as stale: p-values and thresholds may say too much."""
 
 
 class IncidentChange(msgspec.Struct, frozen=True):
@@ -197,6 +200,8 @@ class Alert(msgspec.Struct, frozen=True):
     """`vedette`, `prober`, or who acted."""
     what: str = ""
     """The change in words, as the incident's history has it."""
+    stale: bool = False
+    """The incident's evidence came while the calibration was marked as stale."""
 
 
 class Matcher(msgspec.Struct, frozen=True):
@@ -499,4 +504,39 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     bundle: str
     web: str
     """host:port of its /metrics and /health, empty if off."""
+    version: int = 1
+
+
+class CalibrationStatus(msgspec.Struct, frozen=True):
+    """Whether the calibration of the bundle in force still describes the traffic."""
+
+    bundle: str
+    since: int
+    """First whole hour that is watched, broker time, microseconds."""
+    at: int
+    """Broker time, microseconds, up to which it is known; whole hours."""
+    risk: float
+    """Chance that the mark is raised within a week although nothing has changed."""
+    stale: bool = False
+    """The mark; it stays until another bundle is in force."""
+    stale_at: int | None = None
+    """Broker time, microseconds, at which it was raised."""
+    reasons: dict[str, str] = {}
+    """What spoke, in words: `martingale`, `tickets`, `pages`."""
+    kind: Literal["", "drift", "attack", "unclear"] = ""
+    """Who moved when the martingale spoke: many clients (`drift`) or few (`attack`); empty while it is silent."""
+    breadth: float | None = None
+    """Share of blocks of clients that carry the excess of the last hours: 1 all alike, about a third by chance."""
+    hours: int = 0
+    """Hours that are remembered."""
+    log10_wealth: float = 0.0
+    """Largest wealth of the exchangeability martingale in its week."""
+    week_from: int = 0
+    """Beginning of the week under way, microseconds."""
+    ticketed: int = 0
+    """Clients with a ticket or a page in the week under way, but for incidents resolved as real attacks."""
+    ticket_limit: int | None = None
+    """More of them raise the mark; None where the calibration cannot tell."""
+    paged: int = 0
+    page_limit: int | None = None
     version: int = 1

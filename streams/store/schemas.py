@@ -28,6 +28,7 @@ MESSAGES: tuple[type[msgspec.Struct], ...] = (
     messages.ProbeOutcome,
     messages.ProbeSummary,
     messages.WorkerStatus,
+    messages.CalibrationStatus,
 )
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
