@@ -1,0 +1,473 @@
+"""Query attacks in the traffic of a site: what the whole ensemble tickets and pages, and after how many queries.
+
+    python -m benchmarks.queries [--json] [--check] [--quick] [--tasks "digits mlp,..."] [--keep DIRECTORY] [--write]
+
+For each data set, model and seed the ensemble is fitted and calibrated as `vedette fit` does it, for one false page a
+week, on weeks of benign clients that hold one in twenty of kinds that repeat themselves: every other kind, the others
+on the next seed. Attackers are watched for 400 queries of their own and go from start row to start row; those of a cell
+are in one stream, among a week of other clients whose rows come from a part of the data that nothing was fitted on.
+
+* undiluted, and with 4 and 20 benign queries beside each of their own;
+* over 10 accounts, one in a hundred rows of the partition;
+* benign clients of special kinds: share that page and that ticket, apart for kinds that the history held and not;
+* an attacker who tunes: strategies for noise, distance, cover and few features, 2,000 queries (benign ones included)
+  for one start row. It succeeds when a row with another answer lies as near as HopSkipJump's median after 400 queries.
+  Of the strategies that succeed often enough unmonitored, the one that does best unseen on tuning rows is reported;
+* Blacklight, stateful detection (Chen et al.) and PRADA against some of the same attackers, at their published
+  thresholds and at those that order statistics of the same client-weeks give for the same budget.
+
+An attacker that is never seen counts as seen after the last query but one more: medians are over all attackers.
+Intervals: Wilson's for shares; for medians, seeds and then attackers are drawn anew. ``--keep`` stores each data set,
+model and seed as it is done, and takes up what is there; ``--write`` puts tables and plot into docs.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import baselines, queries_tables, report
+from benchmarks.crafted import Data, Kind, Task, available, task
+from benchmarks.queries_attackers import (
+    PLANS,
+    STRATEGIES,
+    Plan,
+    askers,
+    at_once,
+    attacked,
+    covered,
+    first_success,
+)
+from benchmarks.queries_cells import Benign, Found, Hunt, Settings, Tuned
+from benchmarks.queries_clients import KINDS, Counter, Rows, Supply, Week, known_kinds, turns, week
+from benchmarks.repeaters import Site
+from benchmarks.report import progress
+from detectors import ensemble
+from detectors.calibration import order_statistics
+from detectors.contract import Batch, Level, Reference
+from detectors.kernels import limit_blas_threads
+from detectors.scorer import Ensemble
+
+#: What is run in full; MNIST has fewer clients, as its rows are long.
+TASKS: tuple[tuple[Data, Kind], ...] = (
+    ("digits", "mlp"),
+    ("digits", "forest"),
+    ("mnist", "mlp"),
+    ("spambase", "mlp"),
+    ("spambase", "logistic"),
+    ("spambase", "forest"),
+    ("cancer", "mlp"),
+)
+FULL = Settings(queries=400, attackers=120, campaigns=10, specials=24, tuners=24, clients=200, weeks=7)
+QUICK = Settings(queries=400, attackers=8, campaigns=2, specials=4, tuners=4, clients=60, weeks=7)
+SEEDS, QUICK_SEEDS = 5, 1
+QUICK_TASKS: tuple[tuple[Data, Kind], ...] = (("digits", "mlp"),)
+#: Most clients a week where rows are longer than this.
+LONG_ROWS, LONG_CLIENTS = 400, 60
+#: False pages a week; one special client in so many; accounts of a campaign and rows to each of its own.
+BUDGET, SPECIAL_EVERY, ACCOUNTS, ROWS_TO_EACH = 1, 20, 10, 100
+#: Benign queries beside each own.
+DILUTIONS = (0, 4, 20)
+#: Dilutions, attackers a cell and rows of other clients that baselines are judged with: Blacklight compares all pairs.
+RIVAL_DILUTIONS, RIVAL_ATTACKERS, RIVAL_OTHERS = (0, 4), 6, 3000
+#: Budget of the attacker who tunes, over that of the others.
+TUNED_BUDGET = 5
+#: Rows that detectors learn from, rows of a batch, microseconds between rows.
+REFERENCE_ROWS, BATCH_ROWS, ROW_US = 2000, 4000, 1000
+#: Values that the rows of one stream's attackers may have.
+STREAM_VALUES = 60_000_000
+#: A week, in microseconds.
+WEEK_US = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stream:
+    """Rows of a partition in order. n rows.
+
+    Attributes
+    ----------
+    rows : float64 (n, d)
+    accounts : uint64 (n,)
+    attacker : int64 (n,)
+        Place of the attacker (or benign client that is watched) whose row it is; -1 for others.
+    asked : int64 (n,)
+        Own queries of that attacker so far.
+    """
+
+    rows: Rows
+    accounts: NDArray[np.uint64]
+    attacker: NDArray[np.int64]
+    asked: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class World:
+    """One task with everything that watches it."""
+
+    made: Task
+    settings: Settings
+    watch: Ensemble
+    scale: Rows
+    history: tuple[Week, ...]
+    report: Counter
+    background: tuple[Week, ...]
+    mode: str
+    reason: str
+
+    @classmethod
+    def make(cls, made: Task, settings: Settings) -> World:
+        """Fit and calibrate."""
+        shape = made.schema.image_shape
+        rng = np.random.default_rng([made.seed, 11])
+        known, past, live = (Supply(part, shape) for part in (made.train, made.tuning, made.report))
+        rows, truth = known.strangers(REFERENCE_ROWS, rng)
+        outputs = made.model.predict(rows)
+        reference = Reference(rows, outputs.argmax(axis=1).astype(np.int32), outputs, truth)
+        site = Site(made.model.predict, rows.mean(axis=0))
+        specials, clients = -(-settings.clients // SPECIAL_EVERY), settings.clients
+        history = tuple(
+            week(Counter(site, past), clients, specials, known_kinds(made.seed), rng) for _ in range(settings.weeks)
+        )
+        progress(f"  {sum(len(one.rows) for one in history)} rows of {settings.weeks} weeks")
+        watch, told = ensemble.fit(
+            reference,
+            made.schema,
+            history_batch(made, history, rng),
+            budget=BUDGET,
+            clients_per_week=clients,
+            week_us=WEEK_US,
+            partitions=1,
+            rng=np.random.default_rng([made.seed, 12]),
+            progress=report.Told(),
+        )
+        progress(f"  mode {told.mode}: {told.reason}")
+        counter = Counter(site, live)
+        background = tuple(week(counter, clients, specials, tuple(KINDS), rng) for _ in range(2))
+        spread = rows.std(axis=0)
+        scale = np.where(spread > 0, spread, 1.0)
+        return cls(made, settings, watch, scale, history, counter, background, told.mode, told.reason)
+
+    def stream(
+        self, sequences: Sequence[tuple[Rows, NDArray[np.bool_]]], accounts: int, others: int, rng: np.random.Generator
+    ) -> Stream:
+        """Sequences of rows (and which are the attacker's own), each over so many accounts in turn, mixed with rows of
+        the background's first clients: `others` of them, or a whole week where that is 0."""
+        week_of = self.background[0]
+        clients, rows = week_of.clients, week_of.rows
+        if others:
+            clients = np.concatenate([one.clients + 10_000 * at for at, one in enumerate(self.background)])
+            rows = np.concatenate([one.rows for one in self.background])
+            reach = np.arange(others) % len(rows)
+            clients, rows = clients[reach] + 100_000 * (np.arange(others) // len(rows)), rows[reach]
+        lengths = [len(rows), *(len(part) for part, _ in sequences)]
+        order = turns(lengths, rng)
+        attacker = np.repeat(np.arange(-1, len(sequences)), lengths)
+        inside = np.concatenate([np.arange(length) for length in lengths])
+        names = np.where(attacker < 0, 0, 1_000_000 + attacker * 1000 + inside % accounts).astype(np.uint64)
+        names[: len(rows)] = 1 + clients
+        asked = np.concatenate([np.zeros(len(rows), dtype=np.int64), *(np.cumsum(own) for _, own in sequences)])
+        every = np.concatenate([rows, *(part for part, _ in sequences)])
+        return Stream(every[order], names[order], attacker[order], asked[order])
+
+    def watched(self, stream: Stream, count: int) -> tuple[list[int | None], list[int | None]]:
+        """Own queries of each of `count` attackers until its first ticket (or page) and its first page."""
+        state = self.watch.new_state(clients=8192)
+        tickets: list[int | None] = [None] * count
+        pages: list[int | None] = [None] * count
+        for start in range(0, len(stream.rows), BATCH_ROWS):
+            end = min(start + BATCH_ROWS, len(stream.rows))
+            rows, place = np.ascontiguousarray(stream.rows[start:end]), np.arange(start, end, dtype=np.int64)
+            outputs = self.made.model.predict(rows)
+            batch = Batch(
+                inputs=rows,
+                labels=outputs.argmax(axis=1).astype(np.int32),
+                clients=stream.accounts[start:end],
+                times=place * ROW_US,
+                offsets=place,
+                rows=np.zeros(len(rows), dtype=np.int32),
+                outputs=outputs,
+            )
+            for signal in self.watch.score(batch, state).signals:
+                who, asked = int(stream.attacker[start + signal.row]), int(stream.asked[start + signal.row])
+                if who < 0:
+                    continue
+                for level, seen in ((Level.TICKET, tickets), (Level.PAGE, pages)):
+                    if signal.level >= level and seen[who] is None:
+                        seen[who] = asked
+        return tickets, pages
+
+
+def history_batch(made: Task, history: Sequence[Week], rng: np.random.Generator) -> Batch:
+    """Benign events of some weeks, each with clients of its own."""
+    rows = np.concatenate([one.rows for one in history])
+    names = rng.integers(1, 1 << 62, sum(len(one.kinds) for one in history)).astype(np.uint64)
+    firsts = np.cumsum([0, *(len(one.kinds) for one in history)])
+    times = [
+        number * WEEK_US + np.linspace(0, 0.999 * WEEK_US, len(one.rows)).astype(np.int64)
+        for number, one in enumerate(history)
+    ]
+    outputs = made.model.predict(rows)
+    return Batch(
+        inputs=rows,
+        labels=outputs.argmax(axis=1).astype(np.int32),
+        clients=np.concatenate([names[first + one.clients] for first, one in zip(firsts[:-1], history, strict=True)]),
+        times=np.concatenate(times),
+        offsets=np.arange(len(rows), dtype=np.int64),
+        rows=np.zeros(len(rows), dtype=np.int32),
+        outputs=outputs,
+    )
+
+
+class Rivals:
+    """Baselines on one world: thresholds, and first alarms."""
+
+    def __init__(self, world: World, rng: np.random.Generator) -> None:
+        self.world = world
+        self.salt_seed = int(rng.integers(1 << 31))
+        maxima: dict[str, list[NDArray[np.float64]]] = {"Blacklight": [], "Chen et al.": [], "PRADA": []}
+        ordinary: list[NDArray[np.bool_]] = []
+        near: list[NDArray[np.float64]] = []
+        for one in world.history:
+            ordinary.append(np.array([kind == "" for kind in one.kinds]))
+            shared = baselines.blacklight(one.rows, np.random.default_rng(self.salt_seed))[1]
+            best = np.zeros(len(one.kinds))
+            np.maximum.at(best, one.clients, shared)
+            maxima["Blacklight"].append(best)
+            found = [self._account(rows) for rows in _split(one.rows, one.clients, len(one.kinds))]
+            near += [distances[np.isfinite(distances)] for distances, _ in found]
+            maxima["Chen et al."].append(np.array([-distances.min(initial=np.inf) for distances, _ in found]))
+            maxima["PRADA"].append(np.array([-normal.min(initial=np.inf) for _, normal in found]))
+        published = {
+            "Blacklight": baselines.MATCHES / baselines.KEPT - 1e-9,
+            "Chen et al.": -float(np.quantile(np.concatenate(near), baselines.NEAR_SHARE)),
+            "PRADA": -baselines.NORMALITY,
+        }
+        which = np.concatenate(ordinary)
+        self.thresholds: dict[tuple[str, str], float] = {}
+        for name, parts in maxima.items():
+            values = np.concatenate(parts)
+            self.thresholds[name, "published"] = published[name]
+            for setting, units in (("same budget", values), ("same budget, no repeaters", values[which])):
+                found_at = order_statistics.threshold(units, world.settings.clients, BUDGET)
+                self.thresholds[name, setting] = np.inf if found_at is None else found_at.value
+
+    def _account(self, rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        scaled = rows / self.world.scale
+        labels = self.world.made.model.predict(rows).argmax(axis=1).astype(np.int32)
+        return baselines.mean_distances(scaled), baselines.normality(scaled, labels)
+
+    def first(self, stream: Stream, count: int) -> dict[tuple[str, str], list[int | None]]:
+        """Own queries of each attacker until the first alarm, by baseline and setting."""
+        every, others = baselines.blacklight(stream.rows, np.random.default_rng(self.salt_seed))
+        found: dict[tuple[str, str], list[int | None]] = {key: [] for key in self.thresholds}
+        for who in range(count):
+            mine = np.flatnonzero(stream.attacker == who)
+            distances, normal = self._account(stream.rows[mine])
+            for name, setting in self.thresholds:
+                values = {
+                    "Blacklight": every[mine] if setting == "published" else others[mine],
+                    "Chen et al.": -distances,
+                    "PRADA": -normal,
+                }[name]
+                hits = np.flatnonzero(values > self.thresholds[name, setting])
+                found[name, setting].append(int(stream.asked[mine[hits[0]]]) if len(hits) else None)
+        return found
+
+
+def _split(rows: Rows, clients: NDArray[np.int64], count: int) -> list[Rows]:
+    """The rows of each client, in order."""
+    order = np.argsort(clients, kind="stable")
+    return np.split(rows[order], np.cumsum(np.bincount(clients, minlength=count))[:-1])
+
+
+def lots(count: int, values: int) -> list[range]:
+    """Attackers of one stream at a time."""
+    step = max(1, STREAM_VALUES // values)
+    return [range(start, min(start + step, count)) for start in range(0, count, step)]
+
+
+def hunts(world: World, rivals: Rivals, plan: Plan) -> list[Hunt]:
+    """One attack: every dilution, and over many accounts."""
+    made, settings, number = world.made, world.settings, [plan.name for plan in PLANS].index(plan.name)
+    rng = np.random.default_rng([made.seed, 21, number])
+    supply = world.report.supply
+    own = askers(made, plan, supply, max(settings.attackers, settings.campaigns), settings.queries, rng)
+    found = []
+    for each in DILUTIONS:
+        hunt = Hunt("Vedette", "", plan.name, each, 1, [], [])
+        others = {key: Hunt(key[0], key[1], plan.name, each, 1, [], []) for key in rivals.thresholds}
+        for lot in lots(settings.attackers, settings.queries * (1 + each) * made.schema.width):
+            hidden = [
+                covered(own[at], each, supply.client(each * len(own[at]), rng) if each else own[at], rng) for at in lot
+            ]
+            stream = world.stream(hidden, 1, 0, rng)
+            tickets, pages = world.watched(stream, len(hidden))
+            hunt.tickets.extend(tickets)
+            hunt.pages.extend(pages)
+        found.append(hunt)
+        if each in RIVAL_DILUTIONS:
+            few = min(RIVAL_ATTACKERS, settings.attackers)
+            hidden = [
+                covered(own[at], each, supply.client(each * len(own[at]), rng) if each else own[at], rng)
+                for at in range(few)
+            ]
+            for key, alarms in rivals.first(world.stream(hidden, 1, RIVAL_OTHERS, rng), few).items():
+                others[key].pages.extend(alarms)
+            found += others.values()
+    spread = Hunt("Vedette", "", plan.name, 0, ACCOUNTS, [], [])
+    for start in range(0, settings.campaigns, ACCOUNTS // 2):
+        some = own[start : min(start + ACCOUNTS // 2, settings.campaigns)]
+        rows = ROWS_TO_EACH * settings.queries - len(some) * settings.queries
+        sequences = [(part, np.ones(len(part), dtype=np.bool_)) for part in some]
+        tickets, pages = world.watched(world.stream(sequences, ACCOUNTS, rows, rng), len(some))
+        spread.tickets.extend(tickets)
+        spread.pages.extend(pages)
+    return [*found, spread]
+
+
+def benign(world: World, rivals: Rivals) -> list[Benign]:
+    """Ordinary clients and special ones: who tickets and who pages in a week."""
+    made, settings = world.made, world.settings
+    rng = np.random.default_rng([made.seed, 31])
+    known = known_kinds(made.seed)
+    ordinary = week(world.report, settings.clients, 0, tuple(KINDS), rng)
+    sequences = _split(ordinary.rows, ordinary.clients, settings.clients)
+    names = [""] * settings.clients
+    for kind, special in KINDS.items():
+        sequences += [special(world.report, rng) for _ in range(settings.specials)]
+        names += [kind] * settings.specials
+    stream = world.stream([(rows, np.ones(len(rows), dtype=np.bool_)) for rows in sequences], 1, 0, rng)
+    tickets, pages = world.watched(stream, len(sequences))
+    seen: dict[tuple[str, str], tuple[list[int | None], list[int | None]]] = {("Vedette", ""): (tickets, pages)}
+    seen |= {key: (alarms, alarms) for key, alarms in rivals.first(stream, len(sequences)).items()}
+    found = []
+    for (scheme, setting), (ticketed, paged) in seen.items():
+        for kind in ("", *KINDS):
+            mine = [at for at, name in enumerate(names) if name == kind]
+            hits = sum(ticketed[at] is not None for at in mine), sum(paged[at] is not None for at in mine)
+            found.append(Benign(scheme, setting, kind, kind in known, len(mine), *hits))
+    return found
+
+
+def tuned(world: World) -> tuple[float, list[Tuned]]:
+    """The distance of its goal, and the attacker who tunes with every strategy, on tuning rows and on report rows."""
+    made, settings = world.made, world.settings
+    rng = np.random.default_rng([made.seed, 41])
+    budget = TUNED_BUDGET * settings.queries
+    past, live = Supply(made.tuning, made.schema.image_shape), world.report.supply
+    goals = attacked(made, STRATEGIES[0], past.strangers(30, rng)[0], settings.queries, rng)
+    goal = float(np.median(goals.distances[goals.success]))
+    found = []
+    for plan in STRATEGIES:
+        for part, supply in (("tuning", past), ("report", live)):
+            starts, _ = supply.strangers(settings.tuners, rng)
+            labels = made.model.predict(starts).argmax(axis=1)
+            own = budget // (1 + plan.each)
+            one = Tuned(plan.name, part, [], [])
+            step = at_once(made.schema.width, own)
+            for first in range(0, len(starts), step):
+                some = starts[first : first + step]
+                trace = attacked(made, plan, some, own, rng).trace
+                hidden = []
+                for at in range(len(some)):
+                    asked = trace.of(at)
+                    one.successes.append(first_success(some[at], asked, int(labels[first + at]), goal))
+                    cover = supply.client(plan.each * len(asked), rng) if plan.each else asked.inputs
+                    hidden.append(covered(asked.inputs, plan.each, cover, rng))
+                one.pages.extend(world.watched(world.stream(hidden, 1, 0, rng), len(hidden))[1])
+            found.append(one)
+        progress(f"  tuning, {plan.name}: {found[-1].unseen:.2f} unseen, {found[-1].unmonitored:.2f} unmonitored")
+    return goal, found
+
+
+def measure(data: Data, kind: Kind, seed: int, settings: Settings) -> Found:
+    """Everything on one task."""
+    began = time.monotonic()
+    made = task(data, kind, seed)
+    if made.schema.width > LONG_ROWS:
+        settings = msgspec.structs.replace(settings, clients=min(settings.clients, LONG_CLIENTS))
+    progress(f"{data} {kind}, seed {seed}")
+    world = World.make(made, settings)
+    progress("  calibrating baselines")
+    rivals = Rivals(world, np.random.default_rng([seed, 13]))
+    cells: list[Hunt] = []
+    for plan in PLANS:
+        some = hunts(world, rivals, plan)
+        cells += some
+        told = ", ".join(hunt.told() for hunt in some if hunt.scheme == "Vedette")
+        progress(f"  {time.monotonic() - began:5.0f} s  {plan.name}: {told}")
+    ordinary = benign(world, rivals)
+    for cell in ordinary[: 1 + len(KINDS)]:
+        progress(f"  {cell.kind or 'ordinary clients'}: {cell.tickets} ticketed, {cell.pages} paged of {cell.clients}")
+    goal, tuning = tuned(world)
+    seconds = time.monotonic() - began
+    return Found(data, kind, seed, settings, world.mode, world.reason, goal, cells, ordinary, tuning, seconds)
+
+
+def kept(folder: Path | None, data: Data, kind: Kind, seed: int, settings: Settings) -> Found:
+    """What was measured before with the same settings, or measured now and stored."""
+    path = None if folder is None else folder / f"{data}-{kind}-{seed}.json"
+    if path is not None and path.exists():
+        found = msgspec.json.decode(path.read_bytes(), type=Found)
+        if msgspec.structs.replace(found.settings, clients=settings.clients) == settings:
+            return found
+    found = measure(data, kind, seed, settings)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(msgspec.json.encode(found))
+    return found
+
+
+def chosen_tasks(wanted: str | None, quick: bool) -> list[tuple[Data, Kind]]:
+    """Tasks by name whose data is installed."""
+    usual = QUICK_TASKS if quick and wanted is None else TASKS
+    some = [pair for pair in usual if wanted is None or " ".join(pair) in wanted.split(",")]
+    for data in sorted({data for data, _ in some if not available(data)}):
+        progress(f"{data} is not installed and left out")
+    return [pair for pair in some if available(pair[0])]
+
+
+def main() -> int:
+    """Entry point."""
+    parser = report.arguments(__doc__ or "")
+    parser.add_argument("--tasks", help="such as 'digits mlp,spambase forest', instead of all")
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--keep", type=Path, help="store what is done here, and take up what is there")
+    parser.add_argument("--write", action="store_true", help="write tables and plot into docs/")
+    whole: Callable[[str], int] = int
+    for name in Settings.__struct_fields__:
+        parser.add_argument(f"--{name}", type=whole)
+    options = parser.parse_args()
+    limit_blas_threads()
+    settings = QUICK if options.quick else FULL
+    given = {name: getattr(options, name) for name in Settings.__struct_fields__}
+    settings = msgspec.structs.replace(settings, **{name: n for name, n in given.items() if n is not None})
+    seeds = options.seeds or (QUICK_SEEDS if options.quick else SEEDS)
+    found = [
+        kept(options.keep, data, kind, seed, settings)
+        for data, kind in chosen_tasks(options.tasks, options.quick)
+        for seed in range(options.seed, options.seed + seeds)
+    ]
+    if not found:
+        progress("no task of that name has its data installed")
+        return 2
+    rng = np.random.default_rng(options.seed)
+    figures, targets = queries_tables.figures_of(found, rng)
+    if options.write:
+        queries_tables.write(found)
+    context: dict[str, Any] = {"seeds": seeds, "settings": msgspec.structs.asdict(settings)}
+    context["modes"] = {f"{one.task}, seed {one.seed}": f"{one.mode}: {one.reason}" for one in found}
+    context["cells"] = queries_tables.cells_of(found)
+    return report.finish(options, figures, targets, context)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""What the benchmark of query attacks finds, as it is stored."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """How much is run: own queries of an attacker; attackers a cell and campaigns over many accounts; clients of a
+    special kind; start rows of the attacker who tunes; clients a week and weeks of the history."""
+
+    queries: int
+    attackers: int
+    campaigns: int
+    specials: int
+    tuners: int
+    clients: int
+    weeks: int
+
+
+class Hunt(msgspec.Struct, frozen=True):
+    """One cell: own queries of each attacker until its first ticket and page; None for never.
+
+    `scheme` is Vedette or a baseline, which only pages, with its `setting`; `each` benign queries beside each own.
+    """
+
+    scheme: str
+    setting: str
+    attack: str
+    each: int
+    accounts: int
+    tickets: list[int | None]
+    pages: list[int | None]
+
+    def told(self) -> str:
+        """In a few words."""
+        name = f"{self.accounts} accounts" if self.accounts > 1 else f"1:{self.each}" if self.each else "undiluted"
+        parts = []
+        for seen in (self.tickets, self.pages):
+            hits = [queries for queries in seen if queries is not None]
+            parts.append(f"{len(hits)}/{len(seen)} ({np.median(hits) if hits else np.nan:.0f})")
+        return f"{name} {' '.join(parts)}"
+
+
+class Benign(msgspec.Struct, frozen=True):
+    """Benign clients of one kind ("" for ordinary ones) in a week; `known` where the history held the kind."""
+
+    scheme: str
+    setting: str
+    kind: str
+    known: bool
+    clients: int
+    tickets: int
+    pages: int
+
+
+class Tuned(msgspec.Struct, frozen=True):
+    """One strategy on tuning or report rows: own queries until success and until the page; None for never."""
+
+    strategy: str
+    part: str
+    successes: list[int | None]
+    pages: list[int | None]
+
+    @property
+    def unmonitored(self) -> float:
+        """Share of start rows that succeed."""
+        return float(np.mean([success is not None for success in self.successes]))
+
+    @property
+    def wins(self) -> int:
+        """Start rows that succeed before the page."""
+        pairs = zip(self.successes, self.pages, strict=True)
+        return sum(success is not None and (page is None or success < page) for success, page in pairs)
+
+    @property
+    def unseen(self) -> float:
+        """Share of start rows that succeed before the page."""
+        return self.wins / len(self.successes)
+
+
+class Found(msgspec.Struct, frozen=True):
+    """Everything of one data set, model and seed."""
+
+    data: str
+    kind: str
+    seed: int
+    settings: Settings
+    mode: str
+    reason: str
+    goal: float
+    hunts: list[Hunt]
+    benign: list[Benign]
+    tuned: list[Tuned]
+    seconds: float
+
+    @property
+    def task(self) -> str:
+        """Data set and model."""
+        return f"{self.data} {self.kind}"

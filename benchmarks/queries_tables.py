@@ -1,0 +1,430 @@
+"""Figures, targets, tables and plot of the benchmark of query attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.queries_attackers import PLANS, STRATEGIES
+from benchmarks.queries_cells import Found, Hunt, Tuned
+from benchmarks.queries_clients import KINDS
+from benchmarks.report import BOOTSTRAP_RESAMPLES, Figure, Target, write_between
+from streams.probes.outcome import wilson
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+#: Cells of the tables, (benign queries beside each own, accounts), and their names.
+CELLS = {(0, 1): "undiluted", (4, 1): "1:4", (20, 1): "1:20", (0, 10): "10 accounts"}
+#: Names of attacks that keep their queries apart.
+APART = tuple(plan.name for plan in PLANS if plan.apart)
+#: How often a strategy succeeds unmonitored that an attacker who tunes may choose.
+GOOD_ENOUGH = 0.8
+
+#: What the streams must hold; "worst" is over attacks and tasks, those that keep apart by themselves.
+TARGETS = (
+    *(
+        target
+        for cell in ("undiluted", "1:4")
+        for target in (
+            Target(f"worst / {cell}: ticket", ">=", 0.995),
+            Target(f"worst kept apart / {cell}: ticket", ">=", 0.95),
+            Target(f"worst / {cell}: page", ">=", 0.95),
+            Target(f"mean / {cell}: page", ">=", 0.97),
+            Target(f"worst / {cell}: queries to ticket, p90", "<=", 40.0),
+            Target(f"worst / {cell}: queries to page, median", "<=", 60.0),
+        )
+    ),
+    Target("worst / undiluted: queries to ticket, median", "<=", 15.0),
+    Target("worst / 1:4: queries to ticket, median", "<=", 20.0),
+    Target("worst / 1:20: ticket", ">=", 0.97),
+    Target("worst kept apart / 1:20: ticket", ">=", 0.60),
+    Target("worst / 1:20: page", ">=", 0.80),
+    Target("worst / 10 accounts: ticket", ">=", 0.90),
+    *(Target(f"{kind}, left out: paged", "<=", 0.05) for kind in KINDS),
+    Target("tuned attacker, worst task: success before a page", "<=", 0.04),
+    Target("tuned attacker, least over tasks: success unmonitored", ">=", 0.80),
+    Target("least lead over a baseline at the same budget", ">=", 0.0),
+)
+
+Queries = list[list[int | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Attackers of one cell, a list a seed: own queries until the first ticket or page.
+
+    Attributes
+    ----------
+    queries : int
+        Own queries that were watched; one more stands for never.
+    """
+
+    seen: Queries
+    queries: int
+
+    @property
+    def hits(self) -> int:
+        return sum(found is not None for seed in self.seen for found in seed)
+
+    @property
+    def total(self) -> int:
+        return sum(len(seed) for seed in self.seen)
+
+    @property
+    def share(self) -> float:
+        """Share of attackers seen."""
+        return self.hits / self.total
+
+    def values(self) -> list[NDArray[np.float64]]:
+        """Queries by seed."""
+        never = self.queries + 1
+        return [np.array([never if found is None else found for found in seed], dtype=np.float64) for seed in self.seen]
+
+    def quantile(self, share: float) -> float:
+        """Over all attackers, the unseen ones included."""
+        return float(np.quantile(np.concatenate(self.values()), share, method="higher"))
+
+    def interval(self, share: float, rng: np.random.Generator) -> tuple[float, float]:
+        """95 % interval of a quantile: seeds are drawn anew, then attackers of each."""
+        values = np.array(self.values())
+        turns, (seeds, attackers) = BOOTSTRAP_RESAMPLES // 4, values.shape
+        drawn = rng.integers(seeds, size=(turns, seeds, 1)), rng.integers(attackers, size=(turns, seeds, attackers))
+        found = np.quantile(values[drawn].reshape(turns, -1), share, axis=1)
+        low, high = np.percentile(found, [2.5, 97.5])
+        return float(low), float(high)
+
+
+def cell_of(found: Sequence[Found], pick: Callable[[Hunt], list[int | None]], wanted: Callable[[Hunt], bool]) -> Cell:
+    """The cell that `wanted` names, over seeds."""
+    seen = [pick(hunt) for one in found for hunt in one.hunts if wanted(hunt)]
+    return Cell(seen, found[0].settings.queries)
+
+
+def ours(found: Sequence[Found], attack: str, place: tuple[int, int], page: bool) -> Cell:
+    """Vedette's cell of one task."""
+    return cell_of(
+        found,
+        lambda hunt: hunt.pages if page else hunt.tickets,
+        lambda hunt: hunt.scheme == "Vedette" and hunt.attack == attack and (hunt.each, hunt.accounts) == place,
+    )
+
+
+def theirs(found: Sequence[Found], key: tuple[str, str], attack: str, each: int) -> Cell:
+    """A baseline's cell of one task."""
+    return cell_of(
+        found,
+        lambda hunt: hunt.pages,
+        lambda hunt: (hunt.scheme, hunt.setting, hunt.attack, hunt.each) == (*key, attack, each),
+    )
+
+
+def by_task(found: Sequence[Found]) -> dict[str, list[Found]]:
+    """Seeds of each task."""
+    tasks: dict[str, list[Found]] = {}
+    for one in found:
+        tasks.setdefault(one.task, []).append(one)
+    return tasks
+
+
+def settings_of(found: Sequence[Found]) -> list[tuple[str, str]]:
+    """Baselines and their settings."""
+    return list(dict.fromkeys((hunt.scheme, hunt.setting) for hunt in found[0].hunts if hunt.setting))
+
+
+def rival_dilutions(found: Sequence[Found]) -> list[int]:
+    """Dilutions at which baselines were judged."""
+    return sorted({hunt.each for hunt in found[0].hunts if hunt.setting})
+
+
+def share_figure(name: str, hits: int, total: int) -> Figure:
+    """A share with Wilson's interval."""
+    return Figure(name, hits / total, *wilson(hits, total))
+
+
+def stream_figures(found: Sequence[Found], rng: np.random.Generator) -> list[Figure]:
+    """Worst and mean over attacks: of each task, and of all."""
+    figures = []
+    every: dict[tuple[str, bool], list[tuple[str, Cell, Cell]]] = {}
+    for name, some in by_task(found).items():
+        for place, where in CELLS.items():
+            for plan in PLANS:
+                row = name, ours(some, plan.name, place, page=False), ours(some, plan.name, place, page=True)
+                every.setdefault((where, plan.apart), []).append(row)
+    for prefix, chosen in [("", None), *((f"{name} / ", name) for name in by_task(found))]:
+        for where in CELLS.values():
+            for apart, word in ((False, "worst"), (True, "worst kept apart")):
+                rows = [row for row in every[where, apart] if chosen in (None, row[0])]
+                label = f"{prefix}{word} / {where}"
+                for at, level in ((1, "ticket"), (2, "page")):
+                    cells: list[Cell] = [row[1] if at == 1 else row[2] for row in rows]
+                    least = min(cells, key=lambda cell: cell.share)
+                    figures.append(share_figure(f"{label}: {level}", least.hits, least.total))
+                    for share, told in ((0.5, "median"), (0.9, "p90")):
+                        slowest = max(cells, key=lambda cell: cell.quantile(share))
+                        figures.append(
+                            Figure(
+                                f"{label}: queries to {level}, {told}",
+                                slowest.quantile(share),
+                                *slowest.interval(share, rng),
+                            )
+                        )
+            both = [row for apart in (False, True) for row in every[where, apart] if chosen in (None, row[0])]
+            hits, total = sum(row[2].hits for row in both), sum(row[2].total for row in both)
+            figures.append(share_figure(f"{prefix}mean / {where}: page", hits, total))
+    return figures
+
+
+def benign_rows(found: Sequence[Found], key: tuple[str, str], kind: str, known: bool | None) -> tuple[int, int, int]:
+    """Clients of a kind, and how many of them ticketed and paged; `known` None takes all."""
+    rows = [
+        row
+        for one in found
+        for row in one.benign
+        if (row.scheme, row.setting, row.kind) == (*key, kind) and known in (None, row.known)
+    ]
+    return sum(row.clients for row in rows), sum(row.tickets for row in rows), sum(row.pages for row in rows)
+
+
+def benign_figures(found: Sequence[Found]) -> list[Figure]:
+    """Ordinary clients, and special ones of kinds that the history did not hold and that it held."""
+    figures = []
+    for kind, known in [("", None), *((kind, known) for known in (False, True) for kind in KINDS)]:
+        clients, tickets, pages = benign_rows(found, ("Vedette", ""), kind, known)
+        if clients:
+            name = "ordinary clients" if kind == "" else f"{kind}, {'in the history' if known else 'left out'}"
+            figures.append(share_figure(f"{name}: paged", pages, clients))
+            figures.append(share_figure(f"{name}: ticketed", tickets, clients))
+    return figures
+
+
+def pooled(found: Sequence[Found], strategy: str, part: str) -> Tuned:
+    """One strategy over seeds."""
+    some = [row for one in found for row in one.tuned if (row.strategy, row.part) == (strategy, part)]
+    successes = [success for row in some for success in row.successes]
+    return Tuned(strategy, part, successes, [page for row in some for page in row.pages])
+
+
+def chosen_strategy(found: Sequence[Found]) -> str:
+    """What the attacker takes after tuning: of what succeeds often enough, what succeeds most often unseen."""
+    tried = [pooled(found, plan.name, "tuning") for plan in STRATEGIES]
+    good = [one for one in tried if one.unmonitored >= GOOD_ENOUGH]
+    if good:
+        return max(good, key=lambda one: (one.unseen, one.unmonitored)).strategy
+    return max(tried, key=lambda one: (one.unmonitored, one.unseen)).strategy
+
+
+def tuned_figures(found: Sequence[Found]) -> list[Figure]:
+    """Of each task, and the worst."""
+    figures, rows = [], []
+    for name, some in by_task(found).items():
+        one = pooled(some, chosen_strategy(some), "report")
+        successes, total = round(one.unmonitored * len(one.successes)), len(one.successes)
+        figures.append(share_figure(f"{name} / tuned attacker: success before a page", one.wins, total))
+        figures.append(share_figure(f"{name} / tuned attacker: success unmonitored", successes, total))
+        rows.append((one.wins, successes, total))
+    wins, _, total = max(rows, key=lambda row: row[0] / row[2])
+    figures.append(share_figure("tuned attacker, worst task: success before a page", wins, total))
+    _, successes, total = min(rows, key=lambda row: row[1] / row[2])
+    figures.append(share_figure("tuned attacker, least over tasks: success unmonitored", successes, total))
+    return figures
+
+
+def rival_figures(found: Sequence[Found]) -> list[Figure]:
+    """Least lead of our share of pages over that of each baseline, over tasks, attacks and dilutions."""
+    figures, leads = [], []
+    for key in settings_of(found):
+        own = []
+        for some in by_task(found).values():
+            for each in rival_dilutions(found):
+                for plan in PLANS:
+                    lead = ours(some, plan.name, (each, 1), page=True).share
+                    own.append(lead - theirs(some, key, plan.name, each).share)
+        figures.append(Figure(f"least lead over {key[0]}, {key[1]}", min(own)))
+        leads += own if key[1] == "same budget" else []
+    figures.append(Figure("least lead over a baseline at the same budget", min(leads)))
+    return figures
+
+
+def figures_of(found: Sequence[Found], rng: np.random.Generator) -> tuple[list[Figure], list[Target]]:
+    """Everything, and the targets there are figures for."""
+    figures = [*stream_figures(found, rng), *benign_figures(found), *tuned_figures(found), *rival_figures(found)]
+    names = {figure.name for figure in figures}
+    return figures, [target for target in TARGETS if target.figure in names]
+
+
+def cells_of(found: Sequence[Found]) -> list[dict[str, Any]]:
+    """Every cell, for programs."""
+    rows = []
+    for name, some in by_task(found).items():
+        for place, where in CELLS.items():
+            for plan in PLANS:
+                row: dict[str, Any] = {"task": name, "attack": plan.name, "cell": where}
+                for page, level in ((False, "ticket"), (True, "page")):
+                    cell = ours(some, plan.name, place, page)
+                    row |= {"attackers": cell.total, level: cell.share}
+                    row |= {f"{level}_median": cell.quantile(0.5), f"{level}_p90": cell.quantile(0.9)}
+                rows.append(row)
+    return rows
+
+
+def _percent(hits: int, total: int) -> str:
+    low, high = wilson(hits, total)
+    return f"{100 * hits / total:.0f} % ({100 * low:.0f}-{100 * high:.0f})"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
+
+
+def _queries(cell: Cell, share: float) -> str:
+    value = cell.quantile(share)
+    return "never" if value > cell.queries else f"{value:.0f}"
+
+
+def stream_tables(found: Sequence[Found]) -> list[str]:
+    """A table a task: shares, medians and 90th percentiles."""
+    lines = []
+    for name, some in by_task(found).items():
+        rows = []
+        for plan in PLANS:
+            row = [plan.name]
+            for place in CELLS:
+                for page in (False, True):
+                    cell = ours(some, plan.name, place, page)
+                    row.append(f"{_percent(cell.hits, cell.total)} {_queries(cell, 0.5)}/{_queries(cell, 0.9)}")
+            rows.append(row)
+        settings, first = some[0].settings, ours(some, PLANS[0].name, (0, 1), page=True)
+        spread = ours(some, PLANS[0].name, (0, 10), page=True)
+        told = (
+            f"**{name}**: {len(some)} seed{'s' if len(some) > 1 else ''}, {first.total} attackers a cell "
+            f"({spread.total} campaigns over 10 accounts), N = 1 page a week of {settings.clients} clients."
+        )
+        head = ["attack", *(f"{where}: {level}" for where in CELLS.values() for level in ("ticket", "page"))]
+        lines += [told, "", *_table(head, rows)]
+    return lines
+
+
+def benign_table(found: Sequence[Found]) -> list[str]:
+    """Benign clients: paged and ticketed, kinds the history did not hold and those it held."""
+    tasks = by_task(found)
+    rows = []
+    for kind in ("", *KINDS):
+        row = [kind or "ordinary clients"]
+        for some in tasks.values():
+            parts = []
+            for known, word in ((None, ""),) if kind == "" else ((False, ""), (True, "known: ")):
+                clients, tickets, pages = benign_rows(some, ("Vedette", ""), kind, known)
+                if clients:
+                    parts.append(f"{word}{pages} / {tickets} of {clients}")
+            row.append("; ".join(parts))
+        rows.append(row)
+    return _table(["benign clients, paged / ticketed in a week", *tasks], rows)
+
+
+def tuned_table(found: Sequence[Found]) -> list[str]:
+    """The attacker who tunes: what it chose, and the strategy that was best on report rows, as an upper bound."""
+    rows = []
+    for name, some in by_task(found).items():
+        one = pooled(some, chosen_strategy(some), "report")
+        tried = [pooled(some, plan.name, "report") for plan in STRATEGIES]
+        best = max(tried, key=lambda row: row.unseen)
+        total = len(one.successes)
+        rows.append(
+            [
+                name,
+                one.strategy,
+                _percent(round(one.unmonitored * total), total),
+                _percent(one.wins, total),
+                f"{best.strategy}: {_percent(best.wins, total)}, unmonitored {100 * best.unmonitored:.0f} %",
+            ]
+        )
+    head = ["task", "chosen on tuning rows", "succeeds unmonitored", "before a page", "best of all on report rows"]
+    return _table(head, rows)
+
+
+def rival_table(found: Sequence[Found]) -> list[str]:
+    """Baselines beside Vedette: mean and worst share of attackers paged, and benign clients paged."""
+    tasks = by_task(found)
+    rows = []
+    for key in [("Vedette", ""), *settings_of(found)]:
+        row = [" ".join(key).strip() if not key[1] else f"{key[0]}, {key[1]}"]
+        for some in tasks.values():
+            parts = []
+            for each in rival_dilutions(found):
+                cells = [
+                    theirs(some, key, plan.name, each) if key[1] else ours(some, plan.name, (each, 1), page=True)
+                    for plan in PLANS
+                ]
+                mean = sum(cell.hits for cell in cells) / sum(cell.total for cell in cells)
+                parts.append(f"{100 * mean:.0f} ({100 * min(cell.share for cell in cells):.0f})")
+            plain = benign_rows(some, key, "", None)
+            special = [benign_rows(some, key, kind, None) for kind in KINDS]
+            share = 100 * sum(pages for _, _, pages in special) / sum(clients for clients, _, _ in special)
+            row.append(f"{', '.join(parts)}; {100 * plain[2] / plain[0]:.1f}, {share:.0f}")
+        rows.append(row)
+    return _table(["% paged", *tasks], rows)
+
+
+def text_of(found: Sequence[Found]) -> str:
+    """All tables."""
+    seeds = sorted({one.seed for one in found})
+    told = (
+        f"Seeds {', '.join(map(str, seeds))}. A cell: share of attackers (95 % Wilson interval), then median / 90th "
+        f"percentile of own queries over all attackers; {found[0].settings.queries} own queries are watched."
+    )
+    rivals = (
+        "Baselines: mean (worst) share of attackers paged over attacks, undiluted, then 1:4; then ordinary clients "
+        "paged a week, and clients of special kinds:"
+    )
+    kinds = "Clients of special kinds that the history did not hold (leave-kinds-out), and of those it held (known):"
+    lines = [told, "", *stream_tables(found), kinds, "", *benign_table(found)]
+    lines += ["The attacker who tunes:", "", *tuned_table(found), rivals, "", *rival_table(found)]
+    return "\n".join(lines).rstrip()
+
+
+def plot(found: Sequence[Found], path: Path) -> None:
+    """Median own queries to ticket (hollow) and page (filled), a panel a task, a colour a dilution."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    tasks = by_task(found)
+    figure, axes = plt.subplots(1, len(tasks), figsize=(3.0 * len(tasks) + 1.2, 4.2), sharey=True, squeeze=False)
+    names = [plan.name for plan in PLANS]
+    for axis, (name, some) in zip(axes[0], tasks.items(), strict=True):
+        for number, (place, where) in enumerate(CELLS.items()):
+            for page in (False, True):
+                medians = [ours(some, attack, place, page).quantile(0.5) for attack in names]
+                rows = [at + 0.18 * (number - 1.5) for at in range(len(names))]
+                style = "full" if page else "none"
+                label = f"{where}, {'page' if page else 'ticket'}"
+                axis.plot(medians, rows, "o", color=f"C{number}", fillstyle=style, markersize=5, label=label)
+        never = some[0].settings.queries + 1
+        axis.axvline(never, color="grey", linewidth=0.8, linestyle=":")
+        axis.set_xscale("log")
+        axis.set_xlim(2, 1.15 * never)
+        axis.set_title(name)
+        axis.set_xlabel("median own queries (dotted: never)")
+        axis.grid(alpha=0.3)
+    axes[0][0].set_yticks(range(len(names)), names)
+    axes[0][0].invert_yaxis()
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="upper center", ncols=4 if len(tasks) > 1 else 2, frameon=False, fontsize="small"
+    )
+    figure.tight_layout(rect=(0, 0, 1, 0.88 if len(tasks) > 1 else 0.8))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    plt.close(figure)
+
+
+def write(found: Sequence[Found]) -> None:
+    """Put the tables into docs/detection.md and the plot beside it."""
+    write_between(DOCS / "detection.md", "streams", text_of(found))
+    plot(found, DOCS / "images" / "detection-streams.svg")

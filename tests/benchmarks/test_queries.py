@@ -1,0 +1,222 @@
+"""What the benchmark of query attacks counts, what it counts on, and the baselines it is measured against."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.stats import shapiro
+
+from attacks.contract import Trace
+from benchmarks import baselines, crafted, queries, queries_tables
+from benchmarks.queries_attackers import PLANS, STRATEGIES, covered, first_success, telling_features, threat_of
+from benchmarks.queries_cells import Benign, Found, Hunt, Settings, Tuned
+from benchmarks.queries_clients import KINDS, SPECIAL_ROWS, Counter, Supply, known_kinds, turns
+from benchmarks.queries_tables import CELLS, Cell
+from benchmarks.repeaters import Site
+
+SETTINGS = Settings(queries=100, attackers=3, campaigns=2, specials=2, tuners=2, clients=16, weeks=3)
+
+
+@pytest.fixture(scope="module")
+def made() -> crafted.Task:
+    return crafted.task("cancer", "logistic", 3)
+
+
+@pytest.fixture(scope="module")
+def world(made: crafted.Task) -> queries.World:
+    return queries.World.make(made, SETTINGS)
+
+
+def test_mixing_keeps_the_order_of_every_sequence() -> None:
+    lengths = [5, 0, 40, 17]
+    order = turns(lengths, np.random.default_rng(1))
+    assert sorted(order.tolist()) == list(range(62))
+    place = np.argsort(order)
+    for start, length in zip(np.cumsum([0, *lengths]), lengths, strict=False):
+        assert (np.diff(place[start : start + length]) > 0).all()
+    assert (np.abs(np.diff(order)) > 1).any()
+
+
+def test_cover_stands_beside_every_own_query() -> None:
+    own, cover = np.ones((10, 3)), np.zeros((40, 3))
+    own *= np.arange(1, 11)[:, None]
+    rows, mine = covered(own, 4, cover, np.random.default_rng(2))
+    assert (rows[mine] == own).all()
+    assert (rows[~mine] == 0).all()
+    assert (mine.reshape(10, 5).sum(axis=1) == 1).all()
+    assert len(set(np.flatnonzero(mine) % 5)) > 1
+
+
+def test_success_is_the_first_near_row_with_another_answer() -> None:
+    inputs = np.array([[0.9, 0.0], [0.1, 0.0], [0.3, 0.0], [0.2, 0.0]])
+    trace = Trace(inputs, np.zeros(4, dtype=np.int64), np.array([1, 0, 1, 1]))
+    start = np.zeros(2)
+    assert first_success(start, trace, 0, 0.3) == 3
+    assert first_success(start, trace, 0, 1.0) == 1
+    assert first_success(start, trace, 0, 0.15) is None
+    assert first_success(start, trace, 1, 0.15) == 2
+
+
+@pytest.mark.parametrize("data", ["cancer", "digits"])
+def test_benign_rows_are_fresh_and_repeat_themselves_under_a_seed(data: crafted.Data) -> None:
+    part = crafted.task(data, "logistic", 3)
+    supply = Supply(part.report, part.schema.image_shape)
+    rows, again = (supply.client(400, np.random.default_rng(5)) for _ in range(2))
+    assert rows.tobytes() == again.tobytes()
+    assert rows.min() >= 0.0
+    assert rows.max() <= 1.0
+    assert not {row.tobytes() for row in rows} & {row.tobytes() for row in part.report.x}
+    copies = 1 - len(np.unique(rows, axis=0)) / len(rows)
+    assert 0.0 < copies < 0.04
+    assert (part.model.predict(rows).argmax(axis=1) != part.model.predict(rows[::-1]).argmax(axis=1)).any()
+
+
+def test_every_kind_is_left_out_on_one_of_two_seeds() -> None:
+    assert set(known_kinds(4)) | set(known_kinds(5)) == set(KINDS)
+    assert not set(known_kinds(4)) & set(known_kinds(5))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_clients_send_legal_near_identical_rows(kind: str, made: crafted.Task) -> None:
+    counter = Counter(Site(made.model.predict, made.train.x.mean(axis=0)), Supply(made.report, None))
+    rows = KINDS[kind](counter, np.random.default_rng(3))
+    assert 0.9 * SPECIAL_ROWS <= len(rows) <= SPECIAL_ROWS
+    assert np.isfinite(rows).all()
+    assert rows.min() >= 0.0
+    assert rows.max() <= 1.0
+    plain = counter.some(SPECIAL_ROWS, np.random.default_rng(3))
+
+    def typical(of: NDArray[np.float64]) -> float:
+        apart = np.linalg.norm(of[:, None] - of, axis=2) + 1e9 * np.eye(len(of))
+        return float(np.median(apart.min(axis=1)))
+
+    if kind != "LIME explainer":  # whose noise is as wide as rows of this data are apart
+        assert typical(rows) < typical(plain)
+
+
+def test_attacker_on_few_features_may_move_no_other(made: crafted.Task) -> None:
+    plan = next(plan for plan in STRATEGIES if plan.few)
+    threat = threat_of(made, plan, 10)
+    assert threat.domain.movable.sum() == 6
+    assert threat.domain.movable[telling_features(made)].all()
+
+
+def test_blacklight_counts_shared_hashes_as_sets_do() -> None:
+    rng = np.random.default_rng(6)
+    rows = np.round(rng.random((60, 24)), 1)
+    rows[30:] = rows[:30]
+    rows[30:45, 0] = 1 - rows[30:45, 0]
+    best, other = baselines.blacklight(rows, np.random.default_rng(0))
+    words = baselines.fingerprints(rows, np.random.default_rng(0).integers(0, baselines.LEVELS, 24))
+    sets = [set(row.tolist()) - {0} for row in words]
+    for at, mine in enumerate(sets):
+        shared = [len(mine & past) for past in sets[:at]]
+        assert best[at] == pytest.approx(max(shared, default=0) / len(mine))
+        assert other[at] == pytest.approx(max((n for n in shared if n < len(mine)), default=0) / len(mine))
+    assert (best[45:] == 1.0).all()
+    assert (other[45:] < 1.0).all()
+
+
+def test_blacklight_tells_near_copies_from_strangers() -> None:
+    rng = np.random.default_rng(7)
+    strangers, copies = rng.random((50, 64)), np.repeat(rng.random((1, 64)), 50, axis=0)
+    copies[:, 3] = rng.random(50)
+    assert baselines.blacklight(strangers, rng)[0].max() < 0.5
+    assert baselines.blacklight(copies, rng)[0][1:].min() >= 0.5
+
+
+def test_mean_distance_is_that_to_the_fifty_nearest_earlier_rows() -> None:
+    rows = np.random.default_rng(8).random((700, 5))
+    found = baselines.mean_distances(rows)
+    assert np.isinf(found[: baselines.NEIGHBOURS]).all()
+    for at in (50, 333, 511, 512, 699):
+        apart = np.sort(np.linalg.norm(rows[:at] - rows[at], axis=1))
+        assert found[at] == pytest.approx(apart[: baselines.NEIGHBOURS].mean(), abs=1e-6)
+    stopped = baselines.mean_distances(rows, enough=np.inf)
+    assert np.isinf(stopped[baselines.BLOCK :]).all()
+
+
+def test_prada_tests_distances_within_classes() -> None:
+    rng = np.random.default_rng(9)
+    rows, labels = rng.normal(size=(400, 20)), rng.integers(0, 2, 400).astype(np.int32)
+    found = baselines.normality(rows, labels)
+    tested = np.flatnonzero(np.isfinite(found))
+    assert tested[0] >= baselines.LEAST_DISTANCES - 1
+    assert (np.diff(tested) == baselines.EVERY).all()
+    assert found[tested].min() > 0.8
+    walk = np.concatenate([rows[:200], rows[:1] + 0.01 * rng.normal(size=(200, 20))])
+    assert np.nanmin(baselines.normality(walk, labels)[200:]) < 0.8
+    assert 0.0 < shapiro(rows[:, 0]).statistic <= 1.0
+
+
+def test_stream_holds_every_row_once_and_counts_own_queries(world: queries.World) -> None:
+    width = world.made.schema.width
+    parts = [(np.full((30, width), 0.25 * at), np.arange(30) % 3 == 0) for at in (1, 2)]
+    stream = world.stream(parts, 10, 500, np.random.default_rng(1))
+    assert len(stream.rows) == 560
+    for who in range(2):
+        mine = stream.attacker == who
+        assert (stream.rows[mine] == 0.25 * (who + 1)).all()
+        assert stream.asked[mine].tolist() == np.cumsum(parts[who][1]).tolist()
+        assert len(np.unique(stream.accounts[mine])) == 10
+    assert not set(stream.accounts[stream.attacker < 0]) & set(stream.accounts[stream.attacker >= 0])
+    assert len(world.stream(parts, 1, 0, np.random.default_rng(1)).rows) == 60 + len(world.background[0].rows)
+
+
+def test_attackers_are_seen_in_traffic_and_their_own_queries_counted(world: queries.World) -> None:
+    rivals = queries.Rivals(world, np.random.default_rng(4))
+    found = queries.hunts(world, rivals, PLANS[0])
+    mine = [hunt for hunt in found if hunt.scheme == "Vedette"]
+    assert {(hunt.each, hunt.accounts) for hunt in mine} == set(CELLS)
+    assert len(mine[0].tickets) == SETTINGS.attackers
+    assert all(ticket is not None and 1 < ticket <= SETTINGS.queries for ticket in mine[0].tickets)
+    for hunt in mine:
+        for ticket, page in zip(hunt.tickets, hunt.pages, strict=True):
+            assert page is None or (ticket is not None and ticket <= page)
+    baseline = {(hunt.scheme, hunt.setting) for hunt in found} - {("Vedette", "")}
+    assert len(baseline) == 9
+
+
+def test_never_counts_as_more_than_was_watched() -> None:
+    cell = Cell([[5, None], [7, 9]], 100)
+    assert (cell.hits, cell.total, cell.share) == (3, 4, 0.75)
+    assert cell.quantile(0.5) == 9.0
+    assert cell.quantile(0.9) == 101.0
+    low, high = cell.interval(0.5, np.random.default_rng(0))
+    assert low <= 9.0 <= high
+
+
+def made_up(seed: int, ours: int | None, theirs: int | None) -> Found:
+    hunts, benign = [], []
+    for plan in PLANS:
+        for each, accounts in CELLS:
+            hunts.append(Hunt("Vedette", "", plan.name, each, accounts, [3, 4], [ours, 9]))
+        hunts.append(Hunt("Blacklight", "same budget", plan.name, 0, 1, [], [theirs, None]))
+    for scheme, setting in (("Vedette", ""), ("Blacklight", "same budget")):
+        benign += [Benign(scheme, setting, kind, kind in known_kinds(seed), 4, 2, 1) for kind in ("", *KINDS)]
+    tuned = [
+        Tuned(plan.name, part, [5, None], [4 if plan.each else None, None])
+        for plan in STRATEGIES
+        for part in ("tuning", "report")
+    ]
+    return Found("digits", "mlp", seed, SETTINGS, "intent", "", 1.0, hunts, benign, tuned, 1.0)
+
+
+def test_figures_take_the_worst_and_leave_known_kinds_out() -> None:
+    figures, targets = queries_tables.figures_of([made_up(7, None, 8), made_up(8, 6, 8)], np.random.default_rng(0))
+    values = {figure.name: figure.value for figure in figures}
+    assert values["worst / undiluted: ticket"] == 1.0
+    assert values["worst / undiluted: page"] == 0.75
+    assert values["worst / undiluted: queries to page, p90"] == SETTINGS.queries + 1
+    assert values["sensor, left out: paged"] == 0.25
+    assert values["least lead over a baseline at the same budget"] == 0.25
+    assert values["tuned attacker, worst task: success before a page"] == 0.5
+    assert {target.figure for target in targets} == {target.figure for target in queries_tables.TARGETS}
+
+
+def test_tables_tell_what_was_never_seen() -> None:
+    text = queries_tables.text_of([made_up(7, None, None)])
+    assert "50 % (9-91) never/never" in text
+    assert "| sensor | " in text
+    assert "Blacklight, same budget" in text
