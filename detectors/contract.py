@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,6 +161,51 @@ class Detector(Protocol):
 
     def explain(self, view: View, row: int) -> str:
         """One plain sentence for the on-call engineer: what is odd about this row in this detector's eyes."""
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """Everything fitted, as named arrays."""
+
+    @classmethod
+    def restore(cls, arrays: Mapping[str, NDArray[np.generic]], schema: FeatureSchema) -> Self:
+        """The inverse of `arrays`."""
+
+
+@runtime_checkable
+class HistoryDetector(Protocol):
+    """Scores a row by what its client has sent so far; a larger score is more adversarial, 0 says nothing.
+
+    It keeps one record of a fixed layout a client, which lies in the state of the partition beside the client's
+    history: bounded, part of snapshots, forgotten with it. A fitted detector is a pure function of rows and records:
+    `advance` over a + b equals `advance` over a, then over b, to the bit, records included. Constructor parameters are
+    plain data.
+    """
+
+    name: str
+
+    def fit(self, reference: Reference, schema: FeatureSchema, rng: np.random.Generator) -> Self:
+        """Learn from benign rows."""
+
+    @property
+    def record(self) -> np.dtype[Any]:
+        """Layout of a client's record, known once it is fitted."""
+
+    def advance(
+        self, view: View, slots: NDArray[np.int64], fresh: NDArray[np.uint8], records: NDArray[Any]
+    ) -> NDArray[np.float64]:
+        """(n,) scores, finite, not negative; changes the records.
+
+        Parameters
+        ----------
+        view : View
+        slots : int64 (n,)
+            Record of each row's client; -1 for anonymous rows, which score 0.
+        fresh : uint8 (n,)
+            1 where the record begins anew at this row: what stands in it belongs to nobody.
+        records : (c,) of `record`
+        """
+
+    def explain(self, view: View, row: int) -> str:
+        """One plain sentence for the on-call engineer: what is odd about this row's client."""
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """Everything fitted, as named arrays."""

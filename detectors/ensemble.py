@@ -17,12 +17,12 @@ from detectors.calibration.conformal import ScoreCalibration, surprise_of
 from detectors.calibration.decision import Decision, Yardstick, decide, proposed
 from detectors.calibration.evalues import evalue
 from detectors.calibration.examination import FUSED, Examination, curve, uniformities
-from detectors.calibration.fusion import Fusion, equal_weights, hedged, logistic_weights
+from detectors.calibration.fusion import Fusion, equal_weights, hedged, logistic_weights, spread_over
 from detectors.calibration.history import History
 from detectors.calibration.rehearsal import rehearse
 from detectors.calibration.report import FitReport
 from detectors.calibration.scheme import Scheme
-from detectors.contract import ANONYMOUS, Batch, Detector, Progress, Reference
+from detectors.contract import ANONYMOUS, Batch, Detector, HistoryDetector, Progress, Reference
 from detectors.errors import FitError
 from detectors.queries.codes import Coder
 from detectors.queries.intent import IntentTest
@@ -30,7 +30,7 @@ from detectors.queries.walk import BINS, PLAIN, Columns, Tables
 from detectors.schema import FeatureSchema
 from detectors.scorer import Ensemble
 from detectors.signals import client_name
-from detectors.single import Single, columns_of, raw_scores
+from detectors.single import Single, columns_of, new_past, raw_scores
 from detectors.view import BatchView, ReferenceFrame, correct_rows
 
 __all__ = ["Ensemble", "FitReport", "fit"]
@@ -218,7 +218,7 @@ def _check_rows(what: str, rows: Batch | Reference | None, schema: FeatureSchema
         raise FitError(f"{what} row {wrong[0]} has label {labels[wrong[0]]}; labels are 0 to {len(schema.classes) - 1}")
 
 
-def _chosen(names: Sequence[str], model: Any) -> tuple[Detector, ...]:
+def _chosen(names: Sequence[str], model: Any) -> tuple[Detector | HistoryDetector, ...]:
     """The detectors of these names, not yet fitted."""
     if not names:
         raise FitError("an ensemble needs at least one detector")
@@ -251,7 +251,7 @@ def _stand_in(kept: Reference, rng: np.random.Generator) -> tuple[Reference, Bat
 
 def _single(
     frame: ReferenceFrame,
-    detectors: tuple[Detector, ...],
+    detectors: tuple[Detector | HistoryDetector, ...],
     coder: Coder,
     intent: IntentTest,
     schema: FeatureSchema,
@@ -266,12 +266,13 @@ def _single(
     """Calibrate scores and their fusion, and examine both; also what the walk reads of every benign row."""
     scores = np.empty((len(traffic), len(detectors)))
     pieces: list[Columns] = []
+    past = new_past(detectors, len(np.unique(traffic.clients)))
     unranked = np.zeros(CHUNK_ROWS, dtype=np.int32)
     for start in range(0, len(traffic), CHUNK_ROWS):
         progress("scoring benign rows", 0.2 + 0.35 * start / len(traffic))
         piece = traffic.take(slice(start, start + CHUNK_ROWS))
         view = BatchView(frame, piece)
-        scores[start : start + CHUNK_ROWS] = raw_scores(detectors, view)
+        scores[start : start + CHUNK_ROWS] = raw_scores(detectors, view, past)
         pieces.append(columns_of(view, coder, np.empty(0), unranked[: len(piece)]))
     columns = Columns(*(np.concatenate(parts) for parts in zip(*pieces, strict=True)))
     labels = columns.rows["label"]
@@ -291,14 +292,18 @@ def _single(
         view = BatchView(frame, _as_batch(rows))
         return np.asarray(calibration.surprise[calibration.ranks(raw_scores(detectors, view), view.batch.labels)])
 
+    alone = np.array([isinstance(detector, Detector) for detector in detectors])
     if scheme.fusion == "mean":
         weights = equal_weights(len(detectors))
     elif crafted is not None:
-        weights = logistic_weights(benign, surprise(crafted))
+        weights = logistic_weights(benign[:, alone], surprise(crafted)[:, alone])
     else:
         progress("rehearsing attacks to weigh detectors", 0.5)
         rehearsed = rehearse(traffic.inputs[pool.shape], labels[pool.shape], intent, schema, rng)
-        weights = hedged(logistic_weights(benign, np.concatenate([surprise(kind) for kind in rehearsed])))
+        odd = np.concatenate([surprise(kind)[:, alone] for kind in rehearsed])
+        weights = hedged(logistic_weights(benign[:, alone], odd))
+    if scheme.fusion != "mean":
+        weights = spread_over(weights, alone)
     fusion = Fusion.fit(weights, calibration, ranks[pool.fusion])
     sums, rank = fusion.fuse(ranks, calibration.surprise)
     edges = np.quantile(columns.rows["density"][pool.ranks], np.arange(1, BINS) / BINS)

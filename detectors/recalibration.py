@@ -67,10 +67,10 @@ def recalibrate(
         raise FitError("the pilot names no clients, and what is promised counts clients a week")
     if np.any(np.diff(pilot.times) < 0):
         raise FitError("the pilot's events must stand in the order of their times")
-    parts = []
+    parts, remembered = [], ensemble.single.new_past(len(np.unique(pilot.clients)))
     for start in range(0, len(pilot), CHUNK_ROWS):
         progress("scoring the pilot", 0.3 * start / len(pilot))
-        parts.append(ensemble.single.score(pilot.take(slice(start, start + CHUNK_ROWS))).columns)
+        parts.append(ensemble.single.score(pilot.take(slice(start, start + CHUNK_ROWS)), remembered).columns)
     columns = Columns(*(np.concatenate(column) for column in zip(*parts, strict=True)))
     progress("replaying client-weeks", 0.3)
     silent = ensemble.tables._replace(thresholds=np.full_like(ensemble.tables.thresholds, np.inf))

@@ -1,11 +1,11 @@
-"""Per-input detectors by name: those of Vedette, and those that entry points of the group ``vedette.detectors`` add."""
+"""Detectors by name: those of Vedette, and those that entry points of the group ``vedette.detectors`` add."""
 
 from __future__ import annotations
 
 from importlib.metadata import entry_points
 from typing import Any
 
-from detectors.contract import Detector
+from detectors.contract import Detector, HistoryDetector
 from detectors.errors import DetectorError, FitError
 from detectors.inputs.constraints import Constraints
 from detectors.inputs.dknn import DeepNeighbours
@@ -24,6 +24,8 @@ from detectors.inputs.outliers.uncompiled import PREFIX, uncompiled
 from detectors.inputs.pattern import Pattern
 from detectors.inputs.residual import PcaResidual
 from detectors.inputs.trust_ratio import TrustRatio
+from detectors.queries.extraction import Extraction
+from detectors.queries.trajectory import Trajectory
 from detectors.responses.disagreement import Disagreement
 from detectors.responses.margin import Margin
 
@@ -60,6 +62,8 @@ _OWN: dict[str, type[Any]] = {
         Mcd,
         Gmm,
         Loda,
+        Extraction,
+        Trajectory,
     )
 }
 #: Compiled detectors that have a name of their own, by the name of PyOD's class.
@@ -71,7 +75,7 @@ def names() -> list[str]:
     return sorted({*_OWN, *(point.name for point in entry_points(group="vedette.detectors"))})
 
 
-def kind(name: str) -> type[Detector]:
+def kind(name: str) -> type[Detector | HistoryDetector]:
     """The class of a detector; `DetectorError` names those there are."""
     if name in _OWN:
         return _OWN[name]
@@ -82,12 +86,17 @@ def kind(name: str) -> type[Detector]:
         return other
     for point in entry_points(group="vedette.detectors"):
         if point.name == name:
-            found: type[Detector] = point.load()
+            found: type[Detector | HistoryDetector] = point.load()
             return found
     raise DetectorError(f"no detector is called {name!r}; there are {', '.join(names())}, and {PREFIX}<class of PyOD>")
 
 
-def made(name: str, model: Any = None) -> Detector:
+def remembers(name: str) -> bool:
+    """Whether a detector is one of clients' histories (`contract.HistoryDetector`)."""
+    return hasattr(kind(name), "advance")
+
+
+def made(name: str, model: Any = None) -> Detector | HistoryDetector:
     """A detector, not yet fitted.
 
     Parameters
@@ -107,5 +116,5 @@ def made(name: str, model: Any = None) -> Detector:
     if model is None:
         raise FitError(f"{name} reads the watched model at its fit; give it (`--model`), or leave {name} out")
     make: Any = found
-    made_detector: Detector = make(model)
+    made_detector: Detector | HistoryDetector = make(model)
     return made_detector

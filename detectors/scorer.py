@@ -71,7 +71,8 @@ class Ensemble:
 
     def new_state(self, clients: int = 20_000, index_rows: int = 10_000) -> Memory:
         """An empty state; the index has at most as many rows as it was calibrated for."""
-        return Memory(self.single.frame.width, clients, min(index_rows, self.index_rows))
+        past = self.single.new_past(clients)
+        return Memory(self.single.frame.width, clients, min(index_rows, self.index_rows), past=past)
 
     def warm_up(self) -> None:
         """Compile every kernel that `score` uses, or load it from the cache."""
@@ -102,7 +103,7 @@ class Ensemble:
         """
         if not isinstance(state, Memory):
             raise TypeError(f"the state must come from new_state, not be a {type(state).__name__}")
-        scored = self.single.score(batch)
+        scored = self.single.score(batch, state.past)
         trace = walking.empty_trace(len(batch))
         levels = np.zeros(len(batch), dtype=np.uint8)
         teller = Teller(self, scored, trace, state)

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from detectors import registry
 from detectors.calibration.conformal import ScoreCalibration
 from detectors.calibration.fusion import Fusion
-from detectors.contract import Batch, Detector
+from detectors.contract import Batch, Detector, HistoryDetector
 from detectors.queries.codes import Coder
+from detectors.queries.past import Past
 from detectors.queries.walk import BINS, ROW, Columns
 from detectors.schema import FeatureSchema
 from detectors.stored import stored
@@ -42,12 +43,26 @@ class Scored:
     columns: Columns
 
 
-def raw_scores(detectors: tuple[Detector, ...], view: BatchView) -> NDArray[np.float64]:
-    """(n, D) scores of every detector."""
-    scores = np.empty((len(view.batch), len(detectors)))
+def raw_scores(
+    detectors: tuple[Detector | HistoryDetector, ...], view: BatchView, past: Past | None = None
+) -> NDArray[np.float64]:
+    """(n, D) scores of every detector; without a past, those of histories are 0. The past moves on."""
+    scores = np.zeros((len(view.batch), len(detectors)))
+    slots = fresh = None
     for column, detector in enumerate(detectors):
-        scores[:, column] = detector.score(view)
+        if isinstance(detector, Detector):
+            scores[:, column] = detector.score(view)
+        elif past is not None:
+            if slots is None or fresh is None:
+                slots, fresh = past.places(view.batch.clients)
+            scores[:, column] = detector.advance(view, slots, fresh, past.records[detector.name])
     return scores
+
+
+def new_past(detectors: tuple[Detector | HistoryDetector, ...], clients: int) -> Past | None:
+    """Room for what detectors remember of so many clients; None where none remembers anything."""
+    layouts = {one.name: one.record for one in detectors if isinstance(one, HistoryDetector)}
+    return Past(layouts, clients) if layouts else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +72,7 @@ class Single:
     Attributes
     ----------
     frame : ReferenceFrame
-    detectors : tuple of Detector
+    detectors : tuple of Detector or HistoryDetector
     scores : ScoreCalibration
     fusion : Fusion
     coder : Coder
@@ -66,16 +81,16 @@ class Single:
     """
 
     frame: ReferenceFrame
-    detectors: tuple[Detector, ...]
+    detectors: tuple[Detector | HistoryDetector, ...]
     scores: ScoreCalibration
     fusion: Fusion
     coder: Coder
     edges: NDArray[np.float64]
 
-    def score(self, batch: Batch) -> Scored:
-        """Score rows one by one; no row's result depends on the others."""
+    def score(self, batch: Batch, past: Past | None = None) -> Scored:
+        """Score rows one by one; no row's result depends on the others but through its client's past."""
         view = BatchView(self.frame, batch)
-        scores = raw_scores(self.detectors, view)
+        scores = raw_scores(self.detectors, view, past)
         ranks = self.scores.ranks(scores, view.batch.labels)
         sums, rank = self.fusion.fuse(ranks, self.scores.surprise)
         return Scored(
@@ -86,6 +101,10 @@ class Single:
             fused=self.fusion.pvalues(rank),
             columns=columns_of(view, self.coder, self.edges, rank),
         )
+
+    def new_past(self, clients: int) -> Past | None:
+        """Room for what its detectors remember of so many clients; None where none remembers anything."""
+        return new_past(self.detectors, clients)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything fitted; names start with the part they belong to."""

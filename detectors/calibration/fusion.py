@@ -81,6 +81,16 @@ def hedged(weights: NDArray[np.float64]) -> NDArray[np.float64]:
     return (1.0 - HEDGE_SHARE) * weights + HEDGE_SHARE * equal_weights(len(weights))
 
 
+def spread_over(weights: NDArray[np.float64], alone: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(D,) weights of all detectors from those of detectors of single rows, which `alone` (D,) marks.
+
+    No single row tells what a client's history is worth: each detector of histories gets an equal share.
+    """
+    found = equal_weights(len(alone))
+    found[alone] = weights * np.count_nonzero(alone) / len(alone)
+    return found
+
+
 def logistic_weights(benign: NDArray[np.float64], crafted: NDArray[np.float64]) -> NDArray[np.float64]:
     """Weights of a logistic regression of crafted against benign -ln p, (n, D) each, none negative; sum 1.
 
@@ -101,6 +111,8 @@ def logistic_weights(benign: NDArray[np.float64], crafted: NDArray[np.float64]) 
         return value, np.append(surprise.T @ slope + ridge * weights, slope.sum())
 
     width = surprise.shape[1]
+    if width == 0:
+        return np.empty(0)
     start = np.append(np.full(width, 0.1), 0.0)
     found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0.0, None)] * width + [(None, None)])
     weights = np.asarray(found.x[:-1], dtype=np.float64)

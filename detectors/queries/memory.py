@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.kernels.rows import CODE_DIMS
+from detectors.queries.past import Past
 
 #: Rows of a client that are remembered.
 WINDOW_ROWS = 48
@@ -131,9 +132,13 @@ class Memory:
         Features, d.
     clients, index_rows, pool : int
         Room for so many clients, rows of the index, and clusters whose members are kept.
+    past : Past or None
+        What detectors remember of clients, with as much room.
     """
 
-    def __init__(self, width: int, clients: int, index_rows: int, pool: int = POOL_PLACES) -> None:
+    def __init__(
+        self, width: int, clients: int, index_rows: int, pool: int = POOL_PLACES, past: Past | None = None
+    ) -> None:
         if clients < 2 or index_rows < 1 or pool < 1:
             raise ValueError(
                 f"a state needs room: clients {clients} >= 2, index rows {index_rows} >= 1, pool {pool} >= 1"
@@ -168,6 +173,7 @@ class Memory:
             clock=np.zeros(1, dtype=np.int64),
         )
         self.pool.heads["owner"] = -1
+        self.past = past
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Named views of the whole state; records as rows of bytes."""
@@ -175,6 +181,7 @@ class Memory:
             ("clients", self.clients._asdict()),
             ("index", self.index._asdict()),
             ("pool", self.pool._asdict()),
+            ("past", {} if self.past is None else self.past.arrays()),
         )
         return {f"{part}.{name}": _plain(array) for part, fields in parts for name, array in fields.items()}
 
@@ -199,7 +206,7 @@ class Memory:
         return total.hexdigest()
 
     def bytes_a_client(self) -> float:
-        """Bytes of state a tracked client, table included."""
+        """Bytes of state a tracked client, table included; what opt-in detectors remember is beside it."""
         return sum(array.nbytes for array in self.clients) / len(self.clients.keys)
 
 
