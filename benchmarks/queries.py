@@ -242,7 +242,8 @@ class Rivals:
             np.maximum.at(best, one.clients, shared)
             maxima["Blacklight"].append(best)
             found = [self._account(rows) for rows in _split(one.rows, one.clients, len(one.kinds))]
-            near += [distances[np.isfinite(distances)] for distances, _ in found]
+            plain = [distances for (distances, _), kind in zip(found, one.kinds, strict=True) if kind == ""]
+            near += [distances[np.isfinite(distances)] for distances in plain]
             maxima["Chen et al."].append(np.array([-distances.min(initial=np.inf) for distances, _ in found]))
             maxima["PRADA"].append(np.array([-normal.min(initial=np.inf) for _, normal in found]))
         published = {
