@@ -192,6 +192,26 @@ class ConsoleSettings(_Settings, frozen=True):
     """File of named tokens with roles, as argon2 hashes; `vedette token` writes it."""
 
 
+class IngestSettings(_Settings, frozen=True):
+    """`vedette ingest`, which takes events by HTTP."""
+
+    host: str = "127.0.0.1"
+    """Who reaches it can write events: nobody but the model's logger should."""
+    port: Port = 8700
+    service: str = ""
+    """Inference service whose events are taken, as they name it; empty: the model's name."""
+    client: Annotated[str, msgspec.Meta(pattern=r"^((metadata|attribute|parameter):.+)$")] = "metadata:x-client-id"
+    """Where the client's name stands.
+
+    A header of the model's request, an attribute of the event, or a parameter of the request.
+    """
+    join_seconds: Positive = 60.0
+    """A request without its response, or the other way round, is dropped after so long."""
+    memory_mb: Count = 256
+    """Events held at once; beyond it senders are asked to come again."""
+    max_event_mb: Count = 16
+
+
 class IncidentSettings(_Settings, frozen=True):
     """Incidents."""
 
@@ -249,7 +269,10 @@ class InhibitionSettings(_Settings, frozen=True):
     """While an incident of the source is open, those of the target are held back."""
 
     source: Annotated[str, msgspec.Meta(min_length=1)]
-    """Technique of the incident that mutes, with ``*`` and ``?``."""
+    """Technique of the incident that mutes, with ``*`` and ``?``.
+
+    ``monitoring``: monitoring is blind, or the calibration stale.
+    """
     target: Annotated[str, msgspec.Meta(min_length=1)] = "AML.*"
     """Techniques that are muted, with ``*`` and ``?``."""
 
@@ -328,6 +351,7 @@ class Settings(_Settings, frozen=True):
     worker: WorkerSettings = WorkerSettings()
     probes: ProbeSettings = ProbeSettings()
     console: ConsoleSettings = ConsoleSettings()
+    ingest: IngestSettings = IngestSettings()
     incidents: IncidentSettings = IncidentSettings()
     notify: NotifySettings = NotifySettings()
     threats: dict[ThreatName, ThreatSettings] = {}
@@ -424,7 +448,7 @@ def _wrong_threat(data: Mapping[str, Any]) -> str:
 
 
 _SECRET_VARIABLES = {"VEDETTE_CONFIG", "VEDETTE_CLIENT_KEY", "VEDETTE_PROBE_KEY"}
-_SECTIONS = {"KAFKA", "REDIS", "SECRETS", "WORKER", "PROBES", "CONSOLE", "INCIDENTS", "NOTIFY"}
+_SECTIONS = {"KAFKA", "REDIS", "SECRETS", "WORKER", "PROBES", "CONSOLE", "INGEST", "INCIDENTS", "NOTIFY"}
 
 
 def _apply_variables(data: dict[str, Any], environ: Mapping[str, str]) -> None:

@@ -17,7 +17,7 @@ import msgspec
 from aiohttp import web
 
 from streams.console.accounting_room import ENDS, Account, AccountingRoom
-from streams.console.data import Minute, Overview, Watch
+from streams.console.data import Minute, Overview, Range, Watch
 from streams.console.front import Front
 from streams.console.incident_room import IncidentRoom
 from streams.console.index import IncidentRow, Order, StateFilter
@@ -72,6 +72,13 @@ class ListQuery(_Query, frozen=True):
     ascending: bool = False
     offset: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
     limit: Annotated[int, msgspec.Meta(ge=1, le=LARGEST_PAGE)] = 50
+
+
+class TrafficQuery(_Query, frozen=True):
+    """How far to look back."""
+
+    range: Range = "hour"
+    """By minute, by hour, or by three hours."""
 
 
 class SilenceQuery(_Query, frozen=True):
@@ -224,6 +231,12 @@ class OverviewDocument(msgspec.Struct, frozen=True):
     """The most urgent ones."""
 
 
+class TrafficDocument(msgspec.Struct, frozen=True):
+    """Traffic over time; the last part is under way."""
+
+    minutes: list[Minute]
+
+
 class ProbeDocument(msgspec.Struct, frozen=True):
     """How well Vedette sees."""
 
@@ -314,6 +327,7 @@ class ApiRoom:
         self.operations = [
             Operation("GET", "/models", "Declared models", self._models, ModelList),
             Operation("GET", "/overview", "How things stand", self._overview, OverviewDocument),
+            Operation("GET", "/traffic", "Traffic over time", self._traffic, TrafficDocument, TrafficQuery),
             Operation("GET", "/incidents", "Incidents that fit", self._list, IncidentList, ListQuery),
             Operation("GET", one, "One incident with its evidence", self._one, IncidentDocument, failures=(404,)),
             Operation("POST", f"{one}/acknowledge", "Take it", self._acknowledge, body=ByBody, **change),
@@ -430,6 +444,9 @@ class ApiRoom:
 
     async def _overview(self, call: Call) -> OverviewDocument:
         return overview(await call.watch.look())
+
+    async def _traffic(self, call: Call) -> TrafficDocument:
+        return TrafficDocument(await call.watch.course(call.query.range))
 
     async def _list(self, call: Call) -> IncidentList:
         await call.watch.look()

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, get_args
 
 import msgspec
 from aiohttp import web
@@ -22,7 +22,7 @@ from streams.console import metrics
 from streams.console.access import ANYBODY, read_token, read_tokens
 from streams.console.accounting_room import AccountingRoom
 from streams.console.api import ApiRoom
-from streams.console.data import Overview, Watch
+from streams.console.data import Overview, Range, Watch
 from streams.console.dead_letter_room import DeadLetterRoom
 from streams.console.deliveries import deliveries
 from streams.console.detector_room import DetectorRoom
@@ -138,8 +138,10 @@ class Console:
     async def live(self, request: web.Request) -> web.Response:
         """What happens now."""
         model = self.front.model(request)
-        look = await self.front.watches[model.name].look()
-        return self.front.page(request, "live.html", model=model, **self.front.pages.live(look))
+        watch = self.front.watches[model.name]
+        back: Range = next((name for name in get_args(Range) if name == request.query.get("range")), "hour")
+        look, course = await watch.look(), await watch.course(back)
+        return self.front.page(request, "live.html", model=model, **self.front.pages.live(look, course, back))
 
     # Live stream ------------------------------------------------------------------------------------------------
 

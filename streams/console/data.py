@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from redis.asyncio import Redis
@@ -20,6 +20,9 @@ from streams.incidents.monitoring import BLIND
 from streams.store.keys import ModelKeys, PartitionKeys
 from streams.store.messages import Incident, ProbeSummary, SignalMessage, WorkerStatus
 
+Range = Literal["hour", "day", "week"]
+"""How far a plot of the live page looks back."""
+
 #: Looks at Redis are at least so far apart; several viewers and pages share one.
 REFRESH_SECONDS = 1.0
 #: A worker that has not spoken for so long is shown as gone, and after a while no longer.
@@ -27,7 +30,11 @@ WORKER_STALE_SECONDS, WORKER_FORGOTTEN_SECONDS = 10.0, 3600.0
 #: Incidents on the live page.
 LISTED_INCIDENTS = 25
 #: Minutes of traffic in the live page's plot.
-PLOTTED_MINUTES = 30
+PLOTTED_MINUTES = 60
+#: Longer looks back, from hourly counters: hours in all, and hours of one bar.
+RANGES: dict[Range, tuple[int, int]] = {"day": (24, 1), "week": (168, 3)}
+#: They are read again after so long.
+RANGE_SECONDS = 30.0
 #: Minutes that are read at every look. Older ones change only while a worker catches up, and are read less often.
 FRESH_MINUTES, OLD_MINUTES_EVERY_SECONDS = 2, 10.0
 #: Bytes of evidence that one incident page reads; wide inputs show fewer signals.
@@ -46,13 +53,15 @@ _Message = TypeVar("_Message", bound=msgspec.Struct)
 
 @dataclass(frozen=True, slots=True)
 class Minute:
-    """Traffic of one minute of broker time over all partitions."""
+    """Traffic of one minute of broker time, or of some, over all partitions."""
 
     minute: int
-    """Minutes since the epoch."""
+    """Minutes since the epoch; the first one of several."""
     rows: int = 0
     tickets: int = 0
     pages: int = 0
+    length: int = 1
+    """Minutes that it is about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +160,8 @@ class Watch:
         self._redis = redis
         self._clock = clock
         self._traffic = _Traffic()
+        self._courses: dict[Range, tuple[float, list[Minute]]] = {}
+        """Longer looks back, and when they were read."""
         self._last: Overview | None = None
         self._lock = asyncio.Lock()
 
@@ -177,6 +188,36 @@ class Watch:
             texts = await self._evidence(name, kept, most)
             signals = decoded(reversed(texts), SignalMessage)
         return Dossier(msgspec.json.decode(body, type=Incident), int(change or 0), signals, int(kept))
+
+    async def course(self, back: Range) -> list[Minute]:
+        """Traffic of the last hour by minute, of the last day by hour, or of the last week by three hours."""
+        look = await self.look()
+        if back not in RANGES:
+            return look.minutes
+        at, found = self._courses.get(back, (-RANGE_SECONDS, []))
+        if not 0 <= look.at - at < RANGE_SECONDS:
+            found = await self._hours(*RANGES[back], look.at)
+            self._courses[back] = look.at, found
+        return found
+
+    async def _hours(self, hours: int, step: int, now: float) -> list[Minute]:
+        """Hourly counters summed over partitions and over `step` hours; the last bar is under way."""
+        this = int(now // 3600) // step
+        bars = range(this - hours // step + 1, this + 1)
+        pipe = self._redis.pipeline(transaction=False)
+        keys = [PartitionKeys(self.model.topic, partition) for partition in self._traffic.partitions]
+        for bar in bars:
+            for hour in range(bar * step, bar * step + step):
+                for place in keys:
+                    pipe.hmget(place.hour(hour), list(BY_MINUTE))
+        answers: list[Any] = await pipe.execute() if keys else []
+        wide = step * len(keys)
+        parts = [answers[place * wide : (place + 1) * wide] for place in range(len(bars))]
+        return [
+            Minute(bar * step * 60, rows, tickets, pages, step * 60)
+            for bar, part in zip(bars, parts, strict=True)
+            for rows, tickets, pages in [_summed(part, len(BY_MINUTE))]
+        ]
 
     async def partitions(self) -> list[int]:
         """Partitions that a worker has held or the correlator has read."""

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from detectors.schema import FeatureSchema
 from streams.config import ModelSettings, Settings
 from streams.console import pictures, plots, words
-from streams.console.data import Dossier, Overview
+from streams.console.data import Dossier, Minute, Overview, Range
 from streams.console.index import IncidentRow
 from streams.console.pictures import ChangedFeature, Panel
 from streams.console.queries import Queries, plane
@@ -34,6 +34,8 @@ NAVIGATION = (
     ("/dead-letters", "Dead letters"),
     ("/accounting", "Accounting"),
 )
+#: How far the live page's plot looks back: range -> what its bars are.
+RANGES: dict[Range, str] = {"hour": "minute", "day": "hour", "week": "three hours"}
 #: Signals whose input an incident page shows.
 EXHIBITS = 3
 
@@ -105,9 +107,10 @@ class Pages:
         joined = "&".join(part for part in parts if part)
         return f"{path}?{joined}" if joined else path
 
-    def live(self, look: Overview) -> dict[str, Any]:
-        """Values of ``live.html``."""
-        return {"look": look, "plot": plots.traffic(look.minutes)}
+    def live(self, look: Overview, course: Sequence[Minute] = (), back: Range = "hour") -> dict[str, Any]:
+        """Values of ``live.html``; the plot is of `course`, by default of the last hour."""
+        minutes = course or look.minutes
+        return {"look": look, "plot": plots.traffic(minutes), "minutes": minutes, "back": back, "ranges": RANGES}
 
     def event(self, look: Overview, model: ModelSettings) -> bytes:
         """The live page's parts as JSON, for its script."""

@@ -37,7 +37,7 @@ class Point:
 
 
 def traffic(minutes: Sequence[Minute]) -> Markup:
-    """Rows by minute as bars, with a pin over each minute that had tickets or pages."""
+    """Rows by minute, or by some minutes each, as bars, with a pin over each that had tickets or pages."""
     width, height = TRAFFIC_SIZE
     pins = 16
     peak = max((minute.rows for minute in minutes), default=0) or 1
@@ -46,7 +46,8 @@ def traffic(minutes: Sequence[Minute]) -> Markup:
     for place, minute in enumerate(minutes):
         tall = (height - pins) * minute.rows / peak
         x, wide = place * step, max(step - 3, 1)
-        said = f"{_clock(minute.minute * 60)} UTC: {minute.rows:,} rows"
+        when = _clock(minute.minute * 60) if minute.length == 1 else _hour(minute.minute * 60)
+        said = f"{when} UTC: {minute.rows:,} rows"
         kind = "rows"
         if place == len(minutes) - 1:
             kind, said = "rows under-way", said + " so far"
@@ -61,8 +62,20 @@ def traffic(minutes: Sequence[Minute]) -> Markup:
             shapes.append(_mark(level, x + wide / 2, pins / 2, ""))
         shapes.append("</g>")
     total = sum(minute.rows for minute in minutes)
-    label = f"Rows by minute over the last {len(minutes)} minutes: {total:,} in all, at most {peak:,} in one minute"
+    length = minutes[0].length if minutes else 1
+    each, span = ("minute", f"{len(minutes)} minutes") if length == 1 else _hours(length, len(minutes))
+    label = f"Rows by {each} over the last {span}: {total:,} in all, at most {peak:,} in one bar"
     return _svg("traffic", width, height, label, "".join(shapes))
+
+
+def _hours(minutes: int, bars: int) -> tuple[str, str]:
+    """What one bar and all of them are about."""
+    hours = minutes // 60
+    return ("hour" if hours == 1 else f"{hours} hours"), f"{hours * bars} hours"
+
+
+def _hour(seconds: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds))
 
 
 def timeline(signals: Sequence[SignalMessage]) -> Markup:

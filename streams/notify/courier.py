@@ -14,6 +14,7 @@ import msgspec
 
 from streams.config import InhibitionSettings
 from streams.errors import ConfigError
+from streams.incidents.monitoring import TECHNIQUE as BLIND
 from streams.incidents.titles import ADVICE, TECHNIQUES
 from streams.notify import thread as threads
 from streams.notify.backoff import Backoff
@@ -33,6 +34,11 @@ DESTINATION_BACKOFF = Backoff(0.5, 30.0)
 THREAD_BACKOFF = Backoff(1.0, 300.0)
 #: What is held back is looked at again so often.
 HELD_MICROSECONDS = 15_000_000
+#: As a source of inhibition: the mark on the calibration, for evidence that came under it.
+STALE = "calibration-stale"
+#: As a source of inhibition it stands for what makes pages worth little: probes are not seen or do not arrive (a broker
+#: that is away among the reasons), or the calibration is stale.
+MONITORING, WORTHLESS = "monitoring", (BLIND, STALE)
 #: Looks for what is due are at most so far apart, seconds.
 POLL_SECONDS = 1.0
 #: Attempts of a write against the intake, which changes the same thread.
@@ -209,10 +215,13 @@ class Courier:
         if stored.thread is None or stored.thread.open or entry.action != "trigger" or not self._policy.inhibitions:
             return False
         technique = entry.alert.technique
-        sources = [one.source for one in self._policy.inhibitions if fnmatchcase(technique, one.target)]
+        named = [one.source for one in self._policy.inhibitions if fnmatchcase(technique, one.target)]
+        sources = [source for name in named for source in (WORTHLESS if name == MONITORING else (name,))]
         if not sources:
             return False
         opened = {group.partition("|")[0] for group in await self._outbox.open_groups()} - {technique}
+        if entry.alert.stale and await self._outbox.calibration_is_stale():
+            opened.add(STALE)
         return any(fnmatchcase(name, source) for name in opened for source in sources)
 
     async def _looked_up(self, thread: Thread, now: int) -> Thread:

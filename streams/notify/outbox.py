@@ -20,7 +20,7 @@ from redis.exceptions import ResponseError
 from streams.errors import Fenced
 from streams.notify.thread import Thread
 from streams.store.keys import ModelKeys
-from streams.store.messages import Alert, Incident, Notice
+from streams.store.messages import Alert, CalibrationStatus, Incident, Notice
 
 log = logging.getLogger("vedette.notifier")
 
@@ -214,6 +214,14 @@ class Outbox:
     async def open_groups(self) -> list[str]:
         """Grouping keys (technique|entity|id) of all open incidents."""
         return [_text(group) for group in await self.redis.hkeys(self.keys.open_incidents)]
+
+    async def calibration_is_stale(self) -> bool:
+        """Whether the mark stands."""
+        stored: Any = await self.redis.hget(self.keys.calibration, "m")
+        try:
+            return stored is not None and msgspec.json.decode(stored, type=CalibrationStatus).stale
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return False  # of another version: nothing is held back for what cannot be read
 
     async def known(self) -> dict[str, list[Place]]:
         """Every incident that some destination knows of."""

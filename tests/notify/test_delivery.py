@@ -18,7 +18,7 @@ from redis import asyncio as aioredis
 from streams.config import InhibitionSettings, ModelSettings, NotifySettings, RedisSettings, Settings
 from streams.errors import Fenced
 from streams.incidents.correlator import Correlator
-from streams.incidents.monitoring import open_blind, resolve_blind
+from streams.incidents.monitoring import open_blind, open_incident, regression, resolve_blind
 from streams.incidents.service import IncidentService
 from streams.lease import Lease
 from streams.notify.outbox import GROUP
@@ -26,7 +26,7 @@ from streams.notify.routing import Routing
 from streams.notify.service import ModelNotifier
 from streams.notify.transport import HttpTransport
 from streams.store.keys import ModelKeys
-from streams.store.messages import Alert, Incident, Matcher
+from streams.store.messages import Alert, CalibrationStatus, Incident, Matcher
 from tests.notify.conftest import HOUR, SECOND, START, Destination, alert, notify, to, webhook
 
 KEYS = ModelKeys("digits")
@@ -244,6 +244,34 @@ def test_inhibited_incidents_are_held_while_the_source_is_open(
     told = [(request.json["action"], request.json["key"][-16:]) for request in server.accepted[1:]]
     assert ("trigger", "a" * 16) in told
     assert not any(name == "b" * 16 for _, name in told), "it began and ended under the cause"
+
+
+def test_monitoring_as_a_source_is_what_makes_pages_worth_little_and_nothing_else(
+    redis: Redis, redis_url: str, destination: Callable[[], Destination], secret_file: str, announce: Announce
+) -> None:
+    server = destination()
+    inhibitions = (InhibitionSettings(source="monitoring", target="AML.*"),)
+    settings = notify([webhook("a", server.url, secret_file)], [to("a")], inhibitions=inhibitions)
+    mark = CalibrationStatus(bundle="b1", since=0, at=1, risk=0.05, stale=True)
+
+    async def main() -> None:
+        async with desk(redis, redis_url, settings) as one:
+            open_incident(redis, KEYS, regression("hop_skip_jump"), "worse by half", START)
+            announce(alert("a" * 16))
+            await one.all()
+            assert [request.json["technique"] for request in server.accepted] == ["AML.T0043.001"]
+            redis.hset(KEYS.calibration, "m", msgspec.json.encode(mark))
+            announce(alert("b" * 16, stale=True))
+            announce(alert("c" * 16))
+            await one.all(60)
+            assert [request.json["key"][-16:] for request in server.accepted[1:]] == ["c" * 16], "its evidence is older"
+            redis.hset(KEYS.calibration, "m", b"{}")
+            await one.all(60)
+            redis.hset(KEYS.calibration, "m", msgspec.json.encode(msgspec.structs.replace(mark, stale=False)))
+            await one.all(60)
+            assert [request.json["key"][-16:] for request in server.accepted[2:]] == ["b" * 16]
+
+    asyncio.run(main())
 
 
 def test_alerts_lost_to_trimming_are_made_up_from_the_incidents(

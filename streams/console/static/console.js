@@ -1,6 +1,7 @@
 // Pages work without this script; it adds local times and live updates.
 "use strict";
 
+const COURSE_MS = 60000;
 const HIDDEN_POLL_MS = 15000; // a hidden tab gives its stream back: browsers keep few connections to one host
 const pulse = document.getElementById("pulse");
 
@@ -86,6 +87,17 @@ function showOverview(live, look) {
   showTimes(live);
 }
 
+// A longer look back is read again with the page it stands in, once a minute.
+async function renewCourse(course) {
+  if (document.hidden) return;
+  try {
+    const answer = await fetch(course.dataset.source);
+    if (!answer.ok) return;
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    replace(course, page.getElementById("course")?.innerHTML ?? course.innerHTML);
+  } catch { /* the next round will tell */ }
+}
+
 function follow(address, onLook) {
   let source = null;
   let poll = null;
@@ -121,6 +133,9 @@ function follow(address, onLook) {
 
 showTimes(document);
 setInterval(() => { if (!document.hidden) showTimes(document); }, 1000);
+
+const course = document.getElementById("course");
+if (course) setInterval(() => renewCourse(course), COURSE_MS);
 
 const live = document.getElementById("live");
 if (live) follow({ stream: live.dataset.stream, poll: live.dataset.poll }, (look) => showOverview(live, look));

@@ -28,6 +28,7 @@ from streams.console.front import HEADERS
 from streams.errors import ConfigError
 from streams.incidents.monitoring import open_blind
 from streams.incidents.service import IncidentService
+from streams.store.keys import PartitionKeys
 from streams.store.messages import ReasonMessage
 
 Fixture = Any
@@ -90,6 +91,32 @@ def test_live_page_shows_incidents_traffic_probes_and_workers(scene: Fixture, se
     assert "host:1" in text
     assert "No worker is alive" not in text
     assert len(page.content) < 100_000
+
+
+def test_traffic_looks_back_an_hour_a_day_or_a_week(scene: Fixture, serve: Fixture, redis: Redis) -> None:
+    scene.worker(partitions=(0, 1))
+    scene.traffic()
+    this = scene.now // (3600 * 1_000_000)
+    for partition in (0, 1):
+        keys = PartitionKeys("events", partition)
+        for back in range(200):
+            redis.hset(keys.hour(this - back), mapping={"rows": 100 + back, "pages": int(back == 30)})
+    served = serve()
+    given = {back: served.get(f"/api/v1/traffic?range={back}").json()["minutes"] for back in ("hour", "day", "week")}
+    assert [(len(bars), bars[-1]["length"]) for bars in given.values()] == [(60, 1), (24, 60), (56, 180)]
+    assert [bar["rows"] for bar in given["day"]] == [2 * (100 + back) for back in range(23, -1, -1)]
+    assert sum(bar["pages"] for bar in given["day"]) == 0
+    assert sum(bar["pages"] for bar in given["week"]) == 2
+    whole = [bar for bar in given["week"] if bar["minute"] + 180 <= this * 60]
+    for bar in whole:
+        assert bar["rows"] == sum(2 * (100 + this - bar["minute"] // 60 - hour) for hour in range(3))
+    assert served.get("/api/v1/traffic?range=year").status_code == 422
+    for back, label in (("day", "by hour over the last 24 hours"), ("week", "by 3 hours over the last 168 hours")):
+        page = served.get(f"/?range={back}")
+        assert len(page.content) < 100_000
+        assert f"Rows {label}" in page.text
+        assert 'id="traffic"' not in page.text, "the stream would put the last hour in its place"
+    assert "Rows by minute over the last 60 minutes" in served.get("/?range=x").text
 
 
 def test_pages_come_before_tickets_and_open_before_resolved(scene: Fixture, serve: Fixture, redis: Redis) -> None:
@@ -439,7 +466,7 @@ def test_api_gives_what_the_pages_show(scene: Fixture, serve: Fixture) -> None:
     served = serve()
     look = served.get("/api/v1/overview").json()
     assert (look["model"], look["lag"], look["rows_per_second"], look["open_pages"]) == ("digits", 12, 1234.0, 1)
-    assert len(look["minutes"]) == 30
+    assert len(look["minutes"]) == 60
     assert [row["id"] for row in served.get("/api/v1/incidents").json()["incidents"]] == [name]
     whole = served.get(f"/api/v1/incidents/{name}").json()
     assert whole["change"] == 6
