@@ -18,7 +18,7 @@ from streams.console.deliveries import health_of
 from streams.console.index import IncidentIndex, IncidentRow
 from streams.incidents.monitoring import BLIND
 from streams.store.keys import ModelKeys, PartitionKeys
-from streams.store.messages import Incident, ProbeSummary, SignalMessage, WorkerStatus
+from streams.store.messages import CalibrationStatus, Incident, ProbeSummary, SignalMessage, WorkerStatus
 
 Range = Literal["hour", "day", "week"]
 """How far a plot of the live page looks back."""
@@ -97,6 +97,8 @@ class Overview:
     """Those of them that were resolved as false alarms."""
     page_budget: int | None = None
     """False pages a week that the bundle in force was calibrated for; None where nobody can tell."""
+    calibration: CalibrationStatus | None = None
+    """What the correlator says of the calibration; None while it has not looked."""
 
     @property
     def lag(self) -> int | None:
@@ -241,7 +243,8 @@ class Watch:
         pipe.hkeys(self.keys.progress)
         pipe.hget(self.keys.bundle, "path")
         pipe.hgetall(self.keys.notice_health)
-        statuses, mode, results, places, bundle, healths = await pipe.execute()
+        pipe.hmget(self.keys.calibration, "m")
+        statuses, mode, results, places, bundle, healths, calibration = await pipe.execute()
         said = sorted(decoded(statuses, WorkerStatus), key=lambda status: status.worker)
         living = [status for status in said if now - status.at / 1e6 <= WORKER_STALE_SECONDS]
         held = {partition for status in living for partition in status.partitions}
@@ -276,6 +279,7 @@ class Watch:
             week_pages=len(paged),
             week_false_pages=sum(row.verdict == "false" for row in paged),
             page_budget=await asyncio.to_thread(self._budgets.of, in_force),
+            calibration=next(iter(decoded(filter(None, calibration), CalibrationStatus)), None),
             deaf=[
                 (text(name), health.problem)
                 for name, said in sorted(healths.items())

@@ -51,6 +51,24 @@ def exposition(looks: Sequence[Overview], out: Sequence[Deliveries] = ()) -> str
             "False pages a week that the bundle in force was calibrated for.",
             [({"model": look.model}, look.page_budget) for look in looks if look.page_budget is not None],
         ),
+        (
+            "vedette_calibration_stale",
+            "gauge",
+            "1 while the calibration of the bundle in force is marked as stale.",
+            [({"model": look.model}, float(look.calibration is not None and look.calibration.stale)) for look in looks],
+        ),
+        (
+            "vedette_calibration_drift_evidence",
+            "gauge",
+            "Decimal logarithm of the largest wealth of the drift watch in its week; the mark is raised at 1.7.",
+            [({"model": look.model}, look.calibration.log10_wealth) for look in looks if look.calibration is not None],
+        ),
+        (
+            "vedette_calibration_clients",
+            "gauge",
+            "Clients of the week that crossed a threshold; more than `limit` raise the mark.",
+            _crossings(looks),
+        ),
         ("vedette_probe_recall", "gauge", "Share of probes detected; of controls: paged falsely.", _recall(looks)),
         (
             "vedette_probe_robust_accuracy",
@@ -112,6 +130,22 @@ def _open(looks: Sequence[Overview]) -> list[Sample]:
         for look in looks
         for level, count in (("page", look.open_pages), ("ticket", look.open_tickets))
     ]
+
+
+def _crossings(looks: Sequence[Overview]) -> list[Sample]:
+    found: list[Sample] = []
+    for look in looks:
+        if look.calibration is None:
+            continue
+        now = look.calibration
+        for level, count, limit in (
+            ("ticket", now.ticketed, now.ticket_limit),
+            ("page", now.paged, now.page_limit),
+        ):
+            found.append(({"model": look.model, "level": level, "what": "count"}, count))
+            if limit is not None:
+                found.append(({"model": look.model, "level": level, "what": "limit"}, limit))
+    return found
 
 
 def _recall(looks: Sequence[Overview]) -> list[Sample]:

@@ -11,10 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from redis import Redis
 
 from streams.config import DestinationSettings, NotifySettings
+from streams.store.messages import CalibrationStatus
 from streams.worker.metrics import Metrics, Standing, render
 from tests.streams.console.conftest import scene, serve
 
@@ -42,6 +44,8 @@ def known(
     scene.probe()
     scene.attack()
     redis.xgroup_create(scene.keys.alerts, "siem", id="0")
+    watched = CalibrationStatus(bundle="b", since=0, at=0, risk=0.04, ticket_limit=9)
+    redis.hset(scene.keys.calibration, "m", msgspec.json.encode(watched))
     told = NotifySettings(destinations=(DestinationSettings(name="oncall", kind="pagerduty"),))
     metrics = Metrics()
     metrics.dead["width"] = 1

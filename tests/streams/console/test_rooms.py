@@ -31,7 +31,7 @@ from streams.lease import Lease
 from streams.probes.outcome import break_down, summarise
 from streams.probes.store import ProbeStore
 from streams.store.keys import PartitionKeys
-from streams.store.messages import Answers, ProbeOutcome, ProbePlan, ProbeVerdict
+from streams.store.messages import Answers, CalibrationStatus, ProbeOutcome, ProbePlan, ProbeVerdict
 from streams.topics import DEAD_SUFFIX
 from streams.worker.tally import BUCKETS, Histograms
 
@@ -211,6 +211,34 @@ def histograms(pvalues: np.ndarray, names: tuple[str, ...]) -> dict[str, bytes]:
         )
     )  # fmt: skip
     return found.packed()
+
+
+def test_detector_page_says_whether_the_calibration_is_stale_and_who_moved(
+    scene: Fixture, serve: Fixture, redis: Redis
+) -> None:
+    scene.worker()
+    console = serve()
+    page = " ".join(console.get("/detectors").text.split())
+    assert "No correlator has looked yet" in page
+    assert "Calibration stale" not in console.get("/").text
+    status = CalibrationStatus(
+        bundle="b1", since=1_700_000_000_000_000, at=1_700_600_000_000_000, risk=0.04, stale=True,
+        stale_at=1_700_600_000_000_000, reasons={"martingale": "rows look <odd>"}, kind="drift", breadth=0.62,
+        hours=160, log10_wealth=5.4, ticketed=3, ticket_limit=9,
+    )  # fmt: skip
+    redis.hset(scene.keys.calibration, "m", msgspec.json.encode(status))
+    console = serve()
+    page = " ".join(console.get("/detectors").text.split())
+    assert "calibration stale</span>" in page
+    assert "rows look &lt;odd&gt;. Many clients moved: drift." in page
+    assert "more than 9 raise the mark" in page
+    assert "62" in page.partition("carried by")[2][:60]
+    assert "Calibration stale" in console.get("/").text
+    told = console.get("/metrics").text
+    assert re.search(r'vedette_calibration_stale\{model="\w+"\} 1', told)
+    assert re.search(r'vedette_calibration_drift_evidence\{model="\w+"\} 5.4', told)
+    redis.hset(scene.keys.calibration, "m", b"of another version")
+    assert serve().get("/detectors").status_code == 200
 
 
 def test_detector_page_tells_uniform_from_odd_pvalues(scene: Fixture, serve: Fixture, redis: Redis) -> None:

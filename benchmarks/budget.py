@@ -1,0 +1,618 @@
+"""Weeks of benign traffic: does the budget of false pages hold, and does the stale mark come before drift breaks it?
+
+    python -m benchmarks.budget --json --check [--quick] [--write]
+
+The world is scikit-learn's digits behind an MLP that makes errors; every row is a fresh picture (turned, shifted,
+noisy). Clients differ in what they send and how (the share of the scores' variance that lies between them is measured),
+and depend on themselves: a client's tilt wanders (AR(1), .9), and half of its pictures repeat the class before. A
+client-week has a log-normal number of events of median 100 and spread 1; 1 % are exact duplicates, 1 % are sent again.
+Repeaters are the kinds of `benchmarks.repeaters`, 150 rows each.
+
+The ensemble is the default one, fitted on tuning clients. Every client-week of a large pool is scored with it once, and
+its maxima are kept. A simulated week deals the pool's clients out anew: m = 2 C of them calibrate, as `vedette
+calibrate` does, C others are the week to come. No client stands on both sides. Clients are drawn without replacement
+where the pool suffices; where it does not, the two sides are split first, then bootstrapped, and the table says so:
+copies of one client are not independent, so a bootstrapped week breaks the budget more often than one of real clients.
+
+Drift: streams of three weeks, the last of which changes for every client at one hour (`sudden`), from its beginning on
+more and more (`gradual`), or not at all (`none`: false alarms of the mark). A run draws its clients from the pool of
+streams without replacement and deals them out to blocks anew; runs share clients, so their intervals are too narrow.
+The mark counts as raised at the end of the hour that raised it; the budget is broken in the hour in which client N + 1
+pages. A run in which it is never broken counts as held.
+
+``--write`` puts the tables between the marks in docs/detection.md.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from scipy.signal import lfilter
+from sklearn.datasets import load_digits
+from sklearn.neural_network import MLPClassifier
+
+from benchmarks import report
+from benchmarks.repeaters import KINDS, Site
+from benchmarks.report import Figure, Target
+from detectors.calibration import repeaters as repeating_clients
+from detectors.calibration.drift import BLOCKS, RISK, TICKET_RISK, DriftWatch, crossing_limit
+from detectors.calibration.history import History, measure
+from detectors.calibration.order_statistics import best_rank
+from detectors.calibration.thresholds import combine
+from detectors.contract import Batch, Reference
+from detectors.ensemble import fit
+from detectors.kernels import limit_blas_threads
+from detectors.queries import walk as walking
+from detectors.queries.walk import Columns
+from detectors.schema import FeatureSchema
+from detectors.scorer import Ensemble
+from streams.probes.outcome import wilson
+from streams.worker.tally import buckets
+
+Rows = NDArray[np.float64]
+Change = Literal["none", "sudden", "gradual"]
+
+HOUR_US, HOURS = 3_600_000_000, 168
+WEEK_US = HOURS * HOUR_US
+#: False pages a week, and calibration client-weeks for each client of a week.
+BUDGET, UNITS_A_CLIENT = 5, 2
+#: Events of a client-week: median, spread of the logarithm, and the most.
+MEDIAN_EVENTS, EVENTS_SPREAD, MOST_EVENTS = 100, 1.0, 4000
+#: Shares of exact duplicates and of retries; of a class that follows itself; what a client's tilt keeps of itself.
+DUPLICATES, RETRIES, SAME_CLASS, KEEPS = 0.01, 0.01, 0.5, 0.9
+#: Clients that are scored at a time.
+CHUNK_CLIENTS = 400
+#: How clients differ: spread of their tilt, noise and contrast, so that their share of variance is low and high.
+SPREADS = {"alike": 0.2, "unlike": 0.8}
+#: Weeks before the change.
+BEFORE = 2
+#: The change at its full size: degrees, share of contrast lost, noise.
+TURN, FADE, NOISE = 10.0, 0.15, 0.04
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+TARGET = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much is simulated."""
+
+    clients: dict[str, int]
+    """World -> ordinary clients in the pool."""
+    coming: tuple[int, ...]
+    shares: tuple[float, ...]
+    weeks: int
+    drifting: int
+    drift_coming: int
+    runs: int
+
+
+FULL = Sizes({"alike": 4_000, "unlike": 30_000}, (100, 1_000, 10_000), (0.01, 0.05, 0.10), 1_000, 1_600, 500, 200)
+QUICK = Sizes({"unlike": 1_200}, (100,), (0.01, 0.10), 300, 300, 100, 60)
+
+
+class Camera:
+    """Digits, a model, and pictures that the model has not seen."""
+
+    def __init__(self, seed: int) -> None:
+        rng = np.random.default_rng([seed, 1])
+        pixels, truth = load_digits(return_X_y=True)
+        order = rng.permutation(len(pixels))
+        pixels, truth = pixels[order] / 16.0, truth[order]
+        train = np.repeat(np.arange(900), 4)
+        inputs = self.taken(pixels[train], rng.normal(0, 6, len(train)), np.ones(len(train)), 0.04, rng)
+        self.model = MLPClassifier((32,), max_iter=40, random_state=1, learning_rate_init=5e-3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.model.fit(inputs, truth[train])
+        self.reference = Reference(inputs, self.labels(inputs), truth=truth[train].astype(np.int32))
+        self.pictures, self.truth = pixels[900:], truth[900:]
+        self.of_class = [np.flatnonzero(self.truth == k) for k in range(10)]
+        self.errors = float(np.mean(self.labels(self.pictures) != self.truth))
+
+    def labels(self, inputs: Rows) -> NDArray[np.int32]:
+        """The model's answers."""
+        return np.asarray(self.model.predict(inputs), dtype=np.int32)
+
+    @staticmethod
+    def taken(pictures: Rows, degrees: Rows, contrast: Rows, noise: Rows | float, rng: np.random.Generator) -> Rows:
+        """Fresh rows (n, 64): turned, shifted, paler, noisy."""
+        n = len(pictures)
+        shift = rng.normal(0, 0.3, (n, 2, 1))
+        grid = np.stack(np.mgrid[0:8, 0:8]).reshape(2, 64) - 3.5
+        angle = np.deg2rad(degrees)[:, None]
+        down = np.cos(angle) * grid[0] + np.sin(angle) * grid[1] + 3.5 + shift[:, 0]
+        right = np.cos(angle) * grid[1] - np.sin(angle) * grid[0] + 3.5 + shift[:, 1]
+        framed = np.pad(pictures.reshape(n, 8, 8), ((0, 0), (2, 2), (2, 2))).reshape(n, 144)
+        down, right = np.clip(down + 2, 0, 10.999), np.clip(right + 2, 0, 10.999)
+        top, left = down.astype(np.int64), right.astype(np.int64)
+        down, right = down - top, right - left
+        made = np.zeros((n, 64))
+        for low, weight in ((0, 1 - down), (1, down)):
+            for side, other in ((0, 1 - right), (1, right)):
+                place = (top + low) * 12 + left + side
+                made += weight * other * np.take_along_axis(framed, place, axis=1)
+        grain = np.asarray(noise).reshape(-1, 1) * rng.standard_normal((n, 64))
+        return np.clip(made * contrast[:, None] + grain, 0.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """What one client does."""
+
+    mix: Rows
+    tilt: float
+    contrast: float
+    noise: float
+    events: int
+
+    @classmethod
+    def drawn(cls, spread: float, rng: np.random.Generator) -> Habits:
+        """Of a new client."""
+        events = int(np.clip(rng.lognormal(np.log(MEDIAN_EVENTS), EVENTS_SPREAD), 2, MOST_EVENTS))
+        return cls(
+            mix=rng.dirichlet(np.full(10, 1.2)),
+            tilt=rng.normal(0, 10 * spread),
+            contrast=float(np.clip(1.0 - 0.15 * spread * abs(rng.normal()), 0.6, 1.0)),
+            noise=float(np.clip(0.035 * np.exp(0.5 * spread * rng.normal()), 0.01, 0.12)),
+            events=events,
+        )
+
+
+def traffic(
+    camera: Camera, people: Sequence[Habits], weeks: int, rng: np.random.Generator, change: Callable[[Rows], Rows]
+) -> tuple[Rows, NDArray[np.int64], NDArray[np.int64]]:
+    """Rows, clients (1 ...) and times of these clients, in order of time; `change` gives its size at each hour."""
+    who, chosen, tilt, contrast, noise, when = [], [], [], [], [], []
+    for number, one in enumerate(people):
+        n = max(2, rng.poisson(one.events * weeks))
+        classes = rng.choice(10, n, p=one.mix)
+        stays = np.flatnonzero(rng.random(n) < SAME_CLASS)
+        for place in stays[stays > 0]:
+            classes[place] = classes[place - 1]
+        draw = rng.random(n)
+        chosen.append(np.array([camera.of_class[k][int(u * len(camera.of_class[k]))] for k, u in zip(classes, draw)]))
+        wander = lfilter([1.0], [1.0, -KEEPS], rng.normal(0, 3 * np.sqrt(1 - KEEPS**2), n))
+        tilt.append(one.tilt + wander + rng.normal(0, 4, n))
+        contrast.append(np.full(n, one.contrast))
+        noise.append(np.full(n, one.noise))
+        who.append(np.full(n, number + 1))
+        when.append(np.sort(rng.integers(0, weeks * WEEK_US, n)))
+    times = np.concatenate(when)
+    size = change(times / HOUR_US)
+    rows = camera.taken(
+        camera.pictures[np.concatenate(chosen)],
+        np.concatenate(tilt) + TURN * size,
+        np.concatenate(contrast) * (1 - FADE * size),
+        np.concatenate(noise) + NOISE * size,
+        rng,
+    )
+    clients = np.concatenate(who)
+    again = np.flatnonzero((rng.random(len(rows)) < DUPLICATES + RETRIES)[1:] & (clients[1:] == clients[:-1])) + 1
+    for place in again:
+        rows[place] = rows[place - 1]
+    order = np.argsort(times, kind="stable")
+    return rows[order], clients[order], times[order]
+
+
+def batch(camera: Camera, rows: Rows, clients: NDArray[np.int64], times: NDArray[np.int64]) -> Batch:
+    """As the worker hands it over."""
+    n = len(rows)
+    return Batch(
+        np.ascontiguousarray(rows),
+        camera.labels(rows),
+        clients.astype(np.uint64),
+        times,
+        np.arange(n, dtype=np.int64),
+        np.zeros(n, dtype=np.int32),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Maxima:
+    """Largest statistics of units (client-weeks, or client-hours); (u,) each."""
+
+    client: NDArray[np.int64]
+    period: NDArray[np.int64]
+    same: Rows
+    opposite: Rows
+    sequence: Rows
+    tested: Rows
+    repeating: NDArray[np.bool_]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Maxima]) -> Maxima:
+        """All units; clients keep their numbers apart."""
+        firsts = np.cumsum([0, *(int(part.client.max()) + 1 for part in parts[:-1])])
+        columns = {
+            name: np.concatenate([getattr(part, name) for part in parts])
+            for name in ("period", "same", "opposite", "sequence", "tested", "repeating")
+        }
+        client = np.concatenate([part.client + first for part, first in zip(parts, firsts, strict=True)])
+        return cls(client=client, **columns)
+
+    def __len__(self) -> int:
+        return len(self.client)
+
+
+def scored(ensemble: Ensemble, events: Batch, period_us: int) -> tuple[Maxima, NDArray[np.int64]]:
+    """Maxima of every client in every period, and the bucket of each row's fused p-value."""
+    parts, fused = [], []
+    for start in range(0, len(events), 8192):
+        made = ensemble.single.score(events.take(slice(start, start + 8192)))
+        parts.append(made.columns)
+        fused.append(buckets(made.fused))
+    columns = Columns(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    silent = ensemble.tables._replace(thresholds=np.full_like(ensemble.tables.thresholds, np.inf))
+    near = measure(columns, silent, ensemble.index_rows)["near"]
+    repeating = repeating_clients.near(events.clients, near)
+    everything = np.ones(len(events), dtype=np.bool_)
+    past = History.replay(columns, events.times, everything, silent, ensemble.index_rows, period_us, 1, repeating)
+    tested, _ = past.intentions(ensemble.tables, ensemble.intent, lambda _what, _share: None)
+    maxima = Maxima(
+        past.weeks.clients.astype(np.int64) - 1,
+        past.weeks.weeks,
+        past.same,
+        past.opposite,
+        past.sequence,
+        tested,
+        past.repeating,
+    )
+    return maxima, np.concatenate(fused)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Thresholds of one simulated calibration, as `detectors.calibration.decision` sets them."""
+
+    intent: bool
+    paging: Rows
+    ensemble: Ensemble
+    rank: int
+
+    @classmethod
+    def calibrated(cls, ensemble: Ensemble, pool: Maxima, chosen: NDArray[np.int64], coming: int) -> Rule:
+        """From the client-weeks `chosen`, for so many clients a week."""
+        rank = best_rank(coming, len(chosen), BUDGET)
+        known = ensemble.tables.thresholds
+        ceiling = float(np.log1p(min(known[3], walking.SEQUENCE_CEILING)))
+        intent = bool(pool.repeating[chosen].any())
+        sequence = np.log1p(pool.sequence[chosen])
+        if intent:
+            found = combine([sequence, pool.tested[chosen]], np.array([ceiling, 1.0]), rank, coming, BUDGET).values
+            return cls(True, np.array([found[0], max(1.0, found[1])]), ensemble, rank)
+        statistics = [pool.same[chosen], pool.opposite[chosen], sequence]
+        found = combine(statistics, np.array([known[0], known[1], ceiling]), rank, coming, BUDGET).values
+        return cls(False, found, ensemble, rank)
+
+    def pages(self, units: Maxima) -> NDArray[np.bool_]:
+        """(u,) units that page."""
+        sequence = np.log1p(units.sequence)
+        if self.intent:
+            return np.asarray((sequence > self.paging[0]) | (units.tested > self.paging[1]))
+        same, opposite = units.same > self.paging[0], units.opposite > self.paging[1]
+        return np.asarray(same | opposite | (sequence > self.paging[2]))
+
+    def tickets(self, units: Maxima) -> NDArray[np.bool_]:
+        """(u,) units that open a ticket at least."""
+        if not self.intent:
+            return self.pages(units)
+        known = self.ensemble.tables.thresholds
+        near = (units.same > known[0]) | (units.opposite > known[1])
+        return np.asarray(near | (np.log1p(units.sequence) > self.paging[0]))
+
+
+class World:
+    """One kind of clients, an ensemble fitted on some of them, and a pool of client-weeks of others."""
+
+    def __init__(self, name: str, camera: Camera, clients: int, seed: int) -> None:
+        self.name, self.camera, self.spread = name, camera, SPREADS[name]
+        rng = np.random.default_rng([seed, 2, round(100 * self.spread)])
+        tuning = [Habits.drawn(self.spread, rng) for _ in range(400)]
+        rows, who, when = traffic(camera, tuning, 1, rng, np.zeros_like)
+        more = self.repeating(26, rng, first=len(tuning))
+        events = merged([(rows, who, when), more])
+        report.progress(f"{name}: fitting on {len(tuning)} clients")
+        self.ensemble, self.report = fit(
+            camera.reference,
+            FeatureSchema.image((8, 8), [str(k) for k in range(10)]),
+            batch(camera, *events),
+            budget=BUDGET,
+            clients_per_week=None,
+            week_us=WEEK_US,
+            partitions=8,
+            rng=rng,
+        )
+        self.pool = self._pool(clients, rng)
+        self.repeaters = self._repeaters(max(60, clients // 9), rng)
+
+    def repeating(
+        self, count: int, rng: np.random.Generator, first: int = 0
+    ) -> tuple[Rows, NDArray[np.int64], NDArray[np.int64]]:
+        """A week of so many repeaters, kind after kind."""
+        site = Site(self.camera.model.predict_proba, self.camera.reference.inputs.mean(axis=0))
+        parts = []
+        for number in range(count):
+            x = self.camera.pictures[rng.integers(len(self.camera.pictures))]
+            made = np.clip(KINDS[number % len(KINDS)](site, x, rng), 0.0, 1.0)
+            parts.append((made, np.full(len(made), first + number + 1), np.sort(rng.integers(0, WEEK_US, len(made)))))
+        return merged(parts)
+
+    def _pool(self, clients: int, rng: np.random.Generator) -> Maxima:
+        parts, events = [], 0
+        for start in range(0, clients, CHUNK_CLIENTS):
+            people = [Habits.drawn(self.spread, rng) for _ in range(min(CHUNK_CLIENTS, clients - start))]
+            made = batch(self.camera, *traffic(self.camera, people, 1, rng, np.zeros_like))
+            events += len(made)
+            parts.append(scored(self.ensemble, made, WEEK_US)[0])
+            if start % (10 * CHUNK_CLIENTS) == 0:
+                report.progress(f"  {self.name}: {start + len(people)} of {clients} clients, {events:,} events")
+        return Maxima.joined(parts)
+
+    def _repeaters(self, count: int, rng: np.random.Generator) -> Maxima:
+        parts = []
+        for start in range(0, count, CHUNK_CLIENTS):
+            few = min(CHUNK_CLIENTS, count - start)
+            parts.append(scored(self.ensemble, batch(self.camera, *self.repeating(few, rng)), WEEK_US)[0])
+        report.progress(f"  {self.name}: {count} repeaters")
+        return Maxima.joined(parts)
+
+    def drifting(self, clients: int, change: Change, seed: int) -> tuple[Maxima, Drifting]:
+        """Client-hours of three weeks, and what workers would have counted of them."""
+        rng = np.random.default_rng([seed, 3])  # the same clients for every kind of change
+        people = [Habits.drawn(self.spread, rng) for _ in range(clients)]
+        parts, hours = [], []
+        since = BEFORE * HOURS + int(rng.integers(24, 120))
+
+        def size(hour: Rows) -> Rows:
+            if change == "none":
+                return np.zeros_like(hour)
+            if change == "sudden":
+                return np.where(hour >= since, 1.0, 0.0)
+            return np.clip((hour - BEFORE * HOURS) / HOURS, 0.0, 1.0)
+
+        for start in range(0, clients, CHUNK_CLIENTS):
+            few = people[start : start + CHUNK_CLIENTS]
+            made = batch(self.camera, *traffic(self.camera, few, BEFORE + 1, rng, size))
+            maxima, fused = scored(self.ensemble, made, HOUR_US)
+            counts = np.zeros((len(few), (BEFORE + 1) * HOURS, 2), dtype=np.int32)
+            place = (made.clients.astype(np.int64) - 1, made.times // HOUR_US)
+            np.add.at(counts, (*place, 0), 1)
+            np.add.at(counts, (*place, 1), fused.astype(np.int32))
+            parts.append(maxima)
+            hours.append(counts)
+        return Maxima.joined(parts), Drifting(np.concatenate(hours), since)
+
+
+@dataclass(frozen=True, slots=True)
+class Drifting:
+    """Rows and oddness (clients, hours, 2), and the hour of a sudden change."""
+
+    counts: NDArray[np.int32]
+    since: int
+
+
+def merged(
+    parts: Sequence[tuple[Rows, NDArray[np.int64], NDArray[np.int64]]],
+) -> tuple[Rows, NDArray[np.int64], NDArray[np.int64]]:
+    """Several streams in order of time."""
+    rows, who, when = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(when, kind="stable")
+    return rows[order], who[order], when[order]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Simulated weeks of one world, number of clients and share of repeaters."""
+
+    world: str
+    coming: int
+    share: float
+    weeks: int
+    held: int
+    pages: float
+    rank: int
+    bootstrapped: bool
+
+    @property
+    def name(self) -> str:
+        return f"weeks_within_{self.world}_{self.coming}_{self.share * 100:g}"
+
+
+def simulate(world: World, coming: int, share: float, weeks: int, rng: np.random.Generator) -> Cell:
+    """Calibrate on some clients, count the pages of others, again and again."""
+    pages, rank, bootstrapped = np.zeros(weeks), 0, False
+    for week in range(weeks):
+        calibration, report_week = [], []
+        for pool, part in ((world.pool, 1.0 - share), (world.repeaters, share)):
+            need, later = round(UNITS_A_CLIENT * coming * part), round(coming * part)
+            order = rng.permutation(len(pool))
+            if need + later <= len(pool):
+                chosen, fresh = order[:need], order[need : need + later]
+            else:
+                bootstrapped = True
+                cut = round(len(pool) * need / (need + later))
+                chosen, fresh = rng.choice(order[:cut], need), rng.choice(order[cut:], later)
+            calibration.append(chosen)
+            report_week.append(fresh)
+        whole = both(world)
+        shift = len(world.pool)
+        rule = Rule.calibrated(world.ensemble, whole, np.concatenate([calibration[0], calibration[1] + shift]), coming)
+        rank = rule.rank
+        coming_week = np.concatenate([report_week[0], report_week[1] + shift])
+        pages[week] = np.count_nonzero(rule.pages(taken(whole, coming_week)))
+    return Cell(
+        world.name,
+        coming,
+        share,
+        weeks,
+        int(np.count_nonzero(pages <= BUDGET)),
+        float(pages.mean()),
+        rank,
+        bootstrapped,
+    )
+
+
+def both(world: World) -> Maxima:
+    """Ordinary clients, then repeaters."""
+    return Maxima.joined([world.pool, world.repeaters])
+
+
+def taken(units: Maxima, which: NDArray[np.int64]) -> Maxima:
+    """The units `which` selects."""
+    return Maxima(*(getattr(units, name)[which] for name in Maxima.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class DriftCell:
+    """Runs of one kind of change."""
+
+    change: Change
+    runs: int
+    marked: int
+    broken: int
+    in_time: int
+    delay: float
+    """Median hours from the change to the mark."""
+    pages: float
+
+
+def drift_runs(world: World, change: Change, clients: int, coming: int, runs: int, seed: int) -> DriftCell:
+    """Three weeks of some of the clients, again and again."""
+    units, stream = world.drifting(clients, change, seed)
+    rng = np.random.default_rng([seed, 4])
+    last = BEFORE * HOURS
+    need = UNITS_A_CLIENT * coming
+    pool = world.pool
+    marked = broken = in_time = 0
+    delays, pages = [], []
+    inside = units.period >= last
+    week = taken(units, np.flatnonzero(inside))
+    for _ in range(runs):
+        chosen = rng.permutation(len(pool))[:need] if need <= len(pool) else rng.choice(len(pool), need)
+        rule = Rule.calibrated(world.ensemble, pool, chosen, coming)
+        limit = crossing_limit(coming, int(rule.tickets(taken(pool, chosen)).sum()), need, TICKET_RISK)
+        times = np.zeros(clients, dtype=np.int64)
+        times[rng.permutation(clients)[:coming]] = 1
+        page_hours = crossing_hours(week, rule.pages(week), times)
+        ticket_hours = crossing_hours(week, rule.tickets(week), times)
+        break_hour = page_hours[BUDGET] if len(page_hours) > BUDGET else np.inf
+        ticket_mark = ticket_hours[limit] if len(ticket_hours) > limit else np.inf
+        mark = min(martingale_mark(stream, times, rng), ticket_mark)
+        marked += bool(np.isfinite(mark))
+        broken += bool(np.isfinite(break_hour))
+        in_time += bool(mark <= break_hour if not np.isfinite(break_hour) else mark < break_hour)
+        pages.append(len(page_hours))
+        if np.isfinite(mark):
+            delays.append(mark - (stream.since if change == "sudden" else last))
+    delay = float(np.median(delays)) if delays else float("nan")
+    return DriftCell(change, runs, marked, broken, in_time, delay, float(np.mean(pages)))
+
+
+def crossing_hours(units: Maxima, crossed: NDArray[np.bool_], times: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The hours, ascending, in which clients first cross; `times` says how often each was drawn."""
+    first = np.full(len(times), np.iinfo(np.int64).max)
+    np.minimum.at(first, units.client[crossed], units.period[crossed])
+    seen = first < np.iinfo(np.int64).max
+    return np.sort(np.repeat(first[seen], times[seen]))
+
+
+def martingale_mark(stream: Drifting, times: NDArray[np.int64], rng: np.random.Generator) -> float:
+    """The hour at whose end the martingale first speaks in the last week; infinity where it does not."""
+    drawn = np.repeat(np.arange(len(times)), times)
+    block = rng.integers(0, BLOCKS, len(drawn))
+    deal = np.zeros((BLOCKS, len(times)))
+    np.add.at(deal, (block, drawn), 1.0)
+    counts = np.tensordot(deal, stream.counts.astype(np.float64), axes=(1, 0)).astype(np.int64)
+    watch = DriftWatch()
+    for hour in range(counts.shape[1]):
+        watch.observe(hour, counts[:, hour, 0], counts[:, hour, 1])
+        if hour >= BEFORE * HOURS and watch.speaks:
+            return hour
+    return np.inf
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run, print, judge."""
+    parser = report.arguments(__doc__ or "")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/detection.md")
+    options = parser.parse_args(arguments)
+    limit_blas_threads()
+    sizes = QUICK if options.quick else FULL
+    camera = Camera(options.seed)
+    report.progress(f"the model errs on {camera.errors:.1%} of unseen pictures")
+    cells: list[Cell] = []
+    drifts: list[DriftCell] = []
+    context: dict[str, Any] = {"budget": BUDGET, "model_errors": camera.errors, "worlds": {}}
+    for number, (name, clients) in enumerate(sizes.clients.items()):
+        world = World(name, camera, clients, options.seed)
+        context["worlds"][name] = {"clients": clients, "between_clients": world.report.between_clients}
+        rng = np.random.default_rng([options.seed, 5, number])
+        for coming in sizes.coming:
+            if 0.3 * UNITS_A_CLIENT * coming > clients:
+                continue  # so few would stand in that nothing could be learned
+            for share in sizes.shares:
+                cells.append(simulate(world, coming, share, sizes.weeks, rng))
+                report.progress(f"  {cells[-1]}")
+        if name == list(sizes.clients)[-1]:
+            for change in ("none", "sudden", "gradual"):
+                drifts.append(drift_runs(world, change, sizes.drifting, sizes.drift_coming, sizes.runs, options.seed))
+                report.progress(f"  {drifts[-1]}")
+    figures = [Figure(cell.name, cell.held / cell.weeks, *wilson(cell.held, cell.weeks)) for cell in cells]
+    targets = [Target(cell.name, ">=", TARGET) for cell in cells]
+    for cell in drifts:
+        false = cell.change == "none"
+        name = "mark_without_cause" if false else f"mark_in_time_{cell.change}"
+        count = cell.marked if false else cell.in_time
+        figures.append(Figure(name, count / cell.runs, *wilson(count, cell.runs)))
+        targets.append(Target(name, "<=" if false else ">=", RISK if false else TARGET))
+    page = table(cells, drifts, context)
+    if options.write:
+        report.write_between(DOCS / "detection.md", "budget", page)
+    return report.finish(options, figures, targets, context, lambda console: show(console, page))
+
+
+def table(cells: Sequence[Cell], drifts: Sequence[DriftCell], context: dict[str, Any]) -> str:
+    """What stands in the documentation."""
+    lines = [
+        f"| clients differ by | clients a week | repeaters | weeks within N = {BUDGET} | pages a week | rank j of m |",
+        "|---|---|---|---|---|---|",
+    ]
+    for cell in cells:
+        low, high = wilson(cell.held, cell.weeks)
+        mark = " (bootstrapped)" if cell.bootstrapped else ""
+        between = context["worlds"][cell.world]["between_clients"]
+        lines.append(
+            f"| {between:.2f} of the variance | {cell.coming:,}{mark} | {cell.share:.0%} | "
+            f"{cell.held / cell.weeks:.1%} ({low:.1%}-{high:.1%}) | {cell.pages:.2f} | "
+            f"{cell.rank} of {UNITS_A_CLIENT * cell.coming:,} |"
+        )
+    lines += [
+        "",
+        "| change in the third week | mark raised | budget broken | in time, or not broken | hours to mark | pages |",
+        "|---|---|---|---|---|---|",
+    ]
+    for cell in drifts:
+        low, high = wilson(cell.in_time, cell.runs)
+        delay = "-" if np.isnan(cell.delay) else f"{cell.delay:.0f}"
+        lines.append(
+            f"| {cell.change} | {cell.marked / cell.runs:.1%} | {cell.broken / cell.runs:.1%} | "
+            f"{cell.in_time / cell.runs:.1%} ({low:.1%}-{high:.1%}) | {delay} | {cell.pages:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def show(console: Console, page: str) -> None:
+    """Print the tables."""
+    console.print(page, markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
