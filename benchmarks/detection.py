@@ -109,8 +109,9 @@ class Judge:
             self.names = list(dict.fromkeys([*self.names, *registry.SETS["trees"]]))
         reference = Reference(made.train.x, made.train.labels, made.train.outputs, made.train.truth)
         self.frame = ReferenceFrame.fit(reference, len(made.schema.classes), rng)
+        made_detectors: dict[str, Any] = {name: registry.made(name, made.model.estimator) for name in self.names}
         self.detectors: dict[str, Detector] = {
-            name: registry.made(name, made.model.estimator).fit(reference, made.schema, rng) for name in self.names
+            name: detector.fit(reference, made.schema, rng) for name, detector in made_detectors.items()
         }
         self.inquiries: dict[str, Inquiry] = {}
         if inquiries:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from benchmarks import report
 from detectors import kernels
 from detectors.calibration import history
-from detectors.contract import Batch, Reference
+from detectors.contract import Batch, Detector, Reference
 from detectors.ensemble import fit
 from detectors.queries import walk as walking
 from detectors.schema import FeatureSchema
@@ -97,7 +97,11 @@ def stages(ensemble: Ensemble, batch: Batch) -> list[tuple[str, Callable[[], Any
         ("standard form", view),
         ("neighbours", lambda: view().own_squared),
     ]
-    found += [(detector.name, partial(detector.score, known)) for detector in single.detectors]
+    found += [
+        (detector.name, partial(detector.score, known))
+        for detector in single.detectors
+        if isinstance(detector, Detector)
+    ]
     return [
         *found,
         (

@@ -69,6 +69,15 @@ def vedette(context: click.Context, config_path: str | None, model: str | None) 
 
 @vedette.command()
 @click.pass_obj
+def ingest(session: Session) -> int:
+    """Take request and response events by HTTP, join them, write records keyed by client to the model's topic."""
+    from streams.ingest.service import run
+
+    return run(session.settings, session.model_settings.name)
+
+
+@vedette.command()
+@click.pass_obj
 def worker(session: Session) -> int:
     """Consume events, score them, record verdicts in Redis."""
     from streams.worker.app import run

@@ -289,6 +289,13 @@ class NotifySettings(_Settings, frozen=True):
     inhibitions: tuple[InhibitionSettings, ...] = ()
 
 
+class TracingSettings(_Settings, frozen=True):
+    """OpenTelemetry traces."""
+
+    endpoint: str = ""
+    """Address that takes OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces; empty: no traces."""
+
+
 ThreatName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,47}$")]
 
 
@@ -354,6 +361,7 @@ class Settings(_Settings, frozen=True):
     ingest: IngestSettings = IngestSettings()
     incidents: IncidentSettings = IncidentSettings()
     notify: NotifySettings = NotifySettings()
+    tracing: TracingSettings = TracingSettings()
     threats: dict[ThreatName, ThreatSettings] = {}
     """Threat models by name, beside `THREATS`."""
     week_seconds: Positive = 604_800.0

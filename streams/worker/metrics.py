@@ -105,13 +105,13 @@ def resident_bytes() -> int:
 
 def render(model: str, metrics: Metrics, standing: Standing) -> str:
     """Prometheus text, exposition format 0.0.4."""
-    page = _Page(model)
+    page = Page(model)
     counts = metrics
     page.family("vedette_records_total", "counter", "Records recorded.", {(): counts.records})
     page.family(
-        "vedette_rows_total", "counter", "Rows recorded, by what became of them.", _by("outcome", counts.rows_by)
+        "vedette_rows_total", "counter", "Rows recorded, by what became of them.", labelled("outcome", counts.rows_by)
     )
-    page.family("vedette_dead_letters_total", "counter", "Dead letters written.", _by("reason", counts.dead))
+    page.family("vedette_dead_letters_total", "counter", "Dead letters written.", labelled("reason", counts.dead))
     marks = "Records whose probe mark is not right."
     page.family("vedette_invalid_marks_total", "counter", marks, {(): counts.invalid_marks})
     gone = "Records that the broker threw away before they were read."
@@ -120,7 +120,7 @@ def render(model: str, metrics: Metrics, standing: Standing) -> str:
     for (rule, level), count in sorted(counts.signals.items()):
         signals[("rule", rule), ("level", level)] = count
     page.family("vedette_signals_total", "counter", "Signals recorded.", signals)
-    stages = _by("stage", counts.cpu_seconds)
+    stages = labelled("stage", counts.cpu_seconds)
     page.family("vedette_stage_cpu_seconds_total", "counter", "Cpu time of the scoring thread.", stages)
     again = "Records read again to rebuild a state."
     page.family("vedette_replayed_records_total", "counter", again, {(): counts.replayed})
@@ -128,8 +128,10 @@ def render(model: str, metrics: Metrics, standing: Standing) -> str:
     page.family("vedette_snapshots_total", "counter", "Snapshots published.", {(): counts.snapshots})
     writing = "Time from a snapshot's copy to its publication."
     page.family("vedette_snapshot_seconds_total", "counter", writing, {(): counts.snapshot_seconds})
-    page.family("vedette_lag_records", "gauge", "Records not yet recorded.", _by("partition", standing.lag))
-    page.family("vedette_watermark_offset", "gauge", "Next offset to record.", _by("partition", standing.watermarks))
+    page.family("vedette_lag_records", "gauge", "Records not yet recorded.", labelled("partition", standing.lag))
+    page.family(
+        "vedette_watermark_offset", "gauge", "Next offset to record.", labelled("partition", standing.watermarks)
+    )
     page.family("vedette_redis_up", "gauge", "Whether Redis answers.", {(): int(standing.redis_up)})
     page.family("vedette_broker_up", "gauge", "Whether the broker answers.", {(): int(standing.broker_up)})
     page.family("vedette_resident_memory_bytes", "gauge", "Resident memory.", {(): resident_bytes()})
@@ -140,21 +142,26 @@ def render(model: str, metrics: Metrics, standing: Standing) -> str:
     return page.text()
 
 
-def _by(label: str, counts: Mapping[str, float] | Mapping[int, int]) -> dict[Labels, float]:
+def labelled(label: str, counts: Mapping[str, float] | Mapping[int, int]) -> dict[Labels, float]:
+    """Samples by one label."""
     return {((label, str(name)),): count for name, count in sorted(counts.items())}
 
 
-class _Page:
+class Page:
+    """A page of metrics of one model, written family by family."""
+
     def __init__(self, model: str) -> None:
         self._lines: list[str] = []
         self._model = model
 
     def family(self, name: str, kind: str, text: str, samples: Mapping[Labels, float]) -> None:
+        """Samples by their labels."""
         self._lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
         for labels, value in samples.items():
             self._sample(name, labels, value)
 
     def durations(self, name: str, text: str, found: Durations) -> None:
+        """A histogram."""
         self._lines += [f"# HELP {name} {text}", f"# TYPE {name} histogram"]
         count = 0
         for bound, here in zip((*BOUNDS_SECONDS, None), found.counts, strict=True):
@@ -164,6 +171,7 @@ class _Page:
         self._sample(f"{name}_count", (), count)
 
     def text(self) -> str:
+        """All of it."""
         return "\n".join(self._lines) + "\n"
 
     def _sample(self, name: str, labels: Labels, value: float) -> None:
