@@ -17,6 +17,8 @@ copies of one client are not independent, so a bootstrapped week breaks the budg
 Drift: streams of three weeks, the last of which changes for every client at one hour (`sudden`), from its beginning on
 more and more (`gradual`), or not at all (`none`: false alarms of the mark). A run draws its clients from the pool of
 streams without replacement and deals them out to blocks anew; runs share clients, so their intervals are too narrow.
+2 C others of the pool calibrate, by their third weeks without a change. Evidence of a client grows with its age; what
+first weeks would have made of the same third weeks stands beside.
 The mark counts as raised at the end of the hour that raised it; the budget is broken in the hour in which client N + 1
 pages. A run in which it is never broken counts as held.
 
@@ -59,6 +61,8 @@ from streams.worker.tally import buckets
 
 Rows = NDArray[np.float64]
 Change = Literal["none", "sudden", "gradual"]
+#: The first one is what the others are calibrated on.
+CHANGES: tuple[Change, ...] = ("none", "sudden", "gradual")
 
 HOUR_US, HOURS = 3_600_000_000, 168
 WEEK_US = HOURS * HOUR_US
@@ -482,26 +486,40 @@ class DriftCell:
     delay: float
     """Median hours from the change to the mark."""
     pages: float
+    young: int
+    """Runs whose calm third week would have broken the budget, had first weeks calibrated."""
 
 
-def drift_runs(world: World, change: Change, clients: int, coming: int, runs: int, seed: int) -> DriftCell:
-    """Three weeks of some of the clients, again and again."""
-    units, stream = world.drifting(clients, change, seed)
+def drift_runs(
+    world: World,
+    change: Change,
+    calm: tuple[Maxima, Maxima],
+    made: tuple[Maxima, Drifting],
+    coming: int,
+    runs: int,
+    seed: int,
+) -> DriftCell:
+    """Three weeks of some of the clients, again and again; `calm`: first and third weeks without a change, of all."""
+    units, stream = made
+    clients = len(stream.counts)
     rng = np.random.default_rng([seed, 4])
     last = BEFORE * HOURS
     need = UNITS_A_CLIENT * coming
-    pool = world.pool
-    marked = broken = in_time = 0
+    first, third = calm
+    marked = broken = in_time = young = 0
     delays, pages = [], []
     inside = units.period >= last
     week = taken(units, np.flatnonzero(inside))
     for _ in range(runs):
-        chosen = rng.permutation(len(pool))[:need] if need <= len(pool) else rng.choice(len(pool), need)
-        rule = Rule.calibrated(world.ensemble, pool, chosen, coming)
-        limit = crossing_limit(coming, int(rule.tickets(taken(pool, chosen)).sum()), need, TICKET_RISK)
+        order = rng.permutation(clients)
+        chosen = order[coming : coming + need]
+        rule = Rule.calibrated(world.ensemble, third, chosen, coming)
+        limit = crossing_limit(coming, int(rule.tickets(taken(third, chosen)).sum()), need, TICKET_RISK)
         times = np.zeros(clients, dtype=np.int64)
-        times[rng.permutation(clients)[:coming]] = 1
+        times[order[:coming]] = 1
         page_hours = crossing_hours(week, rule.pages(week), times)
+        early = Rule.calibrated(world.ensemble, first, chosen, coming).pages(taken(third, order[:coming]))
+        young += bool(np.count_nonzero(early) > BUDGET)
         ticket_hours = crossing_hours(week, rule.tickets(week), times)
         break_hour = page_hours[BUDGET] if len(page_hours) > BUDGET else np.inf
         ticket_mark = ticket_hours[limit] if len(ticket_hours) > limit else np.inf
@@ -513,7 +531,21 @@ def drift_runs(world: World, change: Change, clients: int, coming: int, runs: in
         if np.isfinite(mark):
             delays.append(mark - (stream.since if change == "sudden" else last))
     delay = float(np.median(delays)) if delays else float("nan")
-    return DriftCell(change, runs, marked, broken, in_time, delay, float(np.mean(pages)))
+    return DriftCell(change, runs, marked, broken, in_time, delay, float(np.mean(pages)), young)
+
+
+def one_week(units: Maxima, clients: int, week: int) -> Maxima:
+    """Client-weeks (clients,) of one week, from client-hours."""
+    inside = np.flatnonzero(units.period // HOURS == week)
+    who = units.client[inside]
+    found = {}
+    for name in ("same", "opposite", "sequence", "tested"):
+        found[name] = np.zeros(clients)
+        np.maximum.at(found[name], who, getattr(units, name)[inside])
+    repeating = np.zeros(clients, dtype=np.bool_)
+    repeating[units.client[units.repeating]] = True
+    nothing = np.arange(clients)
+    return Maxima(client=nothing, period=np.zeros_like(nothing), repeating=repeating, **found)
 
 
 def crossing_hours(units: Maxima, crossed: NDArray[np.bool_], times: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -562,8 +594,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 cells.append(simulate(world, coming, share, sizes.weeks, rng))
                 report.progress(f"  {cells[-1]}")
         if name == list(sizes.clients)[-1]:
-            for change in ("none", "sudden", "gradual"):
-                drifts.append(drift_runs(world, change, sizes.drifting, sizes.drift_coming, sizes.runs, options.seed))
+            calm: tuple[Maxima, Maxima] | None = None
+            for change in CHANGES:
+                made = world.drifting(sizes.drifting, change, options.seed)
+                calm = calm or (one_week(made[0], sizes.drifting, 0), one_week(made[0], sizes.drifting, BEFORE))
+                drifts.append(drift_runs(world, change, calm, made, sizes.drift_coming, sizes.runs, options.seed))
                 report.progress(f"  {drifts[-1]}")
     figures = [Figure(cell.name, cell.held / cell.weeks, *wilson(cell.held, cell.weeks)) for cell in cells]
     targets = [Target(cell.name, ">=", TARGET) for cell in cells]
@@ -599,6 +634,7 @@ def table(cells: Sequence[Cell], drifts: Sequence[DriftCell], context: dict[str,
         "| change in the third week | mark raised | budget broken | in time, or not broken | hours to mark | pages |",
         "|---|---|---|---|---|---|",
     ]
+    aged = ""
     for cell in drifts:
         low, high = wilson(cell.in_time, cell.runs)
         delay = "-" if np.isnan(cell.delay) else f"{cell.delay:.0f}"
@@ -606,6 +642,12 @@ def table(cells: Sequence[Cell], drifts: Sequence[DriftCell], context: dict[str,
             f"| {cell.change} | {cell.marked / cell.runs:.1%} | {cell.broken / cell.runs:.1%} | "
             f"{cell.in_time / cell.runs:.1%} ({low:.1%}-{high:.1%}) | {delay} | {cell.pages:.1f} |"
         )
+        if cell.change == "none":
+            aged = f"{cell.young / cell.runs:.1%}"
+    lines += [
+        "",
+        f"Thresholds from clients' first weeks would have broken the budget in {aged} of the calm third weeks.",
+    ]
     return "\n".join(lines)
 
 

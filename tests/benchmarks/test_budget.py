@@ -1,0 +1,95 @@
+"""The benchmark of the budget: its sums are right, and its simulated weeks keep what the theory promises."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from benchmarks import budget
+from benchmarks.budget import HOURS, Camera, Drifting, Habits, Maxima, World, crossing_hours, martingale_mark, one_week
+from detectors.calibration.drift import BLOCKS
+
+
+def pool(clients: int, rng: np.random.Generator, repeating: bool) -> Maxima:
+    """Statistics of independent clients with heavy tails."""
+    draw = rng.pareto(1.0, (4, clients))
+    same = np.full(clients, repeating)
+    return Maxima(np.arange(clients), np.zeros(clients, dtype=np.int64), draw[0], draw[1], draw[2], draw[3], same)
+
+
+@pytest.mark.parametrize("repeating", [False, True])
+def test_exchangeable_weeks_keep_the_budget(repeating: bool) -> None:
+    rng = np.random.default_rng(0)
+    ensemble = SimpleNamespace(tables=SimpleNamespace(thresholds=np.array([1.0, 1.0, 1.0, 20.0])))
+    made = SimpleNamespace(
+        name="alike", ensemble=ensemble, pool=pool(900, rng, False), repeaters=pool(100, rng, repeating)
+    )
+    cell = budget.simulate(cast("World", made), 100, 0.1, 400, rng)
+    assert not cell.bootstrapped
+    assert cell.held / cell.weeks >= 0.93
+    assert 0.5 < cell.pages < 3.0  # thresholds are no higher than they must be
+    crowded = budget.simulate(cast("World", made), 1_000, 0.1, 2, rng)
+    assert crowded.bootstrapped
+
+
+def test_hours_of_crossing_are_the_first_of_each_client() -> None:
+    nothing = np.zeros(5)
+    units = Maxima(
+        np.array([0, 0, 1, 2, 2]), np.array([7, 3, 9, 5, 6]), nothing, nothing, nothing, nothing, nothing.astype(bool)
+    )
+    crossed = np.array([True, True, True, False, True])
+    assert crossing_hours(units, crossed, np.array([1, 1, 1])).tolist() == [3, 6, 9]
+    assert crossing_hours(units, crossed, np.array([2, 0, 0])).tolist() == [3, 3]
+
+
+def test_a_week_is_the_largest_of_its_hours() -> None:
+    period = np.array([0, 5, HOURS, 2 * HOURS + 1, 2 * HOURS + 2])
+    value = np.array([1.0, 3.0, 9.0, 2.0, 4.0])
+    units = Maxima(np.array([0, 0, 0, 0, 1]), period, value, value, value, value, value > 3.5)
+    assert one_week(units, 2, 0).same.tolist() == [3.0, 0.0]
+    assert one_week(units, 2, 2).tested.tolist() == [2.0, 4.0]
+    assert one_week(units, 2, 2).repeating.tolist() == [True, True]
+
+
+@pytest.mark.parametrize("size", [0.0, 2.0])
+def test_the_mark_comes_with_a_change_only(size: float) -> None:
+    rng = np.random.default_rng(2)
+    clients, since = 2 * BLOCKS, 2 * HOURS + 40
+    rows = rng.poisson(2.0, (clients, 3 * HOURS))
+    mean = 4.0 + rng.normal(0, 1, clients)[:, None] + size * (np.arange(3 * HOURS) >= since)
+    counts = np.stack([rows, np.maximum(0, rows * mean + np.sqrt(rows) * rng.normal(0, 2, rows.shape))], axis=2)
+    stream = Drifting(counts.astype(np.int32), since)
+    mark = martingale_mark(stream, np.ones(clients, dtype=np.int64), rng)
+    assert (since <= mark < since + 12) if size else np.isinf(mark)
+
+
+def test_traffic_is_heavy_tailed_repeats_some_rows_and_stands_in_order() -> None:
+    rng = np.random.default_rng(3)
+    pictures = rng.random((40, 64))
+    camera: Any = SimpleNamespace(
+        pictures=pictures, of_class=[np.arange(4 * k, 4 * k + 4) for k in range(10)], taken=Camera.taken
+    )
+    people = [Habits.drawn(0.8, rng) for _ in range(300)]
+    events = np.array([one.events for one in people])
+    assert 75 <= np.median(events) <= 130
+    assert events.max() > 800
+    rows, clients, times = budget.traffic(camera, people[:40], 1, rng, np.zeros_like)
+    assert np.all(np.diff(times) >= 0)
+    assert 0.0 <= rows.min() <= rows.max() <= 1.0
+    twice = 0
+    for client in range(1, 41):
+        own = rows[clients == client]
+        twice += int(np.count_nonzero((own[1:] == own[:-1]).all(axis=1)))
+    assert 0.01 < twice / len(rows) < 0.03
+
+
+def test_an_unturned_picture_is_itself() -> None:
+    pictures = np.random.default_rng(4).random((3, 64))
+    nothing = SimpleNamespace(normal=lambda *_: np.zeros((3, 2, 1)), standard_normal=lambda size: np.zeros(size))
+    same = Camera.taken(pictures, np.zeros(3), np.ones(3), 0.0, cast("np.random.Generator", nothing))
+    assert np.allclose(same, pictures)
+    turned = Camera.taken(pictures, np.full(3, 90.0), np.ones(3), 0.0, cast("np.random.Generator", nothing))
+    assert np.allclose(turned.reshape(3, 8, 8), np.rot90(pictures.reshape(3, 8, 8), axes=(1, 2)))
