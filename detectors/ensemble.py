@@ -30,7 +30,7 @@ from detectors.queries.walk import BINS, PLAIN, Columns, Tables
 from detectors.schema import FeatureSchema
 from detectors.scorer import Ensemble
 from detectors.signals import client_name
-from detectors.single import Single, columns_of, new_past, raw_scores
+from detectors.single import Single, columns_of, new_past, raw_scores, remembers
 from detectors.view import BatchView, ReferenceFrame, correct_rows
 
 __all__ = ["Ensemble", "FitReport", "fit"]
@@ -292,7 +292,7 @@ def _single(
         view = BatchView(frame, _as_batch(rows))
         return np.asarray(calibration.surprise[calibration.ranks(raw_scores(detectors, view), view.batch.labels)])
 
-    alone = np.array([isinstance(detector, Detector) for detector in detectors])
+    alone = np.array([not remembers(detector) for detector in detectors])
     if scheme.fusion == "mean":
         weights = equal_weights(len(detectors))
     elif crafted is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeGuard, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,11 @@ class Scored:
     columns: Columns
 
 
+def remembers(detector: Detector | HistoryDetector) -> TypeGuard[HistoryDetector]:
+    """Whether it is a detector of histories; far cheaper than asking for the whole protocol, as every batch does."""
+    return hasattr(detector, "advance")
+
+
 def raw_scores(
     detectors: tuple[Detector | HistoryDetector, ...], view: BatchView, past: Past | None = None
 ) -> NDArray[np.float64]:
@@ -50,8 +55,8 @@ def raw_scores(
     scores = np.zeros((len(view.batch), len(detectors)))
     slots = fresh = None
     for column, detector in enumerate(detectors):
-        if isinstance(detector, Detector):
-            scores[:, column] = detector.score(view)
+        if not remembers(detector):
+            scores[:, column] = cast("Detector", detector).score(view)
         elif past is not None:
             if slots is None or fresh is None:
                 slots, fresh = past.places(view.batch.clients)
@@ -61,7 +66,7 @@ def raw_scores(
 
 def new_past(detectors: tuple[Detector | HistoryDetector, ...], clients: int) -> Past | None:
     """Room for what detectors remember of so many clients; None where none remembers anything."""
-    layouts = {one.name: one.record for one in detectors if isinstance(one, HistoryDetector)}
+    layouts = {one.name: one.record for one in detectors if remembers(one)}
     return Past(layouts, clients) if layouts else None
 
 
