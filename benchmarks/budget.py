@@ -1,6 +1,6 @@
 """Weeks of benign traffic: does the budget of false pages hold, and does the stale mark come before drift breaks it?
 
-    python -m benchmarks.budget --json --check [--quick] [--write]
+    python -m benchmarks.budget --json --check [--quick | --tenth] [--write]
 
 The world is scikit-learn's digits behind an MLP that makes errors; every row is a fresh picture (turned, shifted,
 noisy). Clients differ in what they send and how (the share of the scores' variance that lies between them is measured),
@@ -14,8 +14,8 @@ calibrate` does, C others are the week to come. No client stands on both sides. 
 where the pool suffices; where it does not, the two sides are split first, then bootstrapped, and the table says so:
 copies of one client are not independent, so a bootstrapped week breaks the budget more often than one of real clients.
 
-Drift: streams of three weeks, the last of which changes for every client at one hour (`sudden`), from its beginning on
-more and more (`gradual`), or not at all (`none`: false alarms of the mark). A run draws its clients from the pool of
+Drift: streams of three weeks, the last of which changes for every client at one hour (`sudden`, and less: `slight`), from
+its beginning on more and more (`gradual`), or not at all (`none`: false alarms of the mark). A run draws its clients from the pool of
 streams without replacement and deals them out to blocks anew; runs share clients, so their intervals are too narrow.
 2 C others of the pool calibrate, by their third weeks without a change. Evidence of a client grows with its age; what
 first weeks would have made of the same third weeks stands beside.
@@ -60,9 +60,11 @@ from streams.probes.outcome import wilson
 from streams.worker.tally import buckets
 
 Rows = NDArray[np.float64]
-Change = Literal["none", "sudden", "gradual"]
+Change = Literal["none", "sudden", "slight", "gradual"]
 #: The first one is what the others are calibrated on.
-CHANGES: tuple[Change, ...] = ("none", "sudden", "gradual")
+CHANGES: tuple[Change, ...] = ("none", "sudden", "slight", "gradual")
+#: Size of the slight change.
+SLIGHT = 0.4
 
 HOUR_US, HOURS = 3_600_000_000, 168
 WEEK_US = HOURS * HOUR_US
@@ -99,6 +101,7 @@ class Sizes:
 
 
 FULL = Sizes({"alike": 4_000, "unlike": 30_000}, (100, 1_000, 10_000), (0.01, 0.05, 0.10), 1_000, 1_600, 500, 200)
+TENTH = Sizes({"alike": 700, "unlike": 3_400}, (100, 1_000), (0.01, 0.05, 0.10), 1_000, 450, 150, 100)
 QUICK = Sizes({"unlike": 1_200}, (100,), (0.01, 0.10), 300, 300, 100, 60)
 
 
@@ -130,7 +133,7 @@ class Camera:
         """Fresh rows (n, 64): turned, shifted, paler, noisy."""
         n = len(pictures)
         shift = rng.normal(0, 0.3, (n, 2, 1))
-        grid = np.stack(np.mgrid[0:8, 0:8]).reshape(2, 64) - 3.5
+        grid = np.indices((8, 8)).reshape(2, 64) - 3.5
         angle = np.deg2rad(degrees)[:, None]
         down = np.cos(angle) * grid[0] + np.sin(angle) * grid[1] + 3.5 + shift[:, 0]
         right = np.cos(angle) * grid[1] - np.sin(angle) * grid[0] + 3.5 + shift[:, 1]
@@ -378,8 +381,8 @@ class World:
         def size(hour: Rows) -> Rows:
             if change == "none":
                 return np.zeros_like(hour)
-            if change == "sudden":
-                return np.where(hour >= since, 1.0, 0.0)
+            if change in ("sudden", "slight"):
+                return np.where(hour >= since, 1.0 if change == "sudden" else SLIGHT, 0.0)
             return np.clip((hour - BEFORE * HOURS) / HOURS, 0.0, 1.0)
 
         for start in range(0, clients, CHUNK_CLIENTS):
@@ -387,9 +390,10 @@ class World:
             made = batch(self.camera, *traffic(self.camera, few, BEFORE + 1, rng, size))
             maxima, fused = scored(self.ensemble, made, HOUR_US)
             counts = np.zeros((len(few), (BEFORE + 1) * HOURS, 2), dtype=np.int32)
-            place = (made.clients.astype(np.int64) - 1, made.times // HOUR_US)
-            np.add.at(counts, (*place, 0), 1)
-            np.add.at(counts, (*place, 1), fused.astype(np.int32))
+            place = (made.clients.astype(np.int64) - 1) * counts.shape[1] + made.times // HOUR_US
+            for column, weights in enumerate((None, fused)):
+                found = np.bincount(place, weights, counts.shape[0] * counts.shape[1])
+                counts[:, :, column] = found.reshape(counts.shape[:2])
             parts.append(maxima)
             hours.append(counts)
         return Maxima.joined(parts), Drifting(np.concatenate(hours), since)
@@ -529,7 +533,7 @@ def drift_runs(
         in_time += bool(mark <= break_hour if not np.isfinite(break_hour) else mark < break_hour)
         pages.append(len(page_hours))
         if np.isfinite(mark):
-            delays.append(mark - (stream.since if change == "sudden" else last))
+            delays.append(mark - (last if change == "gradual" else stream.since))
     delay = float(np.median(delays)) if delays else float("nan")
     return DriftCell(change, runs, marked, broken, in_time, delay, float(np.mean(pages)), young)
 
@@ -574,10 +578,11 @@ def martingale_mark(stream: Drifting, times: NDArray[np.int64], rng: np.random.G
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print, judge."""
     parser = report.arguments(__doc__ or "")
+    parser.add_argument("--tenth", action="store_true", help="a tenth of the clients; 10,000 a week are left out")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/detection.md")
     options = parser.parse_args(arguments)
     limit_blas_threads()
-    sizes = QUICK if options.quick else FULL
+    sizes = QUICK if options.quick else TENTH if options.tenth else FULL
     camera = Camera(options.seed)
     report.progress(f"the model errs on {camera.errors:.1%} of unseen pictures")
     cells: list[Cell] = []
@@ -602,11 +607,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 report.progress(f"  {drifts[-1]}")
     figures = [Figure(cell.name, cell.held / cell.weeks, *wilson(cell.held, cell.weeks)) for cell in cells]
     targets = [Target(cell.name, ">=", TARGET) for cell in cells]
-    for cell in drifts:
-        false = cell.change == "none"
-        name = "mark_without_cause" if false else f"mark_in_time_{cell.change}"
-        count = cell.marked if false else cell.in_time
-        figures.append(Figure(name, count / cell.runs, *wilson(count, cell.runs)))
+    for run in drifts:
+        false = run.change == "none"
+        name = "mark_without_cause" if false else f"mark_in_time_{run.change}"
+        count = run.marked if false else run.in_time
+        figures.append(Figure(name, count / run.runs, *wilson(count, run.runs)))
         targets.append(Target(name, "<=" if false else ">=", RISK if false else TARGET))
     page = table(cells, drifts, context)
     if options.write:
@@ -635,15 +640,15 @@ def table(cells: Sequence[Cell], drifts: Sequence[DriftCell], context: dict[str,
         "|---|---|---|---|---|---|",
     ]
     aged = ""
-    for cell in drifts:
-        low, high = wilson(cell.in_time, cell.runs)
-        delay = "-" if np.isnan(cell.delay) else f"{cell.delay:.0f}"
+    for run in drifts:
+        low, high = wilson(run.in_time, run.runs)
+        delay = "-" if np.isnan(run.delay) else f"{run.delay:.0f}"
         lines.append(
-            f"| {cell.change} | {cell.marked / cell.runs:.1%} | {cell.broken / cell.runs:.1%} | "
-            f"{cell.in_time / cell.runs:.1%} ({low:.1%}-{high:.1%}) | {delay} | {cell.pages:.1f} |"
+            f"| {run.change} | {run.marked / run.runs:.1%} | {run.broken / run.runs:.1%} | "
+            f"{run.in_time / run.runs:.1%} ({low:.1%}-{high:.1%}) | {delay} | {run.pages:.1f} |"
         )
-        if cell.change == "none":
-            aged = f"{cell.young / cell.runs:.1%}"
+        if run.change == "none":
+            aged = f"{run.young / run.runs:.1%}"
     lines += [
         "",
         f"Thresholds from clients' first weeks would have broken the budget in {aged} of the calm third weeks.",
