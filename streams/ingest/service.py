@@ -39,6 +39,8 @@ RECORDS_AT_ONCE = 500
 RECORD_BYTES = 256
 #: Seconds after which senders that were turned away may come again.
 RETRY_AFTER = "1"
+#: A broker that has not answered for so long is said to be away.
+HOLDING_SECONDS = 5.0
 #: Pause between two tries while the broker is away, and time that one try may take.
 AWAY_SECONDS, REQUEST_MILLISECONDS = 0.5, 10_000
 #: At the end, records that are held get so long to leave.
@@ -79,7 +81,6 @@ class Ingest:
         self.settings, self.model = settings, model
         self.join = Join(settings.join_seconds)
         self.tally = Tally()
-        self.broker_up = True
         self._service = settings.service or model.name
         self._clock = clock
         self._ready: deque[tuple[bytes | None, bytes]] = deque()
@@ -87,11 +88,18 @@ class Ingest:
         self._more = asyncio.Event()
         self._coming = 0
         """Bytes of requests that are being read."""
+        self._asked: float | None = None
+        """When the records that are under way were handed to the client; None where none are."""
 
     @property
     def held(self) -> int:
         """Bytes held: halves that wait, and records that the broker has not."""
         return self.join.size + self._ready_bytes + self._coming
+
+    @property
+    def broker_up(self) -> bool:
+        """Whether the broker takes what it is given; the client repeats by itself, so only waiting tells."""
+        return self._asked is None or self._clock() - self._asked < HOLDING_SECONDS
 
     @property
     def waiting_records(self) -> int:
@@ -159,6 +167,8 @@ class Ingest:
     async def _send_some(self, producer: AIOKafkaProducer) -> None:
         group = [self._ready[place] for place in range(min(len(self._ready), RECORDS_AT_ONCE))]
         while group:
+            if self._asked is None:
+                self._asked = self._clock()
             answers = await asyncio.gather(*(self._written(producer, *one) for one in group))
             kept = [one for one, done in zip(group, answers, strict=True) if not done]
             for _ in group:
@@ -167,6 +177,8 @@ class Ingest:
             size = sum(len(value) + RECORD_BYTES for _, value in group)
             self._ready_bytes -= size - sum(len(value) + RECORD_BYTES for _, value in kept)
             self.tally.records += len(group) - len(kept)
+            if len(kept) < len(group):
+                self._asked = None
             if kept:
                 self.tally.retries += len(kept)
                 await asyncio.sleep(AWAY_SECONDS)
@@ -181,11 +193,8 @@ class Ingest:
             self.tally.records -= 1
             log.error("a record of %d bytes does not fit %s and is dropped: %s", len(value), self.model.topic, error)
         except KafkaError as error:
-            if self.broker_up:
-                log.warning("the broker is away or refuses, holding on: %s", error)
-            self.broker_up = False
+            log.warning("the broker is away or refuses, holding on: %s", error)
             return False
-        self.broker_up = True
         return True
 
     def health(self) -> tuple[int, dict[str, Any]]:
