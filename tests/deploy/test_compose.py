@@ -15,7 +15,7 @@ from streams.cli import vedette
 
 HOME = Path(__file__).resolve().parents[2]
 COMPOSE = HOME / "docker-compose.yml"
-PROCESSES = ("worker", "correlator", "notifier", "prober", "console")
+PROCESSES = ("ingest", "worker", "correlator", "notifier", "prober", "console")
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,7 @@ def test_every_process_runs_as_a_command_without_rights_and_is_restarted(compose
             == "service_healthy"
         )
     assert services["topics"]["restart"] == "no"
+    assert services["ingest"]["profiles"] == ["ingest"]
     assert services["topics"]["command"][0] in vedette.commands
 
 

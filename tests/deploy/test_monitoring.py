@@ -15,7 +15,8 @@ import msgspec
 import pytest
 from redis import Redis
 
-from streams.config import DestinationSettings, NotifySettings
+from streams.config import DestinationSettings, IngestSettings, ModelSettings, NotifySettings
+from streams.ingest.service import Ingest
 from streams.store.messages import CalibrationStatus
 from streams.worker.metrics import Metrics, Standing, render
 from tests.streams.console.conftest import scene, serve
@@ -34,7 +35,7 @@ SCRAPED = {"instance", "job"}
 def known(
     scene: Any, serve: Callable[..., Any], redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, set[str]]:
-    """Metric -> its labels, as a console and a worker really tell them."""
+    """Metric -> its labels, as a console, a worker and an ingest really tell them."""
     bundle = tmp_path / "bundle"
     bundle.touch()
     redis.hset(scene.keys.bundle, "path", str(bundle))
@@ -50,7 +51,11 @@ def known(
     metrics = Metrics()
     metrics.dead["width"] = 1
     metrics.signals["query-intent", "page"] = 1
-    texts = (serve(notify=told).get("/metrics").text, render("digits", metrics, Standing({0: 3}, {0: 9}, True, True)))
+    texts = (
+        serve(notify=told).get("/metrics").text,
+        render("digits", metrics, Standing({0: 3}, {0: 9}, True, True)),
+        Ingest(IngestSettings(), ModelSettings(name="digits", topic="t", bundle="b")).metrics(),
+    )
     found: dict[str, set[str]] = {}
     for line in "\n".join(texts).splitlines():
         if not line.startswith("#"):
