@@ -30,6 +30,7 @@ from streams.incidents.silences import ENDED_MICROSECONDS
 from streams.lease import LEASE_SECONDS, Lease
 from streams.store.keys import ModelKeys, PartitionKeys
 from streams.store.messages import Alert, Incident, SignalMessage, WorkerStatus
+from streams.tracing import Tracing, tracing
 
 log = logging.getLogger("vedette.correlator")
 
@@ -82,6 +83,8 @@ class Correlator:
         Microseconds without prober and outcomes after which monitoring is blind; 0: that is not watched.
     calibration : CalibrationWatch, optional
         Marks evidence that comes while the calibration is stale.
+    tracing : Tracing, optional
+        Is told what signals did to incidents.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class Correlator:
         quiet: Quiet | None = None,
         patience: int = 0,
         calibration: CalibrationWatch | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.redis = redis
         self.topic = topic
@@ -106,6 +110,7 @@ class Correlator:
         self._clock = clock or (lambda: time.time_ns() // 1000)
         self._quiet = quiet or Quiet()
         self._calibration = calibration
+        self._tracing = tracing
         self._absence = Absence(redis, self.keys, patience)
         self._tended = 0
         """Cursor of the walk over open incidents."""
@@ -247,6 +252,7 @@ class Correlator:
         """
         place = f"{self.topic}:{partition}"
         base = self.progress[partition]
+        began = time.time_ns() // 1000
         decoded = list(self._decode(place, entries))
         for _ in range(ATTEMPTS):
             book = self.ledger.book(place, [signal for signal, _ in decoded])
@@ -260,6 +266,9 @@ class Correlator:
                 if outdated.stored != step.upto:  # else our own call arrived, although its reply did not
                     raise Fenced(f"progress of {place} is {outdated.stored!r}, not {base!r}") from None
             self.progress[partition] = step.upto
+            if self._tracing is not None:
+                changes = [change for draft in folded.drafts for change in draft.log]
+                self._tracing.folded(changes, began, time.time_ns() // 1000)
             return
         raise Fenced(f"incidents that signals of {place} belong to changed {ATTEMPTS} times under us")
 
@@ -396,15 +405,21 @@ def run(settings: Settings, model_name: str) -> int:
     calibration = CalibrationWatch(
         redis, ModelKeys(model.name), model.topic, model.bundle, round(settings.week_seconds * 1e6)
     )
-    Correlator(
-        redis,
-        model.name,
-        model.topic,
-        lease,
-        quiet=quiet,
-        patience=patience(settings.probes),
-        calibration=calibration,
-    ).run(stop)
+    tracer = tracing(settings, "correlator")
+    try:
+        Correlator(
+            redis,
+            model.name,
+            model.topic,
+            lease,
+            quiet=quiet,
+            patience=patience(settings.probes),
+            calibration=calibration,
+            tracing=tracer,
+        ).run(stop)
+    finally:
+        if tracer is not None:
+            tracer.close()
     return 0
 
 

@@ -207,6 +207,7 @@ class Draft:
                 severity=now.severity,
                 by=self.log[-1].by if self.log else "",
                 what=self.log[-1].what if self.log else "",
+                signal=(self.log[-1].signal or "") if self.log else "",
                 stale=now.stale,
             )
         )

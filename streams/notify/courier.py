@@ -23,6 +23,7 @@ from streams.notify.outbox import Health, Outbox, Outdated, Place, Stored, Write
 from streams.notify.thread import Entry, Thread
 from streams.notify.transport import Transport
 from streams.store.messages import Alert, Incident, Notice
+from streams.tracing import Tracing
 
 log = logging.getLogger("vedette.notifier")
 
@@ -80,6 +81,8 @@ class Courier:
         Technique, entity -> what to do next.
     poll_seconds : float
         See `POLL_SECONDS`.
+    tracing : Tracing, optional
+        Is told of every attempt.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class Courier:
         rng: random.Random,
         advice: Callable[[str, str], str] | None = None,
         poll_seconds: float = POLL_SECONDS,
+        tracing: Tracing | None = None,
     ) -> None:
         self.name = name
         self.notifier = notifier
@@ -105,6 +109,7 @@ class Courier:
         self._rng = rng
         self._advice = advice or (lambda _, entity: ADVICE.get(entity, ""))
         self._poll = poll_seconds
+        self._tracing = tracing
         self._refresh = round(notifier.refresh_seconds * 1e6)
         self._health = Health()
 
@@ -162,6 +167,8 @@ class Courier:
                 return
         notice = self._notice(stored.thread, entry)
         outcome = await self._send(notice, now)
+        if self._tracing is not None:
+            self._tracing.told(self.name, entry.alert, notice, outcome.kind, now, self._clock())
         await self._ended(place, entry, notice, outcome)
 
     def _notice(self, thread: Thread, entry: Entry) -> Notice:

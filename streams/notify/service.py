@@ -29,6 +29,7 @@ from streams.notify.routing import Routing
 from streams.notify.transport import HttpTransport, Transport
 from streams.store.client import connect, connect_async
 from streams.store.keys import ModelKeys
+from streams.tracing import Tracing, tracing
 
 log = logging.getLogger("vedette.notifier")
 
@@ -65,6 +66,7 @@ class ModelNotifier:
         For jitter.
     lease_seconds, poll_seconds : float
         Time to live of the lease; how often couriers look for what is due.
+    tracing : Tracing, optional
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class ModelNotifier:
         rng: random.Random | None = None,
         lease_seconds: float = LEASE_SECONDS,
         poll_seconds: float = POLL_SECONDS,
+        tracing: Tracing | None = None,
     ) -> None:
         keys = ModelKeys(model)
         self.outbox = Outbox(store, keys)
@@ -99,6 +102,7 @@ class ModelNotifier:
                 rng or random.Random(),
                 runbook.text,
                 poll_seconds,
+                tracing,
             )
             for name, notifier in routing.notifiers.items()
         ]
@@ -182,11 +186,12 @@ async def serve(
         await stop.wait()
         return
     transports = {one.name: HttpTransport(one) for one in settings.notify.destinations}
+    tracer = tracing(settings, "notifier")
     redis = await asyncio.to_thread(connect, settings.redis)
     store = connect_async(settings.redis)
     make = partial(
         ModelNotifier, settings, redis=redis, store=store, routing=routing, transports=transports, clock=clock, rng=rng,
-        lease_seconds=lease_seconds, poll_seconds=poll_seconds,
+        lease_seconds=lease_seconds, poll_seconds=poll_seconds, tracing=tracer,
     )  # fmt: skip
     tasks = [asyncio.create_task(make(model=model).run(), name=model) for model in models]
     stopping = asyncio.create_task(stop.wait())
@@ -202,6 +207,8 @@ async def serve(
             await transport.close()
         await store.aclose()
         redis.close()
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close)
 
 
 def run(settings: Settings, model: str | None) -> int:

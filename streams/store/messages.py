@@ -200,6 +200,8 @@ class Alert(msgspec.Struct, frozen=True):
     """`vedette`, `prober`, or who acted."""
     what: str = ""
     """The change in words, as the incident's history has it."""
+    signal: str = ""
+    """Id of the signal that made the change; empty where none did."""
     stale: bool = False
     """The incident's evidence came while the calibration was marked as stale."""
 

@@ -31,6 +31,7 @@ from streams.store.approvals import Approvals
 from streams.store.client import connect, connect_async
 from streams.store.keys import ModelKeys
 from streams.store.partition import Scripts
+from streams.tracing import tracing
 from streams.worker.broker import topic_id
 from streams.worker.deadletters import DeadLetters
 from streams.worker.keyed import verify_keyed_by_client
@@ -173,6 +174,7 @@ class Worker:
 
     async def _serve(self, options: ScoringOptions, control: Control, directory: Path) -> BaseException | None:
         settings, model = self.settings, self.model
+        tracer = tracing(settings, "worker")
         redis = connect_async(settings.redis, repeat=False)
         store, broker, letters_peer = Peer("Redis"), Peer("the broker"), Peer("the dead-letter topic")
         app = _app(self.name, settings.kafka.bootstrap, directory)
@@ -192,6 +194,7 @@ class Worker:
             wake=reader.wake,
             snapshot_seconds=settings.worker.snapshot_seconds,
             snapshot_turn=asyncio.Semaphore(1),
+            tracing=tracer,
         )
         limit = settings.worker.watchdog_seconds
         status = Status(
@@ -224,6 +227,8 @@ class Worker:
             await letters.stop()
             await redis.aclose()
             scoring.shutdown(wait=False, cancel_futures=True)
+            if tracer is not None:
+                await asyncio.to_thread(tracer.close)
         if reader.failed.done():
             return reader.failed.result()
         reason: BaseException | None = app.crash_reason

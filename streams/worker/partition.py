@@ -28,6 +28,7 @@ from streams.events.batch import Record
 from streams.store.approvals import NOBODY, Approvals
 from streams.store.partition import Claim, PartitionStore, Plan
 from streams.store.snapshots import Manifest, Snapshots, UnusableSnapshot
+from streams.tracing import Tracing
 from streams.worker.deadletters import DeadLetters
 from streams.worker.metrics import Metrics
 from streams.worker.peers import Peer
@@ -94,6 +95,7 @@ class Crew:
     """Called when a partition has room for more records."""
     snapshot_seconds: float
     snapshot_turn: asyncio.Semaphore
+    tracing: Tracing | None = None
 
 
 class Partition:
@@ -505,6 +507,8 @@ class Partition:
                 self.last_time = outcome.last_time
             self._recorded_event.set()
             self.crew.metrics.recorded(outcome, time.perf_counter() - began, now)
+            if self.crew.tracing is not None and outcome.signals:
+                self.crew.tracing.scored([replace(signal, at=now) for signal in outcome.signals], outcome.rows)
             self.crew.points("between-record-and-commit")
             self.crew.wake()
 
