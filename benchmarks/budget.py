@@ -14,13 +14,13 @@ calibrate` does, C others are the week to come. No client stands on both sides. 
 where the pool suffices; where it does not, the two sides are split first, then bootstrapped, and the table says so:
 copies of one client are not independent, so a bootstrapped week breaks the budget more often than one of real clients.
 
-Drift: streams of three weeks, the last of which changes for every client at one hour (`sudden`, and less: `slight`), from
-its beginning on more and more (`gradual`), or not at all (`none`: false alarms of the mark). A run draws its clients from the pool of
-streams without replacement and deals them out to blocks anew; runs share clients, so their intervals are too narrow.
-2 C others of the pool calibrate, by their third weeks without a change. Evidence of a client grows with its age; what
-first weeks would have made of the same third weeks stands beside.
-The mark counts as raised at the end of the hour that raised it; the budget is broken in the hour in which client N + 1
-pages. A run in which it is never broken counts as held.
+Drift: streams of three weeks, the last of which changes for every client at one hour (`sudden`, and less: `slight`),
+from its beginning on more and more (`gradual`), or not at all (`none`: false alarms of the mark). A run draws its
+clients from the pool of streams without replacement and deals them out to blocks anew; runs share clients, so their
+intervals are too narrow. 2 C others of the pool calibrate, by their third weeks without a change. Evidence of a client
+grows with its age; what first weeks would have made of the same third weeks stands beside. The mark counts as raised at
+the end of the hour that raised it; the budget is broken in the hour in which client N + 1 pages. A run in which it is
+never broken counts as held.
 
 ``--write`` puts the tables between the marks in docs/detection.md.
 """
