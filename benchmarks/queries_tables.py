@@ -426,5 +426,6 @@ def plot(found: Sequence[Found], path: Path) -> None:
 
 def write(found: Sequence[Found]) -> None:
     """Put the tables into docs/detection.md and the plot beside it."""
-    write_between(DOCS / "detection.md", "streams", text_of(found))
+    picture = "![Median own queries to ticket and page by attack](images/detection-streams.svg)"
+    write_between(DOCS / "detection.md", "streams", f"{text_of(found)}\n\n{picture}\n")
     plot(found, DOCS / "images" / "detection-streams.svg")
