@@ -27,6 +27,7 @@ never broken counts as held.
 
 from __future__ import annotations
 
+import functools
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -101,7 +102,7 @@ class Sizes:
 
 
 FULL = Sizes({"alike": 4_000, "unlike": 30_000}, (100, 1_000, 10_000), (0.01, 0.05, 0.10), 1_000, 1_600, 500, 200)
-TENTH = Sizes({"alike": 700, "unlike": 3_400}, (100, 1_000), (0.01, 0.05, 0.10), 1_000, 450, 150, 100)
+TENTH = Sizes({"alike": 600, "unlike": 3_400}, (100, 1_000), (0.01, 0.05, 0.10), 1_000, 450, 150, 100)
 QUICK = Sizes({"unlike": 1_200}, (100,), (0.01, 0.10), 300, 300, 100, 60)
 
 
@@ -275,6 +276,12 @@ def scored(ensemble: Ensemble, events: Batch, period_us: int) -> tuple[Maxima, N
     return maxima, np.concatenate(fused)
 
 
+@functools.cache
+def rank_of(coming: int, units: int) -> int:
+    """The rank of thresholds, the same for every simulated calibration of one size."""
+    return best_rank(coming, units, BUDGET)
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """Thresholds of one simulated calibration, as `detectors.calibration.decision` sets them."""
@@ -287,7 +294,7 @@ class Rule:
     @classmethod
     def calibrated(cls, ensemble: Ensemble, pool: Maxima, chosen: NDArray[np.int64], coming: int) -> Rule:
         """From the client-weeks `chosen`, for so many clients a week."""
-        rank = best_rank(coming, len(chosen), BUDGET)
+        rank = rank_of(coming, len(chosen))
         known = ensemble.tables.thresholds
         ceiling = float(np.log1p(min(known[3], walking.SEQUENCE_CEILING)))
         intent = bool(pool.repeating[chosen].any())
@@ -567,10 +574,13 @@ def martingale_mark(stream: Drifting, times: NDArray[np.int64], rng: np.random.G
     deal = np.zeros((BLOCKS, len(times)))
     np.add.at(deal, (block, drawn), 1.0)
     counts = np.tensordot(deal, stream.counts.astype(np.float64), axes=(1, 0)).astype(np.int64)
-    watch = DriftWatch()
-    for hour in range(counts.shape[1]):
+    calm = counts[:, : BEFORE * HOURS]  # all that the weeks before leave to the last one is their values
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = np.where(calm[:, :, 0] > 0, calm[:, :, 1] / calm[:, :, 0], np.nan).astype(np.float32).T
+    watch = DriftWatch(0, np.arange(BEFORE * HOURS), values)
+    for hour in range(BEFORE * HOURS, counts.shape[1]):
         watch.observe(hour, counts[:, hour, 0], counts[:, hour, 1])
-        if hour >= BEFORE * HOURS and watch.speaks:
+        if watch.speaks:
             return hour
     return np.inf
 

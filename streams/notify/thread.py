@@ -262,7 +262,7 @@ def notice(thread: Thread, entry: Entry, console: str, names: dict[str, str], ad
         title=f"{count:,} incidents, the newest: {alert.title}" if many else alert.title,
         advice=advice,
         by=alert.by or "vedette",
-        what=alert.what,
+        what=f"{alert.what} (calibration stale)" if alert.stale else alert.what,
         count=count,
         incidents=tuple(
             NoticeIncident(

@@ -43,6 +43,14 @@ def test_what_waits_is_brought_up_to_date_and_the_end_follows() -> None:
     assert thread.over
 
 
+def test_a_notice_says_that_the_calibration_is_stale() -> None:
+    said = []
+    for stale in (False, True):
+        thread = threads.planned(begun(), msgspec.structs.replace(alert(A), what="opened as page", stale=stale), START)
+        said.append(told(thread, thread.queue[0]).what)
+    assert said == ["opened as page", "opened as page (calibration stale)"]
+
+
 def test_resolution_goes_only_where_a_trigger_was() -> None:
     assert threads.planned(begun(), alert(A, 2, "resolved"), START).over
     thread = threads.planned(begun(), alert(A), START)
