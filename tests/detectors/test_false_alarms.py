@@ -62,7 +62,7 @@ def alone(seed: int) -> Decision:
     return decided(history(seed))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(alarms=ALARMS, seed=st.integers(0, 1))
 def test_a_threshold_never_falls_and_never_passes_the_pilots_largest(alarms: list[FalseAlarm], seed: int) -> None:
     past, plain = history(seed), alone(seed)

@@ -77,7 +77,7 @@ def test_every_page_fits_the_screen_and_can_be_read_by_all(
         path = {"live": "/", "incident": f"/incidents/{name}"}.get(title, f"/{title}")
         page.goto((guarded if title == "login" else served).url + path)
         if title == "incident":
-            expect(page.locator("#queries svg.plane circle").first).to_be_visible()
+            expect(page.locator("#queries svg.plane circle").first).to_be_visible(timeout=60_000)  # read from Kafka
         assert page.evaluate("document.documentElement.scrollWidth") <= width, title
         assert page.evaluate(ACCESSIBILITY) == [], title
         if pictures_directory is not None:
