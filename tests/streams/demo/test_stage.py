@@ -148,7 +148,7 @@ def test_servers_of_others_keep_what_is_theirs(
         assert figures["rows_lost"] == figures["rows_double_counted"] == 0, output + rest
         assert figures["rows_scored"] > 0
         wait_until(
-            lambda: set(admin.list_topics()) - {"__consumer_offsets"} == before - {"__consumer_offsets"}, 15, "ours"
+            lambda: set(admin.list_topics()) - {"__consumer_offsets"} == before - {"__consumer_offsets"}, 60, "ours"
         )
         assert {one["group_id"] for one in admin.list_groups()} == groups
         assert [key.decode() for key in redis.scan_iter()] == ["vedette:{digits}:alerts"]
