@@ -17,12 +17,13 @@ are in one stream, among a week of other clients whose rows come from a part of 
   thresholds and at those that order statistics of the same client-weeks give for the same budget.
 
 An attacker that is never seen counts as seen after the last query but one more: medians are over all attackers.
-Intervals: Wilson's for shares; for medians, seeds and then attackers are drawn anew. ``--keep`` stores each data set,
-model and seed as it is done, and takes up what is there; ``--write`` puts tables and plot into docs.
+Intervals: Wilson's for shares; for medians, seeds and then attackers are drawn anew. ``--keep`` stores each attack
+of each data set, model and seed as it is done, and takes up what is there; ``--write`` puts tables and plot into docs.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -46,7 +47,7 @@ from benchmarks.queries_attackers import (
     covered,
     first_success,
 )
-from benchmarks.queries_cells import Benign, Found, Hunt, Settings, Tuned
+from benchmarks.queries_cells import Benign, Found, Hunt, Part, Settings, Tuned
 from benchmarks.queries_clients import KINDS, Counter, Rows, Supply, Week, known_kinds, turns, week
 from benchmarks.repeaters import Site
 from benchmarks.report import progress
@@ -389,42 +390,90 @@ def tuned(world: World) -> tuple[float, list[Tuned]]:
     return goal, found
 
 
-def measure(data: Data, kind: Kind, seed: int, settings: Settings) -> Found:
-    """Everything on one task."""
-    began = time.monotonic()
-    made = task(data, kind, seed)
-    if made.schema.width > LONG_ROWS:
-        settings = msgspec.structs.replace(settings, clients=min(settings.clients, LONG_CLIENTS))
-    progress(f"{data} {kind}, seed {seed}")
-    world = World.make(made, settings)
-    progress("  calibrating baselines")
-    rivals = Rivals(world, np.random.default_rng([seed, 13]))
-    cells: list[Hunt] = []
-    for plan in PLANS:
-        some = hunts(world, rivals, plan)
-        cells += some
-        told = ", ".join(hunt.told() for hunt in some if hunt.scheme == "Vedette")
-        progress(f"  {time.monotonic() - began:5.0f} s  {plan.name}: {told}")
-    ordinary = benign(world, rivals)
-    for cell in ordinary[: 1 + len(KINDS)]:
-        progress(f"  {cell.kind or 'ordinary clients'}: {cell.tickets} ticketed, {cell.pages} paged of {cell.clients}")
-    goal, tuning = tuned(world)
-    seconds = time.monotonic() - began
-    return Found(data, kind, seed, settings, world.mode, world.reason, goal, cells, ordinary, tuning, seconds)
+class Bench:
+    """One task: everything that is measured on it, part by part; what is stored isn't measured again.
 
+    Parameters
+    ----------
+    data, kind, seed
+        The task.
+    settings : Settings
+    folder : Path or None
+        Where parts are stored.
+    """
 
-def kept(folder: Path | None, data: Data, kind: Kind, seed: int, settings: Settings) -> Found:
-    """What was measured before with the same settings, or measured now and stored."""
-    path = None if folder is None else folder / f"{data}-{kind}-{seed}.json"
-    if path is not None and path.exists():
-        found = msgspec.json.decode(path.read_bytes(), type=Found)
-        if msgspec.structs.replace(found.settings, clients=settings.clients) == settings:
-            return found
-    found = measure(data, kind, seed, settings)
-    if path is not None:
+    def __init__(self, data: Data, kind: Kind, seed: int, settings: Settings, folder: Path | None) -> None:
+        self.made = task(data, kind, seed)
+        if self.made.schema.width > LONG_ROWS:
+            settings = msgspec.structs.replace(settings, clients=min(settings.clients, LONG_CLIENTS))
+        self.settings = settings
+        self._folder = None if folder is None else folder / f"{data}-{kind}-{seed}"
+        self._began = time.monotonic()
+
+    @functools.cached_property
+    def world(self) -> World:
+        """Fitted when it is first asked for."""
+        return World.make(self.made, self.settings)
+
+    @functools.cached_property
+    def rivals(self) -> Rivals:
+        """Calibrated when they are first asked for."""
+        world = self.world
+        progress("  calibrating baselines")
+        return Rivals(world, np.random.default_rng([self.made.seed, 13]))
+
+    def part(self, name: str, measured: Callable[[], Part]) -> Part:
+        """One part, stored or measured now."""
+        if self._folder is None:
+            return measured()
+        path = self._folder / f"{name}.json"
+        if path.exists():
+            found = msgspec.json.decode(path.read_bytes(), type=Part)
+            if found.settings == self.settings:
+                return found
+        found = measured()
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(msgspec.json.encode(found))
-    return found
+        return found
+
+    def found(self) -> Found:
+        """Everything, with progress."""
+        made, settings = self.made, self.settings
+        progress(f"{made.data} {made.kind}, seed {made.seed}")
+
+        def attack(plan: Plan) -> Part:
+            return Part(settings, hunts=hunts(self.world, self.rivals, plan))
+
+        def tuning() -> Part:
+            goal, rows = tuned(self.world)
+            return Part(settings, goal=goal, tuned=rows)
+
+        def clients() -> Part:
+            rows = benign(self.world, self.rivals)
+            return Part(settings, mode=self.world.mode, reason=self.world.reason, benign=rows)
+
+        cells: list[Hunt] = []
+        for plan in PLANS:
+            some = self.part(plan.name, functools.partial(attack, plan)).hunts
+            cells += some
+            told = ", ".join(hunt.told() for hunt in some if hunt.scheme == "Vedette")
+            progress(f"  {time.monotonic() - self._began:5.0f} s  {plan.name}: {told}")
+        ordinary = self.part("benign clients", clients)
+        for row in ordinary.benign[: 1 + len(KINDS)]:
+            progress(f"  {row.kind or 'ordinary clients'}: {row.tickets} ticketed, {row.pages} paged of {row.clients}")
+        tries = self.part("attacker who tunes", tuning)
+        return Found(
+            made.data,
+            made.kind,
+            made.seed,
+            settings,
+            ordinary.mode,
+            ordinary.reason,
+            tries.goal,
+            cells,
+            ordinary.benign,
+            tries.tuned,
+        )
 
 
 def chosen_tasks(wanted: str | None, quick: bool) -> list[tuple[Data, Kind]]:
@@ -453,7 +502,7 @@ def main() -> int:
     settings = msgspec.structs.replace(settings, **{name: n for name, n in given.items() if n is not None})
     seeds = options.seeds or (QUICK_SEEDS if options.quick else SEEDS)
     found = [
-        kept(options.keep, data, kind, seed, settings)
+        Bench(data, kind, seed, settings, options.keep).found()
         for data, kind in chosen_tasks(options.tasks, options.quick)
         for seed in range(options.seed, options.seed + seeds)
     ]

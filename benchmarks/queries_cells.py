@@ -80,6 +80,18 @@ class Tuned(msgspec.Struct, frozen=True):
         return self.wins / len(self.successes)
 
 
+class Part(msgspec.Struct, frozen=True):
+    """What is stored at a time: one attack, the benign clients, or the attacker who tunes."""
+
+    settings: Settings
+    mode: str = ""
+    reason: str = ""
+    goal: float = 0.0
+    hunts: list[Hunt] = []
+    benign: list[Benign] = []
+    tuned: list[Tuned] = []
+
+
 class Found(msgspec.Struct, frozen=True):
     """Everything of one data set, model and seed."""
 
@@ -93,7 +105,6 @@ class Found(msgspec.Struct, frozen=True):
     hunts: list[Hunt]
     benign: list[Benign]
     tuned: list[Tuned]
-    seconds: float
 
     @property
     def task(self) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -10,7 +13,7 @@ from scipy.stats import shapiro
 from attacks.contract import Trace
 from benchmarks import baselines, crafted, queries, queries_tables
 from benchmarks.queries_attackers import PLANS, STRATEGIES, covered, first_success, telling_features, threat_of
-from benchmarks.queries_cells import Benign, Found, Hunt, Settings, Tuned
+from benchmarks.queries_cells import Benign, Found, Hunt, Part, Settings, Tuned
 from benchmarks.queries_clients import KINDS, SPECIAL_ROWS, Counter, Supply, known_kinds, turns
 from benchmarks.queries_tables import CELLS, Cell
 from benchmarks.repeaters import Site
@@ -178,6 +181,22 @@ def test_attackers_are_seen_in_traffic_and_their_own_queries_counted(world: quer
     assert len(baseline) == 9
 
 
+def test_stored_parts_are_taken_up_where_the_settings_are_the_same(tmp_path: Path) -> None:
+    bench = queries.Bench("cancer", "logistic", 3, SETTINGS, tmp_path)
+    other = queries.Bench("cancer", "logistic", 3, msgspec.structs.replace(SETTINGS, queries=50), tmp_path)
+    asked: list[Settings] = []
+
+    def measured(settings: Settings) -> Part:
+        asked.append(settings)
+        return Part(settings, hunts=[Hunt("Vedette", "", "NES", 4, 1, [3, None], [None, None])])
+
+    first, again = (bench.part("NES", lambda: measured(SETTINGS)) for _ in range(2))
+    assert first == again
+    assert asked == [SETTINGS]
+    other.part("NES", lambda: measured(other.settings))
+    assert asked == [SETTINGS, other.settings]
+
+
 def test_never_counts_as_more_than_was_watched() -> None:
     cell = Cell([[5, None], [7, 9]], 100)
     assert (cell.hits, cell.total, cell.share) == (3, 4, 0.75)
@@ -200,7 +219,7 @@ def made_up(seed: int, ours: int | None, theirs: int | None) -> Found:
         for plan in STRATEGIES
         for part in ("tuning", "report")
     ]
-    return Found("digits", "mlp", seed, SETTINGS, "intent", "", 1.0, hunts, benign, tuned, 1.0)
+    return Found("digits", "mlp", seed, SETTINGS, "intent", "", 1.0, hunts, benign, tuned)
 
 
 def test_figures_take_the_worst_and_leave_known_kinds_out() -> None:
