@@ -104,7 +104,7 @@ def blacklight(rows: Rows, rng: np.random.Generator) -> tuple[NDArray[np.float64
     Second, the same with earlier rows whose fingerprint is all the same left out: what a calibration on real traffic
     needs, as exact copies are part of it. The published alarm is at half of 50.
     """
-    salt = rng.integers(0, LEVELS, rows.shape[1])
+    salt = rng.integers(0, LEVELS, size=(rows.shape[1],))
     words = fingerprints(rows, salt)
     names, ids = np.unique(words, return_inverse=True)
     ids = ids.reshape(words.shape).astype(np.int64) - int(names[0] == 0)
