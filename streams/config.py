@@ -456,7 +456,7 @@ def _wrong_threat(data: Mapping[str, Any]) -> str:
 
 
 _SECRET_VARIABLES = {"VEDETTE_CONFIG", "VEDETTE_CLIENT_KEY", "VEDETTE_PROBE_KEY"}
-_SECTIONS = {"KAFKA", "REDIS", "SECRETS", "WORKER", "PROBES", "CONSOLE", "INGEST", "INCIDENTS", "NOTIFY"}
+_SECTIONS = {"KAFKA", "REDIS", "SECRETS", "WORKER", "PROBES", "CONSOLE", "INGEST", "INCIDENTS", "NOTIFY", "TRACING"}
 
 
 def _apply_variables(data: dict[str, Any], environ: Mapping[str, str]) -> None:

@@ -52,7 +52,7 @@ def refusals(report: FitReport) -> list[str]:
         told.append(f"Nothing pages: {report.reason}.")
     if report.partition_weeks < report.partition_weeks_needed:
         told.append(
-            f"The account-oblivious index opens tickets only: it has seen {report.partition_weeks} partition-weeks, and "
+            f"The account-oblivious index opens tickets only: it saw {report.partition_weeks} partition-weeks, and "
             f"a promise takes {report.partition_weeks_needed}."
         )
     if report.would_page > report.budget_clients:
