@@ -17,6 +17,7 @@ from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from detectors.kernels import siphash
 from streams.errors import UnreadableRecord
 from streams.incidents.repeaters import Repeaters
+from streams.store.hours import unpack_hour
 from streams.store.keys import ModelKeys
 from streams.worker.tally import BUCKETS
 from tests.streams.worker.conftest import CLASSES, CLIENT_KEY, MODEL, WIDTH, Deployment, event
@@ -59,6 +60,9 @@ def test_counters_by_minute_and_hour_add_up_and_histograms_hold_every_row(deploy
                 sums[name.decode()] = sums.get(name.decode(), 0) + int(count)
         assert sums == totals
     histograms = site.redis.hgetall(site.keys().histograms)
+    hours = [histograms.pop(name) for name in sorted(histograms) if name.startswith(b"hour:")]
+    counted = sum(int(found[1][0].sum()) for packed in hours if (found := unpack_hour(packed)) is not None)
+    assert counted == totals["scored"] - totals.get("anonymous", 0)
     assert set(histograms) == {b"count", b"sum", b"fused"}
     for packed in histograms.values():
         counts = np.frombuffer(packed, dtype="<u4")
