@@ -68,7 +68,7 @@ TASKS: tuple[tuple[Data, Kind], ...] = (
     ("cancer", "mlp"),
 )
 FULL = Settings(queries=400, attackers=120, campaigns=10, specials=24, tuners=24, clients=200, weeks=7)
-QUICK = Settings(queries=400, attackers=8, campaigns=2, specials=4, tuners=4, clients=60, weeks=7)
+QUICK = Settings(queries=400, attackers=6, campaigns=2, specials=4, tuners=4, clients=40, weeks=7)
 SEEDS, QUICK_SEEDS = 5, 1
 QUICK_TASKS: tuple[tuple[Data, Kind], ...] = (("digits", "mlp"),)
 #: Most clients a week where rows are longer than this.
