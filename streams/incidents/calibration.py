@@ -2,7 +2,8 @@
 
 The correlator looks now and then, at what workers and incidents left in Redis. Hours are broker time and are counted by
 the workers with every batch, so what is said does not depend on when it looks, as long as it looks once a day. The mark
-stays until another bundle is in force.
+stays until another bundle is in force, or until people resolve, in the same week, so many incidents as real attacks
+that the count which raised it is as usual.
 """
 
 from __future__ import annotations
@@ -202,10 +203,10 @@ class CalibrationWatch:
             and len(paged) > limits.pages
             and f"more than {limits.pages} clients paged in a week (chance below {PAGE_RISK:.0%})",
         }
-        told = {
-            **status.reasons,
-            **{name: text for name, text in reasons.items() if text and name not in status.reasons},
-        }
+        # A count of this week falls when people resolve real attacks: what it said is then taken back.
+        this_week = status.stale_at is not None and status.stale_at >= begins
+        kept = {name: text for name, text in status.reasons.items() if name == "martingale" or not this_week}
+        told = {name: text for name, text in reasons.items() if text} | kept
         stale = bool(told)
         if stale and not status.stale:
             log.warning("calibration of bundle %s is stale: %s", status.bundle[:12], "; ".join(told.values()))

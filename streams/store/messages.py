@@ -520,7 +520,7 @@ class CalibrationStatus(msgspec.Struct, frozen=True):
     risk: float
     """Chance that the mark is raised within a week although nothing has changed."""
     stale: bool = False
-    """The mark; it stays until another bundle is in force."""
+    """The mark; it stays until another bundle is in force, or until verdicts of the same week take a count back."""
     stale_at: int | None = None
     """Broker time, microseconds, at which it was raised."""
     reasons: dict[str, str] = {}

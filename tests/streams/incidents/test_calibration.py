@@ -203,6 +203,13 @@ def test_real_attacks_do_not_count(site: Site, redis: Redis, send: Send, make_si
     status = read_calibration(redis, KEYS)
     assert status is not None
     assert "pages" in status.reasons
+    for incident in service.list(limit=100):
+        if incident.state != "resolved":
+            service.resolve(incident.id, "ana", "true")
+    site.traffic(1)
+    status = read_calibration(redis, KEYS)
+    assert status is not None
+    assert (status.stale, status.stale_at, status.reasons) == (False, None, {})
 
 
 def test_a_correlator_that_lost_its_lease_writes_nothing(site: Site, redis: Redis) -> None:
