@@ -116,7 +116,8 @@ class HopSkipJump:
         mean = np.bincount(owner, signs, len(rows)) / counts
         mixed = np.abs(mean) < 1
         weights = np.where(mixed[owner], signs - mean[owner], signs)
-        directions = (tried - rows[owner]) / (reach[owner] * threat.unit)
+        sizes = np.where(domain.movable, reach[owner] * threat.unit, 1.0)  # constant features have a range of 0
+        directions = (tried - rows[owner]) / sizes
         slope = np.zeros((len(rows), width))
         np.add.at(slope, owner, weights[:, None] * directions)
         if threat.norm == "linf":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -16,6 +16,8 @@ Knowledge = Literal["black-box", "transfer", "white-box"]
 
 #: Relative slack of the radius: rounding of double-precision sums must not turn a projected input away.
 RADIUS_SLACK = 1e-9
+#: Shares of the radius that rows are brought into, one after the other, which rounding has put beyond it.
+ROUNDING_PARTS = (1 - 1e-6, 0.9, 0.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -245,7 +247,8 @@ class Domain:
             part = np.where(size > room, room / np.maximum(size, 1e-300), 1.0).min(axis=1)
             columns = np.flatnonzero(self.linked)
             cells = np.ix_(over, columns)
-            out[cells] = x0[cells] + part[:, None] * (out[cells] - x0[cells])
+            partly = x0[cells] + part[:, None] * (out[cells] - x0[cells])
+            out[cells] = np.clip(partly, self.low[columns], self.high[columns])
             change[over] *= part[:, None]
         out[:, pivots] = np.clip(x0[:, pivots] + change, low, high)
         return out
@@ -419,9 +422,26 @@ class ThreatModel:
         if self.eps is not None:
             far = np.flatnonzero(~self.within(self.distances(x0, out)))
             if len(far):
-                out[far] = self._inside(x0[far], x[far])
-                if self.domain.relations is not None:
-                    out[far] = self._tightened(x0[far], out[far])
+                out[far] = self._near(x0[far], x[far])
+                out[far] = self._rounded(x0[far], x[far], out[far])
+        return out
+
+    def _near(self, x0: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
+        out = self._inside(x0, x)
+        return out if self.domain.relations is None else self._tightened(x0, out)
+
+    def _rounded(
+        self, x0: NDArray[np.float64], x: NDArray[np.float64], out: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Rows that end beyond the radius by rounding, as features much larger than it do, are brought further in."""
+        for part in ROUNDING_PARTS:
+            far = np.flatnonzero(~self.within(self.distances(x0, out)))
+            if len(far) == 0:
+                return out
+            if self.eps is not None and self.norm != "l0" and part > 0:
+                out[far] = replace(self, eps=part * self.eps)._near(x0[far], x[far])
+            else:
+                out[far] = x0[far]
         return out
 
     def _tightened(self, x0: NDArray[np.float64], out: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -450,7 +470,8 @@ class ThreatModel:
         else:
             room = np.maximum(self.radius - held, 0.0)
         part = np.minimum(1.0, room / np.maximum(tied, 1e-300))
-        out[far] = np.where(linked, x0[far] + part[:, None] * (target - x0[far]), target)
+        partly = np.clip(x0[far] + part[:, None] * (target - x0[far]), domain.low, domain.high)
+        out[far] = np.where(linked, partly, target)
         return out
 
     def _inside(self, x0: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:

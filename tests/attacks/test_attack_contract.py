@@ -419,6 +419,26 @@ def test_no_domain_makes_an_attack_leave_it(name: str, data: st.DataObject) -> N
     assert (answers[result.success] != y[result.success]).all()
 
 
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("name", ["hop_skip_jump", "boundary", "sign_opt", "square", "simba", "nes", "zoo"])
+def test_constant_features_do_not_spoil_the_questions(name: str, norm: Norm) -> None:
+    """A feature whose range is a point: attacks ask finite rows, and go on with the others."""
+    kind = registry.kind(name)
+    if norm not in kind.norms:
+        pytest.skip(f"{name} does not keep {norm}")
+    low, high = np.zeros(6), np.ones(6)
+    low[[2, 4]], high[[2, 4]] = (0.5, 1.0), (0.5, 1.0)
+    domain = Domain(low, high, np.zeros(6, np.bool_), np.ones(6, np.bool_))
+    model = Watched(domain)
+    x = legal_rows(domain, 8, np.random.default_rng(3))
+    y = np.argmax(model.predict(x), axis=1)
+    threat = ThreatModel("constant", norm, None if not kind.needs_eps else 0.9, domain, "black-box", 200)
+    made = kind().craft(model, x, y, threat, np.random.default_rng(1))
+    assert np.isfinite(made.trace.inputs).all()
+    assert np.isfinite(made.distances).all()
+    assert made.success.mean() >= 0.5
+
+
 def test_unknown_attack_is_named_with_those_there_are() -> None:
     with pytest.raises(AttackError, match=r"no attack is called 'nought'.*hop_skip_jump.*transfer_pgd"):
         registry.kind("nought")

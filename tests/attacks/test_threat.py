@@ -302,3 +302,33 @@ def test_one_hot_groups_are_no_relation() -> None:
 def test_too_few_rows_teach_no_relation() -> None:
     with pytest.raises(ThreatModelError, match="at least twice as many rows as features"):
         learn_relations(np.zeros((10, 6)))
+
+
+def test_projection_holds_where_features_are_much_larger_than_the_radius() -> None:
+    """Rounding of large values must not put a row beyond the radius."""
+    rng = np.random.default_rng(117)
+    size = np.array([1e8, 1e7, 1.0, 1e-3])
+    domain = Domain(-2 * size, 2 * size, np.zeros(4, np.bool_), np.ones(4, np.bool_))
+    x0 = rng.uniform(-1, 1, (200, 4)) * size
+    for norm in ("l1", "l2", "linf"):
+        threat = ThreatModel("t", norm, 0.17, domain, "white-box", 0)
+        x = x0 + rng.standard_normal(x0.shape) * size
+        projected = threat.project(x0, x)
+        assert threat.admits(x0, projected).all(), norm
+        assert (projected != x0).any(axis=1).all()
+
+
+def test_linked_features_end_inside_their_ranges() -> None:
+    """total = part + part, with ranges that rows touch: going part of the way never leaves a range by rounding."""
+    rng = np.random.default_rng(15)
+    rows = rng.uniform(-1, 1, (400, 3)) / 3
+    rows[:, 0] = rows[:, 1] + rows[:, 2]
+    relations = learn_relations(rows)
+    assert relations is not None
+    low, high = rows.min(axis=0), rows.max(axis=0)
+    domain = Domain(low, high, np.zeros(3, np.bool_), np.ones(3, np.bool_), (), relations)
+    for norm, eps in (("l1", 0.3), ("l2", 0.3), ("linf", 0.2)):
+        threat = ThreatModel("t", norm, eps, domain, "white-box", 0)
+        for size in (0.1, 1.0, 10.0, 1e6):
+            projected = threat.project(rows, rows + rng.standard_normal(rows.shape) * size)
+            assert threat.admits(rows, projected).all(), (norm, size)
