@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,6 +23,10 @@ from streams.errors import ConfigError
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+#: No number may be larger: the largest time still fits 64-bit microseconds.
+LARGEST = 1e12
+#: Minute, hour, day, month, weekday: cronsim would read a sixth as seconds.
+CRON_FIELDS = 5
 ModelName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 
 #: Bytes of the secret keys of the client hash and of probe marks.
@@ -155,7 +159,7 @@ class ProbeSettings(_Settings, frozen=True):
     min_recall: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.8
     min_units: Count = 3
     """Finished probes of an attack before its recall is judged."""
-    client_header: str = "X-Client-Id"
+    client_header: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]+$(?!\n)")] = "X-Client-Id"
     control_inputs: Count = 60
     """Benign rows of one control, through the front door and straight to the topic."""
     concurrent_campaigns: Count = 1
@@ -412,12 +416,27 @@ def parse(data: Mapping[str, Any], source: str) -> Settings:
         settings = msgspec.convert(data, Settings, strict=True)
     except msgspec.ValidationError as wrong:
         raise ConfigError(f"{source}: {_wrong_threat(data) or _plain(str(wrong))}") from None
+    huge = _huge(data)
+    if huge is not None:
+        raise ConfigError(f"{source}: {huge}; a number here is finite, at most {LARGEST:g}")
     names = [model.name for model in settings.models]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"{source}: models: the name {name!r} is declared twice")
     _check_schedules(settings.probes.schedules, source)
     return settings
+
+
+def _huge(data: Any, path: str = "") -> str | None:
+    """The first number that is too large, with its path; None where there is none."""
+    if isinstance(data, int | float) and not abs(data) <= LARGEST:
+        return f"{path} is {data}"
+    parts: Iterable[tuple[str, Any]] = ()
+    if isinstance(data, Mapping):
+        parts = ((f"{path}.{key}" if path else str(key), value) for key, value in data.items())
+    elif isinstance(data, list | tuple):
+        parts = ((f"{path}[{place}]", value) for place, value in enumerate(data))
+    return next((found for where, value in parts if (found := _huge(value, where)) is not None), None)
 
 
 def _check_schedules(schedules: tuple[ScheduleSettings, ...], source: str) -> None:
@@ -435,6 +454,8 @@ def _check_schedules(schedules: tuple[ScheduleSettings, ...], source: str) -> No
         if schedule.cron is not None:
             try:
                 CronSim(schedule.cron, datetime.now(UTC))
+                if len(schedule.cron.split()) != CRON_FIELDS:
+                    raise CronSimError("Wrong number of fields")
             except CronSimError as wrong:
                 raise ConfigError(f"{where}.cron: {wrong}; five fields, as in '30 3 * * mon'") from None
 

@@ -120,13 +120,34 @@ def test_plain_settings_make_three_schedules_that_can_be_replaced_or_switched_of
         ({"name": "x", "attacks": {"nes": 1}}, "set one of every_seconds, cron and on_new_version"),
         ({"name": "x", "attacks": {"nes": 1}, "every_seconds": 1, "cron": "* * * * *"}, "set one of"),
         ({"name": "x", "attacks": {"nes": 1}, "cron": "61 * * * *"}, r"probes.schedules\[x\].cron: .* five fields"),
+        (
+            {"name": "x", "attacks": {"nes": 1}, "cron": "* * * * * *"},
+            r"\[x\].cron: Wrong number of fields; five fields",
+        ),
         ({"name": "x", "attacks": {"nes": 0}, "every_seconds": 1}, "attacks"),
+        ({"name": "x", "attacks": {"nes": float("inf")}, "every_seconds": 1}, r"schedules\[0\].attacks.nes is inf"),
+        ({"name": "x", "attacks": {"nes": 1}, "every_seconds": float("inf")}, r"every_seconds is inf; .* finite"),
         ({"name": "X!", "attacks": {"nes": 1}, "every_seconds": 1}, "name"),
     ],
 )
 def test_a_wrong_schedule_stops_the_start(schedule: dict[str, Any], said: str) -> None:
     data = {"models": [{"name": "m", "topic": "t", "bundle": "b"}], "probes": {"schedules": [schedule]}}
     with pytest.raises(ConfigError, match=said):
+        config.parse(data, "test")
+
+
+@pytest.mark.parametrize("setting", ["burst_every_seconds", "timeout_seconds", "mark_ttl_seconds", "eps"])
+@pytest.mark.parametrize("value", [float("inf"), 1e300])
+def test_numbers_that_no_clock_can_hold_stop_the_start(setting: str, value: float) -> None:
+    data = {"models": [{"name": "m", "topic": "t", "bundle": "b"}], "probes": {setting: value}}
+    with pytest.raises(ConfigError, match=f"test: probes.{setting} is .* finite"):
+        config.parse(data, "test")
+
+
+@pytest.mark.parametrize("name", ["", "A B", "X\r\nEvil: 1", "X\n"])
+def test_the_client_header_is_a_name_that_http_can_carry(name: str) -> None:
+    data = {"models": [{"name": "m", "topic": "t", "bundle": "b"}], "probes": {"client_header": name}}
+    with pytest.raises(ConfigError, match=r"probes.client_header"):
         config.parse(data, "test")
 
 
