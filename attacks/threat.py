@@ -422,11 +422,12 @@ class ThreatModel:
         if self.eps is not None:
             far = np.flatnonzero(~self.within(self.distances(x0, out)))
             if len(far):
-                out[far] = self._near(x0[far], x[far])
+                out[far] = self.near(x0[far], x[far])
                 out[far] = self._rounded(x0[far], x[far], out[far])
         return out
 
-    def _near(self, x0: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
+    def near(self, x0: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What `project` makes of rows `x` (n, d) beyond the radius: legal rows within it, but for rounding."""
         out = self._inside(x0, x)
         return out if self.domain.relations is None else self._tightened(x0, out)
 
@@ -439,7 +440,7 @@ class ThreatModel:
             if len(far) == 0:
                 return out
             if self.eps is not None and self.norm != "l0" and part > 0:
-                out[far] = replace(self, eps=part * self.eps)._near(x0[far], x[far])
+                out[far] = replace(self, eps=part * self.eps).near(x0[far], x[far])
             else:
                 out[far] = x0[far]
         return out

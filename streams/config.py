@@ -454,10 +454,11 @@ def _check_schedules(schedules: tuple[ScheduleSettings, ...], source: str) -> No
         if schedule.cron is not None:
             try:
                 CronSim(schedule.cron, datetime.now(UTC))
-                if len(schedule.cron.split()) != CRON_FIELDS:
-                    raise CronSimError("Wrong number of fields")
-            except CronSimError as wrong:
-                raise ConfigError(f"{where}.cron: {wrong}; five fields, as in '30 3 * * mon'") from None
+                wrong = "" if len(schedule.cron.split()) == CRON_FIELDS else "Wrong number of fields"
+            except CronSimError as error:
+                wrong = str(error)
+            if wrong:
+                raise ConfigError(f"{where}.cron: {wrong}; five fields, as in '30 3 * * mon'")
 
 
 def _wrong_threat(data: Mapping[str, Any]) -> str:

@@ -122,7 +122,7 @@ def test_plain_settings_make_three_schedules_that_can_be_replaced_or_switched_of
         ({"name": "x", "attacks": {"nes": 1}, "cron": "61 * * * *"}, r"probes.schedules\[x\].cron: .* five fields"),
         (
             {"name": "x", "attacks": {"nes": 1}, "cron": "* * * * * *"},
-            r"\[x\].cron: Wrong number of fields; five fields",
+            r"Wrong number of fields; five fields",
         ),
         ({"name": "x", "attacks": {"nes": 0}, "every_seconds": 1}, "attacks"),
         ({"name": "x", "attacks": {"nes": float("inf")}, "every_seconds": 1}, r"schedules\[0\].attacks.nes is inf"),
