@@ -127,6 +127,8 @@ def chosen(only: str | None) -> tuple[str, ...]:
     for name in names:
         if name not in MITIGATIONS:
             raise ConfigError(f"--only: no mitigation is called {name!r}; there are {', '.join(MITIGATIONS)}")
+    if not names:
+        raise ConfigError(f"--only: names no mitigation; there are {', '.join(MITIGATIONS)}")
     return names
 
 
@@ -296,6 +298,8 @@ def _names(attacks: str | None) -> tuple[str, ...]:
             registry.kind(name)
         except AttackError as unknown:
             raise ConfigError(f"--attacks: {unknown}") from None
+    if not names:
+        raise ConfigError("--attacks: names no attack")
     return names
 
 

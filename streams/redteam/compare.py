@@ -59,6 +59,10 @@ def load(path: str) -> dict[str, Any]:
         raise ConfigError(f"{where}: not a readable report: {wrong}") from None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise ConfigError(f"{where}: not a report of this version ({FORMAT})")
+    lacking = [key for key in ("model", "threat", "attacks", "outcomes") if key not in found]
+    lacking += [f"threat.{key}" for key in SHARED if "threat" in found and key not in found["threat"]]
+    if lacking:
+        raise ConfigError(f"{where}: not a whole report, it lacks {', '.join(lacking)}")
     return found
 
 

@@ -58,6 +58,8 @@ def lineup(
         `only` names an attack that there is not, or one that the threat model does not permit; or none is left.
     """
     names = registry.names() if only is None else list(dict.fromkeys(only))
+    if not names:
+        raise ConfigError(f"--attacks: names no attack; there are {', '.join(registry.names())}")
     entries, left_out = [], []
     for name in names:
         try:

@@ -199,12 +199,16 @@ def save_network(network: Network, path: Path) -> None:
 
 
 def _endpoint(spec: str, client: str) -> Subject:
-    path = urlsplit(spec).path
+    try:
+        parts = urlsplit(spec)
+    except ValueError as wrong:
+        raise ConfigError(f"--model: {spec}: {wrong}") from None
+    path = parts.path
     base, found, rest = path.partition("/v2/models/")
     model_name = unquote(rest.removesuffix("/").removesuffix("/infer"))
-    if not found or not model_name or "/" in model_name:
+    if not parts.netloc or not found or not model_name or "/" in model_name:
         raise ConfigError(f"--model: {spec} names no model; it reads http://HOST:PORT/v2/models/NAME")
-    root = spec[: spec.index(path, len("https://"))] + base
+    root = f"{parts.scheme}://{parts.netloc}{base}"
     return Subject(spec, Requests(OIPModel(root, model_name, client_id=client)))
 
 

@@ -147,6 +147,8 @@ def test_what_fooled_the_model_before_is_tried_on_the_next(estimators: conftest.
         (["--model", "estimators:fitted"], 22, "estimators:fitted failed: RuntimeError: out of glue"),
         (["--only", "prayer"], 2, "--only: no mitigation is called 'prayer'; there are adversarial-training"),
         (["--attacks", "prayer"], 2, "no attack"),
+        (["--only", ","], 2, "--only: names no mitigation"),
+        (["--attacks", ","], 2, "--attacks: names no attack"),
         (["--test", "gone.npz"], 2, "--test: gone.npz: no such file"),
         (["--test", "narrow.npz", "--schema", "little.json"], 2, "rows have 3 features, the schema has 6"),
         (["--out", "little.npz"], 2, "--out: little.npz is a file"),

@@ -241,6 +241,7 @@ def test_a_robust_accuracy_below_what_is_required_is_exit_code_1(little: Little)
     [
         (["--threat", "nothing"], 2, "no threat model 'nothing'; there are embedding-l2"),
         (["--attacks", "fast"], 2, "--attacks: no attack is called 'fast'"),
+        (["--attacks", ","], 2, "--attacks: names no attack"),
         (["--attacks", "pgd"], 2, "--attacks: pgd cannot be used under 'image-linf, eps 0.15': it reads gradients"),
         (["--budget", "1"], 2, "no attack fits the threat model"),
         (["--eps", "-1"], 2, "--eps: -1.0 is no distance"),

@@ -114,7 +114,13 @@ def test_the_command_reads_folders_and_prints_both_ways(
 
 
 @pytest.mark.parametrize(
-    ("report", "sentence"), [("{", "not a readable report"), ({"format": "x"}, "not a report of this version")]
+    ("report", "sentence"),
+    [
+        ("{", "not a readable report"),
+        ({"format": "x"}, "not a report of this version"),
+        ({key: WEAK[key] for key in WEAK if key not in ("threat", "outcomes")}, "it lacks threat, outcomes"),
+        (WEAK | {"threat": {"norm": "linf"}}, "it lacks threat.eps"),
+    ],
 )
 def test_a_broken_report_is_one_sentence(
     written: Callable[[str, Any], str], capsys: pytest.CaptureFixture[str], report: Any, sentence: str

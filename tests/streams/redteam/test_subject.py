@@ -72,6 +72,8 @@ def test_layers_come_back_from_an_npz_without_any_code(tmp_path: Path) -> None:
         ("gone.npz", "no such file"),
         ("http://127.0.0.1:1", "names no model; it reads http://HOST:PORT/v2/models/NAME"),
         ("http://127.0.0.1:1/v2/models/", "names no model"),
+        ("http:///v2/models/m", "names no model"),
+        ("http://[::1/v2/models/m", "Invalid IPv6 URL"),
         ("http://127.0.0.1:no/v2/models/m", "is no URL of a model"),
         ("nowhere:model", "No module named 'nowhere'"),
         ("little:gone", "has no attribute 'gone'"),
