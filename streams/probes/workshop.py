@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from attacks import extraction, registry
 from attacks.contract import Attack, Model
-from attacks.errors import ThreatModelError
+from attacks.errors import AttackError, ThreatModelError
 from attacks.surrogate import fit_surrogate
 from attacks.threat import Domain, Norm, ThreatModel
 from detectors import bundle
@@ -175,7 +175,10 @@ class Bench:
         sent_as = kind_of(attack, kind)
         name = (attack, sent_as, threat_name)
         if name not in self._made:
-            self._made[name] = self._make(*name)
+            try:
+                self._made[name] = self._make(*name)
+            except AttackError as refusal:
+                raise ConfigError(f"{attack} cannot be sent: {refusal}") from None
         return self._made[name]
 
     def _make(self, attack: str, kind: str, threat_name: str) -> Crafter:

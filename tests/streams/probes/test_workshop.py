@@ -226,6 +226,16 @@ def test_threat_models_are_named_kept_and_checked(served: Served) -> None:
             made.crafter(attack, kind, threat)
 
 
+@pytest.mark.parametrize("attack", ["transfer_pgd", "hop_skip_jump"])
+def test_a_schema_in_which_nothing_can_change_is_a_refusal(served: Served, attack: str) -> None:
+    """A request for such a probe is refused; it must not end the prober, and then the next one."""
+    made, _ = bench(served)
+    flags = np.zeros(WIDTH, dtype=bool)
+    made.legal = Domain(np.zeros(WIDTH), np.ones(WIDTH), flags, flags)
+    with pytest.raises(ConfigError, match=f"{attack} cannot be sent: .* no feature can be changed"):
+        made.crafter(attack)
+
+
 def test_every_attack_has_a_threat_model_of_its_own_that_it_can_keep() -> None:
     for entry in entries():
         for kind in set(entry.kinds) & {"burst", "campaign"}:
