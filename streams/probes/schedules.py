@@ -70,7 +70,7 @@ class Timetable:
         self._version = version
         self._due = now
         if schedule.cron is not None:
-            self._due = following(schedule.cron, max(last, now - CATCH_UP_SECONDS * 1_000_000) if last else now)
+            self._due = following(schedule.cron, min(now, max(last, now - CATCH_UP_SECONDS * 1_000_000)) if last else now)
 
     @property
     def room(self) -> int:
@@ -81,7 +81,9 @@ class Timetable:
         """Whether to start now."""
         if self.schedule.on_new_version:
             return version not in ("", self._version)
-        return now >= self._due
+        # Where the clock was set back, the next time lies further away than one interval: it is due now.
+        every = self.schedule.every_seconds
+        return now >= self._due or (every is not None and self._due - now > every * 1e6 + 1)
 
     def started(self, now: int, version: str) -> None:
         """Note the start."""
@@ -90,7 +92,7 @@ class Timetable:
             self._due = following(self.schedule.cron, now)
         elif self.schedule.every_seconds is not None:
             every = round(self.schedule.every_seconds * 1e6)
-            self._due = now + every if now - self._due >= every else self._due + every
+            self._due = now + every if not 0 <= now - self._due < every else self._due + every
 
     def draw(self, rng: np.random.Generator) -> tuple[Crafter, ...]:
         """What to start: one of every attack, or one drawn by weight."""

@@ -136,6 +136,20 @@ def test_a_wrong_schedule_stops_the_start(schedule: dict[str, Any], said: str) -
         config.parse(data, "test")
 
 
+def test_a_clock_that_is_set_back_does_not_silence_a_schedule() -> None:
+    every = ScheduleSettings(name="n", attacks={"a": 1.0}, every_seconds=60)
+    table = Timetable(every, (), 2_000_000_000_000)
+    table.started(2_000_000_000_000, "")
+    assert not table.due(2_000_000_000_000 + 59_000_000, "")
+    back = 1_000_000_000_000
+    assert table.due(back, "")
+    table.started(back, "")
+    assert not table.due(back + 59_000_000, "")
+    assert table.due(back + 60_000_000, "")
+    hourly = ScheduleSettings(name="h", attacks={"a": 1.0}, cron="0 * * * *")
+    assert Timetable(hourly, (), back, last=2 * back).due(back + 3_600_000_000, "")
+
+
 @pytest.mark.parametrize("setting", ["burst_every_seconds", "timeout_seconds", "mark_ttl_seconds", "eps"])
 @pytest.mark.parametrize("value", [float("inf"), 1e300])
 def test_numbers_that_no_clock_can_hold_stop_the_start(setting: str, value: float) -> None:
