@@ -70,7 +70,9 @@ class Timetable:
         self._version = version
         self._due = now
         if schedule.cron is not None:
-            self._due = following(schedule.cron, min(now, max(last, now - CATCH_UP_SECONDS * 1_000_000)) if last else now)
+            self._due = following(
+                schedule.cron, min(now, max(last, now - CATCH_UP_SECONDS * 1_000_000)) if last else now
+            )
 
     @property
     def room(self) -> int:

@@ -379,6 +379,7 @@ def _same(campaign: Campaign, folder: Path) -> None:
         return
     except (OSError, ValueError):
         held = {}
+    held = held if isinstance(held, dict) else {}
     identity = json.loads(json.dumps(identity))
     other = sorted(key for key in {*identity, *held} if held.get(key) != identity.get(key))
     if other:

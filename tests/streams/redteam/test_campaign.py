@@ -121,6 +121,16 @@ def test_a_campaign_that_goes_on_ends_as_one_that_was_never_stopped(little: Litt
     assert Path("parts/examples.parquet").read_bytes() == Path("whole/examples.parquet").read_bytes()
 
 
+@pytest.mark.parametrize("held", ["[]", "3", "{"])
+def test_a_folder_whose_campaign_is_damaged_is_refused_in_a_sentence(
+    little: Little, capsys: pytest.CaptureFixture[str], held: str
+) -> None:
+    Path("damaged").mkdir()
+    Path("damaged/campaign.json").write_text(held, encoding="utf-8")
+    assert run("--no-curve", "--attacks", "uniform_noise", report="damaged") == 2
+    assert "holds a campaign that differs" in capsys.readouterr().err
+
+
 def test_ctrl_c_keeps_finished_parts_and_the_same_command_goes_on(little: Little) -> None:
     command = [sys.executable, "-m", "streams.cli", "redteam", "run", "--model", "little:slow", "--data", "little.npz"]
     command += ["--schema", "little.json", "--threat", "image-linf", "--eps", "0.15", "--report", "stopped", *QUICK]
