@@ -45,6 +45,8 @@ RECLAIM_EVERY_SECONDS = 5.0
 BLOCK_SECONDS = 2.0
 #: Alerts of one read.
 BATCH = 50
+#: An alert that was handed out so often comes alone: one that kills its consumer uses up no other alert's deliveries.
+ALONE_FROM = 2
 #: Dead letters kept of one group.
 DEAD_KEPT = 10_000
 #: Pause after Redis could not be reached: first, and at most.
@@ -112,7 +114,7 @@ class AlertConsumer:
     block_seconds : float
         How long a read waits for alerts.
     batch : int
-        Alerts handed out to this consumer at once.
+        Alerts handed out to this consumer at once; one by one where `max_deliveries` is 1.
 
     Raises
     ------
@@ -148,7 +150,8 @@ class AlertConsumer:
         self._reclaim_ms = max(1, round(reclaim_seconds * 1000))
         self._reclaim_every = min(RECLAIM_EVERY_SECONDS, reclaim_seconds)
         self._block_ms = max(1, round(block_seconds * 1000))
-        self._batch = batch
+        self._batch = batch if max_deliveries > 1 else 1
+        self._alone_from = min(ALONE_FROM, max_deliveries - 1)
         self._move = redis.register_script(_SCRIPT)
         self._stop = threading.Event()
         self._created = False
@@ -258,7 +261,7 @@ class AlertConsumer:
             left: Any = self._redis.xpending_range(
                 self._keys.alerts, self.group, self._own_from, "+", self._batch, consumername=self.consumer
             )
-            names = [_text(entry["message_id"]) for entry in left]
+            names = self._together(left)
             if not names:
                 self._own_from = None
                 break
@@ -274,12 +277,19 @@ class AlertConsumer:
             idle: Any = self._redis.xpending_range(
                 self._keys.alerts, self.group, "-", "+", self._batch, idle=self._reclaim_ms
             )
-            if len(idle) < self._batch:
+            names = self._together(idle)
+            if len(names) == len(idle) < self._batch:
                 self._next_reclaim = time.monotonic() + self._reclaim_every
-            found = self._take([_text(entry["message_id"]) for entry in idle], self._reclaim_ms)
+            found = self._take(names, self._reclaim_ms)
             if found:
                 return found
         return []
+
+    def _together(self, pending: list[dict[str, Any]]) -> list[str]:
+        """Entries that may be handed out at once: those before the first that was handed out often, or it alone."""
+        often = [int(entry["times_delivered"]) >= self._alone_from for entry in pending]
+        count = max(1, often.index(True)) if True in often else len(pending)
+        return [_text(entry["message_id"]) for entry in pending[:count]]
 
     def _take(self, names: list[str], min_idle_ms: int) -> list[Delivery]:
         """Make pending entries ours, counting a delivery; of several who try at once one gets each."""

@@ -158,6 +158,27 @@ def test_an_alert_that_nobody_can_handle_becomes_a_dead_letter(redis: Redis) -> 
     assert one.lag().pending == 0
 
 
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_an_alert_that_kills_its_consumer_takes_no_other_along(redis: Redis, most: int) -> None:
+    publish(redis, *(alert(number) for number in range(8)))
+    deadly, handled = alert(3).id, Counter[str]()
+    for _ in range(most + 1):
+        one = consumer(redis, max_deliveries=most, block_seconds=0.01)
+        while deliveries := one.poll():
+            for delivery in deliveries:
+                if delivery.alert.id == deadly:
+                    break
+                handled[delivery.alert.id] += 1
+                one.acknowledge(delivery)
+            else:
+                continue
+            break
+    assert handled == {alert(number).id: 1 for number in range(8) if number != 3}
+    (dead,) = one.dead_letters()
+    assert msgspec.json.decode(dead.body, type=Alert).id == deadly and dead.deliveries == most
+    assert one.lag().pending == 0
+
+
 def test_what_is_no_alert_becomes_a_dead_letter_and_stops_nothing(redis: Redis) -> None:
     for body in (b"", b"\xff\xfe", b"[1]", b'{"id": 3}'):
         redis.xadd(KEYS.alerts, {"m": body})
