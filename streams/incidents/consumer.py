@@ -239,11 +239,15 @@ class AlertConsumer:
 
     def close(self) -> None:
         """Take this consumer out of its group unless it has alerts pending: those are taken over under its name."""
-        pending: Any = self._redis.xpending_range(
-            self._keys.alerts, self.group, "-", "+", 1, consumername=self.consumer
-        )
-        if not pending:
-            self._redis.xgroup_delconsumer(self._keys.alerts, self.group, self.consumer)
+        try:
+            pending: Any = self._redis.xpending_range(
+                self._keys.alerts, self.group, "-", "+", 1, consumername=self.consumer
+            )
+            if not pending:
+                self._redis.xgroup_delconsumer(self._keys.alerts, self.group, self.consumer)
+        except ResponseError as error:
+            if not str(error).startswith("NOGROUP"):  # it never read, or Redis was emptied: nothing to leave
+                raise
 
     def _create(self) -> None:
         if self._created:

@@ -233,6 +233,14 @@ def test_emptied_redis_begins_again_and_misses_nothing(redis: Redis) -> None:
     assert ids(one.poll()) == [alert(0).id]
 
 
+def test_close_of_what_never_read_says_nothing(redis: Redis) -> None:
+    consumer(redis).close()
+    one = consumer(redis)
+    one.poll()
+    redis.flushdb()
+    one.close()
+
+
 def test_close_leaves_the_group_without_losing_alerts(redis: Redis) -> None:
     publish(redis, alert(0))
     one, two = consumer(redis, "one"), consumer(redis, "two")
