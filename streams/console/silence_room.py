@@ -139,7 +139,8 @@ def _moment(text: str, now: int) -> int:
     if not text.strip():
         return now
     try:
-        return round(datetime.fromisoformat(text.strip()).replace(tzinfo=UTC).timestamp() * 1e6)
+        given = datetime.fromisoformat(text.strip())
+        return round((given if given.tzinfo else given.replace(tzinfo=UTC)).timestamp() * 1e6)
     except (ValueError, OverflowError):
         raise ConfigError(f"{text!r} is no time; write 2030-01-31T18:00") from None
 

@@ -88,7 +88,13 @@ def check(silence: Silence, others: Sequence[Silence]) -> None:
         raise ConfigError("a silence must end after it starts")
     if silence.ends - silence.starts > LONGEST_MICROSECONDS:
         raise ConfigError("a silence lasts at most 90 days; recalibrate, or approve the client as a repeater")
-    if silence.kind == "silence" and silence.matcher == Matcher():
+    if silence.kind == "silence" and _says_nothing(silence.matcher):
         raise ConfigError("say what to silence; only a maintenance window is about everything")
     if len(others) >= SILENCES_KEPT:
         raise ConfigError(f"there are {len(others)} silences already; end some first")
+
+
+def _says_nothing(matcher: Matcher) -> bool:
+    """Whether it is about everything: no pattern, or patterns of ``*`` and ``?`` alone."""
+    patterns = (matcher.technique, matcher.rule, matcher.client)
+    return not matcher.entity and not matcher.level and not "".join(patterns).strip("*?")

@@ -34,6 +34,8 @@ from streams.store.messages import Incident, IncidentChange, LevelName, Matcher,
 SHOWN_SIGNALS, SHOWN_CLIENTS, SHOWN_CHANGES, SHOWN_FEATURES = 5, 12, 12, 6
 #: Changes that one look of `watch` reads, how long it waits for them, and problems of an export that are told.
 WATCH_BATCH, WATCH_MILLISECONDS, SHOWN_PROBLEMS = 100, 1000, 5
+#: Longest length of time that a command understands, before what is asked for says how long it may last.
+LONGEST_SECONDS = 100 * 365 * 86_400
 #: A resolved incident has served its purpose, a page has not.
 COLOURS = {"page": "bold red", "ticket": "yellow"}
 
@@ -212,7 +214,10 @@ class Length(click.ParamType):
         found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", str(value).strip())
         if found is None:
             self.fail(f"{value!r} is no length of time; write 90s, 30m, 2h or 1.5d", param, ctx)
-        return float(found.group(1)) * self._UNITS[found.group(2)]
+        seconds = float(found.group(1)) * self._UNITS[found.group(2)]
+        if seconds > LONGEST_SECONDS:
+            self.fail(f"{str(value)[:20]!r} is longer than a hundred years", param, ctx)
+        return seconds
 
 
 @click.group()

@@ -245,7 +245,9 @@ def test_ended_silences_are_forgotten_after_a_week(world: World) -> None:
     ("matcher", "options", "sentence"),
     [
         (Matcher(), {}, "only a maintenance window is about everything"),
+        (Matcher(technique="*", rule="**", client="*?"), {}, "only a maintenance window is about everything"),
         (Matcher(client="a"), {"ends": START}, "must end after it starts"),
+        (Matcher(client="a"), {"starts": START - 2 * HOUR, "ends": START - HOUR}, "must end later than now"),
         (Matcher(client="a"), {"ends": START + 91 * 24 * HOUR}, "at most 90 days"),
         (Matcher(client="a" * 201), {}, "at most 200 characters"),
         (Matcher(client="a"), {"by": " "}, "must be named"),
@@ -255,7 +257,7 @@ def test_senseless_silences_are_refused(redis: Redis, matcher: Matcher, options:
     desk = IncidentService(redis, "digits")
     wanted = {"by": "ada", "ends": START + HOUR, **options}
     with pytest.raises(ConfigError, match=sentence):
-        desk.silence(matcher, wanted["by"], wanted["ends"], now=START)
+        desk.silence(matcher, wanted["by"], wanted["ends"], starts=wanted.get("starts"), now=START)
     assert desk.silences() == ()
     with pytest.raises(ConfigError, match="no silence"):
         desk.end_silence("ffffffff", "ada")

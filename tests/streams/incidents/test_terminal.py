@@ -136,6 +136,9 @@ def test_silence_list_and_unsilence_in_the_terminal(redis: Redis, shell: Shell, 
     code, output = call("silence", "--client", "x", "--for", "soon", "--by", "ada")
     assert code == 2
     assert "is no length of time; write 90s, 30m, 2h or 1.5d" in output
+    code, output = call("silence", "--client", "x", "--for", "9" * 400 + "d", "--by", "ada")
+    assert code == 2
+    assert "longer than a hundred years" in output
     code, output = call(
         "silence", "--maintenance", "--for", "2d", "--from", "2030-01-01T00:00:00", "--by", "ada", "--json"
     )
