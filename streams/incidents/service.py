@@ -204,6 +204,8 @@ class IncidentService:
             kind=kind,
         )
         check(made, [other for other in self.silences() if other.ends > at])
+        if ends <= at:
+            raise ConfigError("a silence must end later than now; times are UTC")
         self._write_silence(made, "silence-made", by, f"{kind} of {describe(matcher)}", at)
         return made
 
@@ -257,8 +259,11 @@ class IncidentService:
             old = draft.incident
             if old.state == "resolved":
                 if old.verdict == said:
+                    if note and not same_person(old.verdict_by, by):  # two people agree; both may say why
+                        draft.record("noted", by, f"note: {note}", at)
                     return
-                raise Conflict(f"incident {incident} is already resolved as {old.verdict}{_last(old)}")
+                how = f"already resolved as {old.verdict}" if old.verdict else "already resolved, without a verdict"
+                raise Conflict(f"incident {incident} is {how}{_last(old)}; re-open it first")
             draft.incident = msgspec.structs.replace(
                 old, state="resolved", resolved_at=at, verdict=said, verdict_by=by, silence=""
             )

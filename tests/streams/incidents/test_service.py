@@ -67,6 +67,26 @@ def test_same_change_twice_happens_once(redis: Redis, desk: IncidentService, nam
     assert [alert.change for alert in alerts(redis)] == ["opened", "acknowledged", "resolved"]
 
 
+def test_second_of_two_people_who_agree_may_say_why(redis: Redis, desk: IncidentService, name: str) -> None:
+    desk.resolve(name, "ada", "true", "seen in the logs")
+    agreed = desk.resolve(name, "bob", "true", "the tenant has confirmed it")
+    assert (agreed.verdict_by, agreed.history[-1].by, agreed.history[-1].what) == (
+        "ada",
+        "bob",
+        "note: the tenant has confirmed it",
+    )
+    assert [alert.change for alert in alerts(redis)] == ["opened", "resolved"]
+
+
+@pytest.mark.parametrize("name_of_bob", ["ADA", " a\u200bda", "\u202eada", "ａｄａ", "ada\x00"])
+def test_what_nobody_sees_makes_no_second_person(desk: IncidentService, name: str, name_of_bob: str) -> None:
+    desk.resolve(name, "ada", "false")
+    with pytest.raises(Conflict, match="somebody else must approve"):
+        desk.approve_verdict(name, name_of_bob)
+    with pytest.raises(ConfigError, match="must be named"):
+        desk.approve_verdict(name, "\u200b\x00 \u202e")
+
+
 def test_second_of_two_people_meets_a_conflict(desk: IncidentService, name: str) -> None:
     desk.acknowledge(name, "ada", now=0)
     with pytest.raises(Conflict, match=r"already acknowledged by ada \(acknowledged by ada, 1970-01-01 00:00:00 UTC\)"):
