@@ -51,8 +51,11 @@ class HttpTransport:
                 proxy=self._proxy,
                 ssl=self._tls,
             ) as response:
-                body = await response.content.read(READ_BYTES)
                 headers = {name.lower(): value for name, value in response.headers.items()}
+                try:
+                    body = await response.content.read(READ_BYTES)
+                except (TimeoutError, aiohttp.ClientError, OSError):
+                    body = b""  # the status was told, and that counts: sending it again would tell people twice
                 return Answer(response.status, headers, body.decode("utf-8", errors="replace"))
         except TimeoutError:
             return Answer(0, {}, f"no answer within {self._timeout.total:g} s")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socketserver
+import threading
 import time
 from collections.abc import Callable
 from email.utils import formatdate
@@ -244,6 +246,28 @@ def test_transport_follows_no_redirect(destination: Callable[[], Destination]) -
     first.always(307, {"Location": second.url})
     assert send(Call(first.url, b"{}", {"Authorization": "Bearer x"})).status == 307
     assert second.received == []
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+@pytest.mark.parametrize(
+    "rest", [b"Content-Length: 100\r\n\r\n", b"Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\nnone"]
+)
+def test_what_was_taken_is_taken_whatever_becomes_of_the_answers_body(rest: bytes, hangs: bool) -> None:
+    over = threading.Event()
+
+    class Broken(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65536)
+            self.request.sendall(b"HTTP/1.1 202 Accepted\r\nRetry-After: 7\r\n" + rest)
+            if hangs:
+                over.wait(10)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Broken) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        answer = send(Call(f"http://127.0.0.1:{server.server_address[1]}", b"{}", {}), timeout_seconds=0.5)
+        over.set()
+        server.shutdown()
+    assert (answer.status, answer.headers["retry-after"]) == (202, "7")
 
 
 def test_transport_reports_a_bad_certificate_file(tmp_path: Path) -> None:
