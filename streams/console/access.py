@@ -97,7 +97,19 @@ class Access:
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         if not self.guarded or scheme.lower() != "bearer" or not given:
             return None
-        return None if self.must_wait(request) else self.check(request, given.strip())
+        given = given.strip()
+        if self.must_wait(request):
+            # Wrong tokens of others, perhaps behind the same proxy, do not shut out who was known before.
+            return self.remembered(given)
+        return self.check(request, given)
+
+    def remembered(self, given: str) -> Holder | None:
+        """Whose named token it is, where it came in before."""
+        return self._tokens.remembered(given) if self._tokens is not None else None
+
+    def refuses_now(self, request: web.Request) -> bool:
+        """Whether a request carries a token that is not looked at, because too many wrong ones came."""
+        return "Authorization" in request.headers and self.must_wait(request)
 
     def check(self, request: web.Request, given: str) -> Holder | None:
         """Whose token it is; an attempt with a wrong one is remembered."""
@@ -148,13 +160,16 @@ class Access:
         return name is not None and _same(request.headers.get("X-CSRF-Token", ""), self._sign("csrf", name))
 
     def remember(self, request: web.Request, response: web.StreamResponse, session: Session) -> None:
-        """Give the visitor the session's cookie."""
+        """Give the visitor the session's cookie.
+
+        Lax, not strict: a link in a page or a chat must find the session; what changes something needs the mark.
+        """
         value = f"{session.name}.{self._sign('session', session.name)}"
-        response.set_cookie(SESSION_COOKIE, value, httponly=True, samesite="Strict", secure=request.secure)
+        response.set_cookie(SESSION_COOKIE, value, httponly=True, samesite="Lax", secure=request.secure)
 
     def forget(self, response: web.StreamResponse) -> None:
         """Take the session's cookie back."""
-        response.del_cookie(SESSION_COOKIE, httponly=True, samesite="Strict")
+        response.del_cookie(SESSION_COOKIE, httponly=True, samesite="Lax")
 
     def _valid_session(self, request: web.Request) -> str | None:
         name, _, mark = request.cookies.get(SESSION_COOKIE, "").rpartition(".")

@@ -18,7 +18,7 @@ from aiohttp import web
 
 from streams.console.accounting_room import ENDS, Account, AccountingRoom
 from streams.console.data import Minute, Overview, Range, Watch
-from streams.console.front import Front
+from streams.console.front import Front, body_of
 from streams.console.incident_room import IncidentRoom
 from streams.console.index import IncidentRow, Order, StateFilter
 from streams.console.probe_room import ProbeRoom
@@ -430,7 +430,7 @@ class ApiRoom:
             if request.content_type != "application/json":
                 raise web.HTTPUnsupportedMediaType(text="send the body as application/json")
             try:
-                body = msgspec.json.decode(await request.read(), type=operation.body)
+                body = msgspec.json.decode(await body_of(request), type=operation.body)
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 raise web.HTTPUnprocessableEntity(text=f"body: {error}") from None
         by = self.front.actor(request, getattr(body, "by", ""))
@@ -628,7 +628,7 @@ def _described(operation: Operation) -> dict[str, Any]:
         "parameters": parameters,
         "responses": {"200": {"description": operation.summary, "content": _content(operation.answer)}},
     }
-    failures = {400, 401, 404, 422, 503, *operation.failures}
+    failures = {400, 401, 404, 422, 429, 503, *operation.failures}
     if operation.body is not None:
         described["requestBody"] = {"required": True, "content": _content(operation.body)}
         failures |= {403, 413, 415}
@@ -647,6 +647,7 @@ FAILURES = {
     413: "The body is too large",
     415: "The body is no application/json",
     422: "The request cannot be understood, or makes no sense",
+    429: "Too many wrong tokens came from this address, or from everywhere; `Retry-After` says when to come back",
     503: "Redis does not answer",
 }
 

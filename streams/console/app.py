@@ -26,7 +26,7 @@ from streams.console.data import Overview, Range, Watch
 from streams.console.dead_letter_room import DeadLetterRoom
 from streams.console.deliveries import deliveries
 from streams.console.detector_room import DetectorRoom
-from streams.console.front import Front, form_of
+from streams.console.front import Front, form_of, next_of
 from streams.console.incident_room import IncidentRoom
 from streams.console.live import MOST_VIEWERS, Broadcast
 from streams.console.probe_room import ProbeRoom
@@ -113,18 +113,23 @@ class Console:
 
     async def login_page(self, request: web.Request) -> web.Response:
         """The form that takes the token."""
-        return self.front.page(request, "login.html", problem="")
+        return self.front.page(request, "login.html", problem="", wanted=next_of(request))
 
     async def login(self, request: web.Request) -> web.StreamResponse:
         """Exchange the token for a session."""
-        if self.front.access.must_wait(request):
-            return self.front.page(request, "login.html", 429, problem="Too many wrong tokens. Wait a minute.")
-        form = await form_of(request)
-        access = self.front.access
-        holder = access.check(request, form.get("token", "").strip()) if access.guarded else ANYBODY
+        form, wanted = await form_of(request), next_of(request)
+        access, given = self.front.access, form.get("token", "").strip()
+        if access.must_wait(request):
+            holder = access.remembered(given)
+            if holder is None:
+                return self.front.page(
+                    request, "login.html", 429, problem="Too many wrong tokens. Wait a minute.", wanted=wanted
+                )
+        else:
+            holder = access.check(request, given) if access.guarded else ANYBODY
         if holder is None:
-            return self.front.page(request, "login.html", 403, problem="That is not a token of ours.")
-        response = web.Response(status=303, headers={"Location": "/"})
+            return self.front.page(request, "login.html", 403, problem="That is not a token of ours.", wanted=wanted)
+        response = web.Response(status=303, headers={"Location": wanted})
         access.remember(request, response, access.new_session(holder))
         return response
 
@@ -186,7 +191,9 @@ class Console:
         response = web.StreamResponse(headers={**self.front.headers(request), "Content-Type": "text/event-stream"})
         try:
             await response.prepare(request)
-            await broadcast.serve(response, request.query.get("topic", "")[:32])
+            await broadcast.serve(
+                response, request.query.get("topic", "")[:32], lambda: self.front.access.known(request)
+            )
         except ConnectionResetError:
             log.debug("a viewer has left")
         return response

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -16,13 +17,13 @@ from redis.exceptions import RedisError
 
 from detectors.schema import FeatureSchema
 from streams.config import ModelSettings, Settings
-from streams.console.access import Access
+from streams.console.access import MINUTE_SECONDS, Access
 from streams.console.data import Watch
 from streams.console.pages import Pages
 from streams.console.schemas import Schemas
 from streams.console.tokens import Tokens
 from streams.errors import ConfigError, Conflict, UnknownIncident, VedetteError
-from streams.incidents.people import NAME_LENGTH
+from streams.incidents.people import NAME_LENGTH, shown_name
 from streams.incidents.service import IncidentService
 from streams.store.client import connect
 
@@ -43,6 +44,9 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+
+#: Where log-in may lead: a path of this console, and nothing that a browser takes for another host.
+_OURS = re.compile(r"/(?![/\\])[!-\[\]-~]{0,1999}")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -112,8 +116,9 @@ class Front:
                 answer.headers.update(self.headers(request))
                 raise
             response = self._problem(request, answer.status, answer.reason, answer.text or "")
-            if "Allow" in answer.headers:
-                response.headers["Allow"] = answer.headers["Allow"]
+            for name in ("Allow", "Retry-After"):
+                if name in answer.headers:
+                    response.headers[name] = answer.headers[name]
         except RedisError as error:
             log.warning("redis does not answer: %s", error)
             response = self._problem(
@@ -137,8 +142,14 @@ class Front:
         open_to_all = request.path in ("/login", "/health") or request.path.startswith("/static/")
         if not open_to_all and not self.access.known(request):
             if _for_programs(request):
+                if self.access.refuses_now(request):
+                    raise web.HTTPTooManyRequests(
+                        text="too many wrong tokens; wait a minute", headers={"Retry-After": f"{MINUTE_SECONDS:.0f}"}
+                    )
                 raise web.HTTPUnauthorized(text="a token is needed: Authorization: Bearer TOKEN")
-            raise web.HTTPSeeOther("/login")
+            # A form whose session has ended goes on at the page that forms of its kind lead to.
+            wanted = request.path_qs if request.method in ("GET", "HEAD") else "/" + request.path.split("/")[1]
+            raise web.HTTPSeeOther("/login" if wanted == "/" else f"/login?next={quote(wanted, safe='')}")
         return await handler(request)
 
     def headers(self, request: web.Request) -> dict[str, str]:
@@ -203,7 +214,7 @@ class Front:
             quote(name),
             max_age=NAME_COOKIE_SECONDS,
             httponly=True,
-            samesite="Strict",
+            samesite="Lax",
             secure=request.secure,
         )
 
@@ -226,10 +237,22 @@ def status_of(error: Exception) -> tuple[int, str]:
 
 
 async def form_of(request: web.Request) -> dict[str, str]:
-    """The fields of a plain form; files are refused."""
+    """The fields of a plain form in UTF-8; files are refused."""
     if request.content_type not in ("application/x-www-form-urlencoded", "application/octet-stream"):
         raise web.HTTPUnsupportedMediaType(text="send a form as application/x-www-form-urlencoded")
-    return {name: value for name, value in (await request.post()).items() if isinstance(value, str)}
+    try:
+        return {name: value for name, value in (await request.post()).items() if isinstance(value, str)}
+    except (LookupError, ValueError, web.RequestPayloadError):
+        # Its charset is none, its bytes are not of it, it has too many fields, or is not compressed as it says.
+        raise web.HTTPBadRequest(text="the form cannot be read; send it in UTF-8") from None
+
+
+async def body_of(request: web.Request) -> bytes:
+    """The body of a request; one that is not encoded as its Content-Encoding says is refused."""
+    try:
+        return await request.read()
+    except web.RequestPayloadError:
+        raise web.HTTPBadRequest(text="the body is not encoded as Content-Encoding says") from None
 
 
 def name_of(request: web.Request) -> str:
@@ -237,6 +260,12 @@ def name_of(request: web.Request) -> str:
     return unquote(request.cookies.get(NAME_COOKIE, ""))[:NAME_LENGTH]
 
 
+def next_of(request: web.Request) -> str:
+    """The page of ours that log-in goes on to: the one that was asked for."""
+    wanted = request.query.get("next", "")
+    return wanted if _OURS.fullmatch(wanted) else "/"
+
+
 def clean_name(text: str) -> str:
     """A name as it is stored."""
-    return " ".join(text.split())[:NAME_LENGTH]
+    return shown_name(text)[:NAME_LENGTH]

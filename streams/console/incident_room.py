@@ -110,6 +110,7 @@ class IncidentRoom:
             web.get(one, self.incident),
             web.get(one + "/queries", self.queries),
             web.post(one + f"/{{action:{'|'.join(ACTIONS)}}}", self.act),
+            web.get(one + f"/{{action:{'|'.join(ACTIONS)}}}", self.back),
         ]
 
     # The list ---------------------------------------------------------------------------------------------------
@@ -171,6 +172,9 @@ class IncidentRoom:
         by, action = self.front.actor(request, form.get("by", "")), form.get("action", "")
         if not chosen or len(chosen) > BULK_ROWS:
             text = f"Choose incidents first, at most {BULK_ROWS}."
+            return await self._list_page(request, model, [(False, text)], 422)
+        if action not in DONE:
+            text = f"No such action for many; there are {', '.join(DONE)}."
             return await self._list_page(request, model, [(False, text)], 422)
         try:
             done, refused = await asyncio.to_thread(self._apply_all, model, chosen, action, by, form)
@@ -275,6 +279,11 @@ class IncidentRoom:
         response = web.Response(status=303, headers={"Location": self.front.pages.link(f"/incidents/{name}", model)})
         self.front.remember_name(request, response, by)
         return response
+
+    async def back(self, request: web.Request) -> web.Response:
+        """The page of an incident, for whoever reloads or copies the address that a refused change leaves."""
+        model, name = self.front.model(request), request.match_info["incident"]
+        return web.Response(status=303, headers={"Location": self.front.pages.link(f"/incidents/{name}", model)})
 
     def _apply(self, model: ModelSettings, name: str, action: str, by: str, form: Mapping[str, str]) -> None:
         desk = self.front.desk(model)

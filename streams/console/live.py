@@ -70,8 +70,15 @@ class Broadcast:
         for viewer in self._viewers:
             viewer.give(None)
 
-    async def serve(self, response: web.StreamResponse, topic: str) -> None:
-        """Send looks until the viewer leaves or the console stops.
+    async def serve(
+        self, response: web.StreamResponse, topic: str, admitted: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Send looks until the viewer leaves, may look no longer, or the console stops.
+
+        Parameters
+        ----------
+        admitted
+            Whether the viewer may still look; asked before each message.
 
         Raises
         ------
@@ -88,7 +95,7 @@ class Broadcast:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(HEARTBEAT_SECONDS):
                         message = await viewer.queue.get()
-                if message is None:
+                if message is None or not admitted():
                     return
                 await response.write(message)
         finally:

@@ -15,7 +15,7 @@ from aiohttp import web
 from streams.config import THREATS, ModelSettings
 from streams.console import plots
 from streams.console.data import Watch, decoded, text
-from streams.console.front import Front, clean_name, form_of, status_of
+from streams.console.front import Front, form_of, status_of
 from streams.console.plots import Point
 from streams.errors import ConfigError, Conflict
 from streams.probes import requests
@@ -114,7 +114,7 @@ class ProbeRoom:
         watch = self.front.watch(request)
         form = await form_of(request)
         self.front.check_change(request, form)
-        by = clean_name(form.get("by", ""))
+        by = self.front.actor(request, form.get("by", ""))
         try:
             count = int(form.get("count", "1"))
         except ValueError:

@@ -124,7 +124,10 @@ function follow(address, onLook) {
       say(`live · ${clock.format(new Date())}`, "live");
     });
     source.addEventListener("problem", (event) => say(JSON.parse(event.data).problem, "lost"));
-    source.onerror = () => say("connection lost, trying again", "lost");
+    source.onerror = () => {
+      const refused = source?.readyState === EventSource.CLOSED; // the browser does not try again by itself
+      say(refused ? "not live any more: load the page again" : "connection lost, trying again", "lost");
+    };
   };
   document.addEventListener("visibilitychange", start);
   window.addEventListener("pagehide", stop);
@@ -225,6 +228,14 @@ if (list) {
   follow({ stream: list.dataset.stream }, (look) => { update(look).catch(() => {}); });
   tell();
 }
+
+// Without the script, or where the browser lends no clipboard, it is a link like any other.
+document.addEventListener("click", (event) => {
+  const link = event.target.closest?.("#copy");
+  if (!link || !navigator.clipboard || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  navigator.clipboard.writeText(link.href).then(() => { link.textContent = "Copied"; }, () => { location.href = link.href; });
+});
 
 // Keys. Never while something is being typed, nor with a modifier.
 document.addEventListener("keydown", (event) => {

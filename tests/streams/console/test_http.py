@@ -378,7 +378,8 @@ def test_a_token_guards_everything(scene: Fixture, serve: Fixture) -> None:
     served = serve(token=TOKEN)
     for path in ("/", f"/incidents/{name}"):
         answer = served.get(path, allow_redirects=False)
-        assert (answer.status_code, answer.headers["Location"]) == (303, "/login")
+        leads = "/login" if path == "/" else f"/login?next=/incidents/{name}"
+        assert (answer.status_code, answer.headers["Location"]) == (303, leads)
     for path in (
         "/api/v1/overview",
         "/api/v1/incidents",
@@ -412,7 +413,54 @@ def test_wrong_tokens_are_limited(serve: Fixture, redis: Redis) -> None:
     answers = [served.post("/login", data={"token": f"wrong {number}"}).status_code for number in range(12)]
     assert answers == [403] * 10 + [429] * 2
     assert served.post("/login", data={"token": TOKEN}).status_code == 429
-    assert served.get("/metrics", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 401
+    assert served.get("/metrics", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 429
+    assert served.get("/metrics").status_code == 401
+
+
+def test_log_in_leads_to_the_page_that_was_asked_for(scene: Fixture, serve: Fixture) -> None:
+    name = scene.attack()
+    served = serve(token=TOKEN)
+    session = requests.Session()
+    asked = session.get(f"{served.url}/incidents/{name}?model=digits", timeout=10)
+    action = re.search(r'action="(/login[^"]*)"', asked.text)
+    assert action
+    found = session.post(served.url + html.unescape(action.group(1)), data={"token": TOKEN}, timeout=10)
+    assert (found.status_code, found.url) == (200, f"{served.url}/incidents/{name}?model=digits")
+    assert 'id="export"' in found.text
+    note = served.post(f"/incidents/{name}/note", data={"note": "x"}, allow_redirects=False)
+    assert note.headers["Location"] == "/login?next=/incidents"
+    again = session.get(f"{served.url}/incidents/{name}/note", timeout=10)  # reloaded after a refused change
+    assert (again.status_code, again.url) == (200, f"{served.url}/incidents/{name}?model=digits")
+
+
+@pytest.mark.parametrize(
+    "wanted", ["//evil.example", "/\\evil.example", "https://evil.example", "/%09/evil.example", "", "/a%0d%0ab"]
+)
+def test_log_in_leads_nowhere_else(serve: Fixture, redis: Redis, wanted: str) -> None:
+    answer = serve(token=TOKEN).post(f"/login?next={wanted}", data={"token": TOKEN}, allow_redirects=False)
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/")
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (b"token=x", {"Content-Type": "application/x-www-form-urlencoded; charset=klingon"}),
+        (b"token=x", {"Content-Type": "application/x-www-form-urlencoded; charset=utf-16"}),
+        (b"token=\xff\xfe", {"Content-Type": "application/x-www-form-urlencoded"}),
+        (b"token=x", {"Content-Type": "application/x-www-form-urlencoded", "Content-Encoding": "gzip"}),
+    ],
+)
+def test_form_that_cannot_be_read_is_refused(
+    serve: Fixture, redis: Redis, body: bytes, headers: dict[str, str]
+) -> None:
+    served = serve(token=TOKEN)
+    assert served.post("/login", data=body, headers=headers).status_code == 400
+    told = served.post(
+        "/api/v1/silences",
+        data=b"{}",
+        headers={"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json", "Content-Encoding": "gzip"},
+    )
+    assert (told.status_code, told.headers["Content-Type"]) == (400, "application/problem+json")
 
 
 def test_foreign_session_is_not_ours(serve: Fixture, redis: Redis) -> None:
@@ -428,7 +476,7 @@ def test_session_ends_after_a_shift() -> None:
     response = web.Response()
     access.remember(make_mocked_request("GET", "/"), response, access.new_session())
     cookie = response.cookies["vedette_session"]
-    assert (cookie["httponly"], cookie["samesite"]) == (True, "Strict")
+    assert (cookie["httponly"], cookie["samesite"]) == (True, "Lax")
     request = make_mocked_request("GET", "/", headers={"Cookie": f"vedette_session={cookie.value}"})
     assert access.known(request)
     now += 12 * 3600 + 1

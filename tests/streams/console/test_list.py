@@ -105,6 +105,7 @@ def test_bulk_does_what_it_can_and_tells_the_rest(scene: Fixture, serve: Fixture
         {"action": "acknowledge", "by": "ada"},
         {"action": "acknowledge", "by": "ada", "incident": ["0" * 16] * (BULK_ROWS + 1)},
         {"action": "delete", "by": "ada", "incident": "ID"},
+        {"action": "silence", "by": "ada", "hours": "1", "incident": "ID"},
         {"action": "acknowledge", "by": " ", "incident": "ID"},
         {"action": "resolve", "by": "ada", "verdict": "", "incident": "ID"},
     ],

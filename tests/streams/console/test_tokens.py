@@ -160,13 +160,50 @@ def test_who_is_removed_is_out_at_once(scene: Fixture, serve: Fixture, file: Pat
     assert served.get("/api/v1/overview", headers=bearer(kept)).status_code == 200
 
 
+def test_open_stream_ends_with_the_token(scene: Fixture, serve: Fixture, file: Path) -> None:
+    scene.worker()
+    made = tokens.make(file, "vic", "viewer")
+    served = serve(tokens=file)
+    session = log_in(served, made)
+    with session.get(served.url + "/events", stream=True, timeout=10) as stream:
+        lines = stream.iter_lines()
+        while next(lines) != b"event: overview":
+            continue
+        tokens.remove(file, "vic")
+        assert sum(line == b"event: overview" for line in lines) <= 1  # it ends; else the read would time out
+
+
 def test_wrong_named_tokens_are_limited_too(serve: Fixture, file: Path, redis: Fixture) -> None:
     made = tokens.make(file, "vic", "viewer")
     served = serve(tokens=file)
-    for number in range(10):
-        assert served.get("/metrics", headers=bearer(f"{made}{number}")).status_code == 401
-    assert served.get("/metrics", headers=bearer(made)).status_code == 401
+    answers = [served.get("/metrics", headers=bearer(f"{made}{number}")).status_code for number in range(10)]
+    assert answers == [401] * 9 + [429]
+    refused = served.get("/metrics", headers=bearer(made))
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "60")
     assert served.post("/login", data={"token": made}).status_code == 429
+
+
+def test_wrong_tokens_of_others_shut_out_nobody_who_was_known(serve: Fixture, file: Path, redis: Fixture) -> None:
+    made = tokens.make(file, "vic", "viewer")
+    served = serve(tokens=file)
+    assert served.get("/metrics", headers=bearer(made)).status_code == 200
+    for number in range(10):
+        served.get("/metrics", headers=bearer(f"wrong {number}"))
+    assert served.get("/metrics", headers=bearer("wrong again")).status_code == 429
+    assert served.get("/metrics", headers=bearer(made)).status_code == 200
+    log_in(served, made)
+
+
+def test_probes_start_under_the_name_of_the_token(scene: Fixture, serve: Fixture, file: Path) -> None:
+    scene.worker()
+    made = tokens.make(file, "rita", "responder")
+    served = serve(tokens=file)
+    session = log_in(served, made)
+    form = {"csrf": csrf(session.get(served.url + "/probes", timeout=10).text), "by": "ada", "attack": "transfer_pgd"}
+    answer = session.post(served.url + "/probes", data=form, timeout=10, allow_redirects=False)
+    assert answer.status_code == 303, answer.text
+    (asked,) = session.get(served.url + "/api/v1/probes", timeout=10).json()["requests"]
+    assert asked["by"] == "rita"
 
 
 def test_command_makes_and_removes_tokens(
