@@ -345,7 +345,9 @@ def _verdict(text: str) -> Verdict:
 def _last(incident: Incident) -> str:
     if not incident.history:
         return ""
-    change = incident.history[-1]
+    change = next(
+        (one for one in reversed(incident.history) if not one.what.startswith("note: ")), incident.history[-1]
+    )
     moment = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(change.at / 1e6))
     return f" ({change.what} by {change.by}, {moment} UTC)"
 

@@ -56,6 +56,17 @@ def test_incident_appears_and_changes_without_reload(scene: Fixture, serve: Fixt
     assert page.evaluate("window.notReloaded")
 
 
+def test_words_without_an_end_fit_a_phone(scene: Fixture, serve: Fixture, visit: Open, redis: Redis) -> None:
+    scene.worker()
+    name = scene.attack()
+    desk = IncidentService(redis, "digits")
+    desk.assign(name, "W" * 80, "M" * 80)
+    desk.note(name, "W" * 80, "https://gateway.example/" + "x" * 470)
+    page = visit(f"{serve().url}/incidents/{name}", viewport={"width": 360, "height": 740})
+    expect(page.locator(".history")).to_contain_text("gateway.example")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
 def test_focus_survives_updates_of_the_list(scene: Fixture, serve: Fixture, visit: Open) -> None:
     scene.worker()
     first = scene.attack("11aa000000000001", page=False)

@@ -89,6 +89,7 @@ def test_what_nobody_sees_makes_no_second_person(desk: IncidentService, name: st
 
 def test_second_of_two_people_meets_a_conflict(desk: IncidentService, name: str) -> None:
     desk.acknowledge(name, "ada", now=0)
+    desk.note(name, "carl", "a note is not what was faster")
     with pytest.raises(Conflict, match=r"already acknowledged by ada \(acknowledged by ada, 1970-01-01 00:00:00 UTC\)"):
         desk.acknowledge(name, "bob")
     desk.resolve(name, "ada", "true")
