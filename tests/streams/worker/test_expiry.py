@@ -14,7 +14,7 @@ import pytest
 
 from streams.store.partition import Plan
 from streams.worker.metrics import Metrics
-from streams.worker.partition import IN_FLIGHT, Partition
+from streams.worker.partition import IN_FLIGHT, Control, Partition
 from streams.worker.scoring import Outcome
 from tests.streams.worker.conftest import WIDTH, event
 from tests.streams.worker.test_scoring import START_MS, Rec, fresh, options
@@ -33,7 +33,7 @@ class Bench:
         scoring = fresh()
         self.scorer: Any = scoring.scorer
         crew = SimpleNamespace(
-            control=SimpleNamespace(scorer=scoring.scorer, pilot=False),
+            control=Control(scoring.scorer),
             options=options(max_rows=10),
             scoring=threads,
             metrics=Metrics(),
