@@ -25,6 +25,7 @@ COMMANDS = [
     "fit",
     "harden",
     "incidents",
+    "ingest",
     "notifier",
     "probe",
     "prober",
