@@ -7,7 +7,6 @@ import io
 import json
 import os
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,27 +16,9 @@ from numpy.typing import NDArray
 
 from detectors.calibration.report import FitReport
 from detectors.errors import BundleError, DetectorError
+from detectors.manifest import BROKEN, BUNDLE_VERSION, MANIFEST, read_manifest, sentence
 from detectors.schema import FeatureSchema
 from detectors.scorer import Ensemble
-
-#: Version of the file's layout.
-BUNDLE_VERSION = 1
-#: The entry that says what the others are.
-MANIFEST = "manifest.json"
-#: What a damaged or hostile archive makes its reader raise; zipfile answers NotImplementedError to an unknown way of
-#: compression, RuntimeError to encryption.
-_BROKEN = (
-    zipfile.BadZipFile,
-    KeyError,
-    ValueError,
-    EOFError,
-    OSError,
-    NotImplementedError,
-    RuntimeError,
-    zlib.error,
-)
-#: Larger files, manifests and arrays are refused unread.
-MAX_BYTES, MAX_MANIFEST_BYTES, MAX_ARRAYS = 4 * 1024**3, 16 * 1024**2, 10_000
 
 
 def save(path: str | Path, ensemble: Ensemble, report: FitReport) -> None:
@@ -102,15 +83,6 @@ def load(path: str | Path, schema: FeatureSchema | None = None) -> Ensemble:
     return ensemble
 
 
-def read_report(path: str | Path) -> FitReport:
-    """The report of the fit that made a bundle; `BundleError` as in `load`."""
-    manifest = _manifest(path)
-    try:
-        return FitReport.from_dict(manifest["report"])
-    except (KeyError, TypeError) as wrong:
-        raise BundleError(f"bundle {path}: its report is malformed: {wrong}") from None
-
-
 def checksum(data: bytes) -> str:
     """32 hex digits over the bytes of one array's file."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
@@ -128,7 +100,7 @@ def _entry(name: str) -> zipfile.ZipInfo:
 
 
 def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    manifest = _manifest(path)
+    manifest = read_manifest(path)
     names: Mapping[str, Any] = manifest["arrays"]
     arrays: dict[str, NDArray[Any]] = {}
     try:
@@ -138,36 +110,6 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
                 if checksum(data) != wanted:
                     raise BundleError(f"bundle {path} is damaged: array {name} does not have its checksum")
                 arrays[name] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except _BROKEN as wrong:
-        raise BundleError(f"bundle {path} is damaged: {_sentence(wrong)}; fit it anew or copy it again") from None
+    except BROKEN as wrong:
+        raise BundleError(f"bundle {path} is damaged: {sentence(wrong)}; fit it anew or copy it again") from None
     return manifest, arrays
-
-
-def _manifest(path: str | Path) -> dict[str, Any]:
-    try:
-        if Path(path).stat().st_size > MAX_BYTES:
-            raise BundleError(f"bundle {path} is larger than {MAX_BYTES} bytes; no fit makes such a file")
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            if len(entries) > MAX_ARRAYS or sum(entry.file_size for entry in entries) > MAX_BYTES:
-                raise BundleError(f"bundle {path} unpacks to more than a bundle can hold; it is none of ours")
-            if archive.getinfo(MANIFEST).file_size > MAX_MANIFEST_BYTES:
-                raise BundleError(f"bundle {path}: its manifest is larger than {MAX_MANIFEST_BYTES} bytes")
-            manifest = json.loads(archive.read(MANIFEST))
-    except FileNotFoundError:
-        raise BundleError(f"no bundle at {path}; make one with `vedette fit`") from None
-    except _BROKEN as wrong:
-        raise BundleError(f"{path} is no bundle, or a damaged one: {_sentence(wrong)}") from None
-    if not isinstance(manifest, dict):
-        raise BundleError(f"bundle {path}: its manifest is no object")
-    version = manifest.get("bundle_version")
-    if version != BUNDLE_VERSION:
-        raise BundleError(f"bundle {path} has version {version!r}; this release reads {BUNDLE_VERSION}; fit it anew")
-    for name, kind in (("digest", str), ("settings", dict), ("arrays", dict)):
-        if not isinstance(manifest.get(name), kind):
-            raise BundleError(f"bundle {path}: its manifest lacks {name!r}")
-    return manifest
-
-
-def _sentence(wrong: Exception) -> str:
-    return str(wrong).strip("'\"") or type(wrong).__name__

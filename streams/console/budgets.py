@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from detectors.errors import DetectorError
+from detectors.manifest import read_report
 
 
 def from_bundle(path: str) -> int:
@@ -15,8 +16,6 @@ def from_bundle(path: str) -> int:
     ------
     DetectorError, OSError
     """
-    from detectors.bundle import read_report
-
     return read_report(path).budget
 
 

@@ -14,6 +14,7 @@ from aiohttp import web
 from numpy.typing import NDArray
 
 from detectors.errors import DetectorError
+from detectors.manifest import read_report
 from streams.console import plots
 from streams.console.data import Watch, text
 from streams.console.front import Front
@@ -141,8 +142,6 @@ def look_at(name: str, counts: NDArray[np.int64]) -> DetectorLook:
 
 def _report(path: str) -> tuple[list[str], int | None]:
     """What the fit of a bundle said, a sentence each, and when its file was written (microseconds)."""
-    from detectors.bundle import read_report
-
     try:
         written = Path(path).stat().st_mtime
         return read_report(path).sentences(), int(datetime.fromtimestamp(written, UTC).timestamp() * 1e6)

@@ -31,6 +31,7 @@ from detectors.calibration.drift import (
 )
 from detectors.calibration.report import FitReport
 from detectors.errors import DetectorError
+from detectors.manifest import read_report
 from streams.errors import Fenced
 from streams.incidents.grouping import CAMPAIGN
 from streams.store.hours import HOURS_KEPT, hour_field, unpack_hour
@@ -93,7 +94,7 @@ class CalibrationWatch:
         self._topic = topic
         self._bundle = bundle
         self._week_us = week_us
-        self._read = read or _read_report
+        self._read = read or read_report
         self._watch = DriftWatch()
         self._written = b""
         self._limits: tuple[str, str, Limits] = ("", "", Limits())
@@ -281,9 +282,3 @@ def unpack_watch(content: bytes) -> DriftWatch:
         name: np.frombuffer(data, dtype=kind).reshape(shape).copy() for name, (kind, shape, data) in stored.items()
     }
     return DriftWatch.restore(arrays)
-
-
-def _read_report(path: str) -> FitReport:
-    from detectors.bundle import read_report
-
-    return read_report(path)

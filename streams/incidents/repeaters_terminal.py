@@ -112,11 +112,11 @@ def _revoke(session: Session, client: str, comment: str, by: str, as_json: bool)
 
 def _reported(bundle: str) -> tuple[tuple[str, ...], str]:
     """The clients that a bundle's report proposes, and why."""
-    from detectors import bundle as bundles
     from detectors.errors import BundleError
+    from detectors.manifest import read_manifest, read_report
 
     try:
-        report, digest = bundles.read_report(bundle), bundles.load(bundle).digest
+        report, digest = read_report(bundle), read_manifest(bundle)["digest"]
     except (BundleError, OSError) as refusal:
         raise BundleMismatch(str(refusal)) from None
     return report.proposed_repeaters, REPORTED.format(digest=digest[:12])

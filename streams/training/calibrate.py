@@ -11,6 +11,7 @@ from detectors import bundle as bundles
 from detectors.calibration.alarms import FalseAlarm
 from detectors.errors import BundleError, DetectorError
 from detectors.kernels import limit_blas_threads
+from detectors.manifest import read_report
 from detectors.recalibration import recalibrate
 from detectors.scorer import Ensemble
 from streams.cli import print_json
@@ -64,7 +65,7 @@ def run(
         bundle = session.model_settings.bundle
     key, notes = client_key(settings)
     try:
-        ensemble, known = bundles.load(bundle), bundles.read_report(bundle)
+        ensemble, known = bundles.load(bundle), read_report(bundle)
     except BundleError as refusal:
         raise BundleMismatch(str(refusal)) from None
     length = period(week_seconds, None if settings is None else settings.week_seconds)

@@ -39,7 +39,7 @@ def known(
     bundle = tmp_path / "bundle"
     bundle.touch()
     redis.hset(scene.keys.bundle, "path", str(bundle))
-    monkeypatch.setattr("detectors.bundle.read_report", lambda _: SimpleNamespace(budget=1))
+    monkeypatch.setattr("streams.console.budgets.read_report", lambda _: SimpleNamespace(budget=1))
     scene.worker()
     scene.traffic()
     scene.probe()

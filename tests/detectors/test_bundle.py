@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +19,7 @@ import pytest
 from detectors import bundle
 from detectors.calibration.report import FitReport
 from detectors.errors import BundleError
+from detectors.manifest import MANIFEST, read_report
 from detectors.schema import FeatureSchema
 from detectors.scorer import Ensemble
 
@@ -49,9 +52,9 @@ def write(path: Path, content: Entries) -> Path:
 
 def with_manifest(path: Path, target: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     content = entries(path)
-    manifest = json.loads(content[bundle.MANIFEST])
+    manifest = json.loads(content[MANIFEST])
     change(manifest)
-    content[bundle.MANIFEST] = json.dumps(manifest).encode()
+    content[MANIFEST] = json.dumps(manifest).encode()
     return write(target, content)
 
 
@@ -61,9 +64,9 @@ def repacked(path: Path, target: Path, name: str, array: Any) -> Path:
     buffer = io.BytesIO()
     np.save(buffer, array)
     content[f"{name}.npy"] = buffer.getvalue()
-    manifest = json.loads(content[bundle.MANIFEST])
+    manifest = json.loads(content[MANIFEST])
     manifest["arrays"][name] = bundle.checksum(content[f"{name}.npy"])
-    content[bundle.MANIFEST] = json.dumps(manifest).encode()
+    content[MANIFEST] = json.dumps(manifest).encode()
     return write(target, content)
 
 
@@ -84,8 +87,21 @@ def test_loaded_ensemble_decides_the_same_bits(ensemble: Ensemble, stored: Path,
     assert first.digest() == second.digest()
 
 
+def test_a_report_is_read_without_what_scoring_needs(stored: Path) -> None:
+    """The correlator and the console read it in between: what takes seconds to import would hold up incidents."""
+    heavy = ("numba", "sklearn", "pyod", "scipy")
+    code = (
+        "import sys; import streams.incidents.calibration as watch; watch.read_report(sys.argv[1]); "
+        f"print([name for name in {heavy!r} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(stored)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
 def test_report_survives(fitted: Any, stored: Path) -> None:
-    report = bundle.read_report(stored)
+    report = read_report(stored)
     assert isinstance(report, FitReport)
     assert report == fitted[1]
 
@@ -96,7 +112,7 @@ def test_equal_ensembles_make_equal_files(fitted: Any, stored: Path, tmp_path: P
 
 
 def test_manifest_names_what_made_the_bundle(stored: Path, fitted: Any) -> None:
-    manifest = json.loads(entries(stored)[bundle.MANIFEST])
+    manifest = json.loads(entries(stored)[MANIFEST])
     report = manifest["report"]
     assert manifest["settings"]["detectors"] == list(fitted[0].detectors)
     assert manifest["schema_digest"] == fitted[0].schema.digest()
@@ -243,7 +259,7 @@ def test_malformed_settings_are_a_sentence(
 
 
 def test_manifest_of_endless_nesting_is_a_sentence(stored: Path, tmp_path: Path) -> None:
-    content = {**entries(stored), bundle.MANIFEST: b"[" * 100_000}
+    content = {**entries(stored), MANIFEST: b"[" * 100_000}
     with pytest.raises(BundleError, match="is no bundle, or a damaged one"):
         bundle.load(write(tmp_path / "deep", content))
 
@@ -266,9 +282,9 @@ def test_nothing_is_ever_unpickled(stored: Path, tmp_path: Path) -> None:
         bundle.load(path)
     content = entries(stored)
     content["walk.thresholds.npy"] = pickle.dumps(Explosive(trace))
-    manifest = json.loads(content[bundle.MANIFEST])
+    manifest = json.loads(content[MANIFEST])
     manifest["arrays"]["walk.thresholds"] = bundle.checksum(content["walk.thresholds.npy"])
-    content[bundle.MANIFEST] = json.dumps(manifest).encode()
+    content[MANIFEST] = json.dumps(manifest).encode()
     with pytest.raises(BundleError, match="damaged"):
         bundle.load(write(tmp_path / "raw", content))
     assert not trace.exists()

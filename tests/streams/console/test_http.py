@@ -711,7 +711,7 @@ def test_budget_of_false_pages_is_told_against_what_was_used(
     bundle = tmp_path / "bundle"
     bundle.write_bytes(b"")
     redis.hset(scene.keys.bundle, "path", str(bundle))
-    monkeypatch.setattr("detectors.bundle.read_report", lambda _: SimpleNamespace(budget=1))
+    monkeypatch.setattr("streams.console.budgets.read_report", lambda _: SimpleNamespace(budget=1))
     served = serve()
     look = served.get("/api/v1/overview").json()
     assert (look["week_pages"], look["week_false_pages"], look["page_budget"]) == (2, 1, 1)

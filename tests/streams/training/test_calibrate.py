@@ -13,6 +13,7 @@ import pytest
 from redis import Redis
 
 from detectors import bundle as bundles
+from detectors.manifest import read_report
 from streams.cli import invoke
 from streams.incidents.ledger import Ledger, fold
 from streams.incidents.service import IncidentService
@@ -51,7 +52,7 @@ def test_a_pilot_makes_a_bundle_page_and_every_client_of_it_counts(
     old, new = before.arrays(), after.arrays()
     changed = {name for name in old if not np.array_equal(old[name], new[name])}
     assert changed == {"walk.thresholds"}
-    assert bundles.read_report("paging.vedette").data_digest != bundles.read_report(silent).data_digest
+    assert read_report("paging.vedette").data_digest != read_report(silent).data_digest
 
 
 def test_at_most_rank_clients_of_the_pilot_would_have_paged(

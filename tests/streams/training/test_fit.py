@@ -13,6 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from detectors import bundle as bundles
+from detectors.manifest import read_report
 from streams import tables
 from streams.cli import invoke
 from streams.training.findings import Findings
@@ -51,7 +52,7 @@ def test_bundle_pages_and_the_report_says_what_is_promised(
     assert told["week_seconds"] == WEEK
     assert told["thresholds"]["client-cluster"] > 0
     assert told["proposed_repeaters"] is not None
-    assert bundles.read_report(out).data_digest == told["data_digest"]
+    assert read_report(out).data_digest == told["data_digest"]
 
 
 def test_the_same_rows_in_any_format_and_the_same_seed_make_the_same_bundle(
@@ -97,7 +98,7 @@ def test_too_few_client_weeks_say_how_many_would_do(
     assert invoke([*arguments, "--clients-per-week", "1000"]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "tickets only" in told
-    assert f"{bundles.read_report(out).client_weeks_needed:,} client-weeks to page at this budget" in told
+    assert f"{read_report(out).client_weeks_needed:,} client-weeks to page at this budget" in told
 
 
 def test_schema_is_inferred_where_none_is_given(files: Files, tmp_path: Path) -> None:
@@ -267,7 +268,7 @@ def test_the_page_holds_the_promise_and_what_was_found(
     for one in whole:
         assert one["excess"] < 0.15
         assert sum(one["bins"]) == pytest.approx(1.0)
-    assert bundles.read_report(out).to_dict()["examination"] == bundles.read_report(out).examination.to_dict()
+    assert read_report(out).to_dict()["examination"] == read_report(out).examination.to_dict()
 
 
 def test_the_page_says_what_the_data_cannot_support(files: Files, tmp_path: Path) -> None:
@@ -280,7 +281,7 @@ def test_the_page_says_what_the_data_cannot_support(files: Files, tmp_path: Path
 
 
 def test_false_pages_have_the_beta_binomial_chances(files: Files, bundle: str) -> None:
-    report = bundles.read_report(bundle)
+    report = read_report(bundle)
     found = Findings(bundle, "", report, WEEK, 1, 1, 0.0)
     chances = found.false_pages
     assert sum(chance for _, chance in chances) == pytest.approx(1.0, abs=2e-3)

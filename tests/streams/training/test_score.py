@@ -12,6 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from detectors import bundle as bundles
+from detectors.manifest import read_report
 from streams import tables
 from streams.cli import invoke
 from streams.events.identity import hash_clients
@@ -67,7 +68,7 @@ def test_the_attacker_pages_and_others_within_the_budget(
     assert told["clients"] == 21
     paged = {signal["client"] for signal in told["signals"] if signal["level"] == "page"}
     assert hashed(HOSTILE) in paged
-    assert len(paged) <= 1 + bundles.read_report(bundle).budget
+    assert len(paged) <= 1 + read_report(bundle).budget
     assert told["clients_paged"] == len(paged)
     assert sum(told["pages"].values()) >= 1
     assert all(signal["reasons"] for signal in told["signals"])
