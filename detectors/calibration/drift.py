@@ -277,6 +277,11 @@ def crossing_limit(coming: int, crossed: int, units: int, risk: float) -> int:
     return limit
 
 
+def warm_up() -> None:
+    """Load what `crossing_limit` uses, which takes seconds, at a time when nobody waits."""
+    crossing_limit(coming=1, crossed=0, units=1, risk=0.5)
+
+
 def log10_wealth(watch: DriftWatch) -> float:
     """Decimal logarithm of the largest wealth of the week under way."""
     return math.log10(max(watch.martingale.peak, 1e-300))

@@ -28,6 +28,7 @@ from detectors.calibration.drift import (
     DriftWatch,
     crossing_limit,
     log10_wealth,
+    warm_up,
 )
 from detectors.calibration.report import FitReport
 from detectors.errors import DetectorError
@@ -98,6 +99,7 @@ class CalibrationWatch:
         self._watch = DriftWatch()
         self._written = b""
         self._limits: tuple[str, str, Limits] = ("", "", Limits())
+        warm_up()
         self._script = redis.register_script(Path(__file__).with_name("calibration.lua").read_text(encoding="utf-8"))
         self.status: CalibrationStatus | None = None
         """As it stands in Redis."""

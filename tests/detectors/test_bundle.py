@@ -88,10 +88,9 @@ def test_loaded_ensemble_decides_the_same_bits(ensemble: Ensemble, stored: Path,
 
 
 def test_a_report_is_read_without_what_scoring_needs(stored: Path) -> None:
-    """The correlator and the console read it in between: what takes seconds to import would hold up incidents."""
     heavy = ("numba", "sklearn", "pyod", "scipy")
     code = (
-        "import sys; import streams.incidents.calibration as watch; watch.read_report(sys.argv[1]); "
+        "import sys; from detectors.manifest import read_report; read_report(sys.argv[1]); "
         f"print([name for name in {heavy!r} if name in sys.modules])"
     )
     done = subprocess.run(

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -245,3 +249,30 @@ def test_limits_follow_the_calibration() -> None:
     assert loose.tickets is not None
     assert usual.pages is not None
     assert usual.pages <= usual.tickets < loose.tickets
+
+
+def test_nothing_is_loaded_while_incidents_wait(site: Site, redis_url: str) -> None:
+    """The first look judges counts; what it needs is there before the correlator begins, as loading takes seconds."""
+    site.traffic(1)
+    code = """
+import sys
+from redis import Redis
+from streams.incidents.calibration import CalibrationWatch
+from streams.store.keys import ModelKeys
+from tests.streams.incidents.test_calibration import WEEK_US, report
+
+watch = CalibrationWatch(Redis.from_url(sys.argv[1]), ModelKeys("digits"), "events", "", WEEK_US, lambda _: report())
+known = set(sys.modules)
+watch.look((0, 1), lambda _: (), int(sys.argv[2]))
+fresh = {name.partition(".")[0] for name in set(sys.modules) - known} - sys.stdlib_module_names
+print(watch.status.ticket_limit is not None, sorted(fresh))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, redis_url, str(site.lease.token)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+    )
+    assert done.stdout.strip() == "True []"
