@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-#: Places of the scalars of a table of clients.
-USED, NEWEST, OLDEST, EVICTED = range(4)
+from detectors.kernels.recency import KNOWN, use
+
 #: Client id of rows without a sender (`contract.ANONYMOUS`).
 _NOBODY = np.uint64(0)
 
@@ -19,82 +19,18 @@ _inner: Callable[..., Any] = njit(
 )
 
 
-@_inner
-def _home(key: Any, mask: int) -> Any:
-    z = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
-    return np.int64((z ^ (z >> np.uint64(32))) & np.uint64(mask))
-
-
-@_inner
-def _forget(table: Any, keys: Any, slot: int) -> None:
-    """Take a slot's key out of the table (deletion by shifting back, Knuth 6.4 R)."""
-    mask = table.shape[0] - 1
-    at = _home(keys[slot], mask)
-    while table[at] != slot:
-        at = (at + 1) & mask
-    hole = at
-    at = (at + 1) & mask
-    while table[at] >= 0:
-        home = _home(keys[table[at]], mask)
-        if ((at - home) & mask) >= ((at - hole) & mask):
-            table[hole] = table[at]
-            hole = at
-        at = (at + 1) & mask
-    table[hole] = -1
-
-
 @_kernel
 def places(senders: Any, table: Any, keys: Any, newer: Any, older: Any, scalars: Any, slots: Any, fresh: Any) -> None:
     """The slot of each row's client, in order, made the most recently used; -1 for rows without a sender.
 
-    A new client takes a free slot or the least recently used one. `fresh` marks rows at which the slot changes hands.
-    The order of use, and so who is forgotten when, is that of the walk's histories with as much room.
+    `fresh` marks rows at which the slot changes hands. The order of use, and so who is forgotten when, is that of the
+    walk's histories with as much room.
     """
-    mask = table.shape[0] - 1
     for i in range(senders.shape[0]):
-        key = senders[i]
-        fresh[i] = 0
-        if key == _NOBODY:
-            slots[i] = -1
-            continue
-        at = _home(key, mask)
-        while table[at] >= 0 and keys[table[at]] != key:
-            at = (at + 1) & mask
-        slot = np.int64(table[at])
-        if slot >= 0:
-            slots[i] = slot
-            if scalars[NEWEST] == slot:
-                continue
-            n, o = newer[slot], older[slot]
-            if o >= 0:
-                newer[o] = n
-            else:
-                scalars[OLDEST] = n
-            older[n] = o
-        else:
-            fresh[i] = 1
-            if scalars[USED] < keys.shape[0]:
-                slot = scalars[USED]
-                scalars[USED] += 1
-            else:
-                slot = scalars[OLDEST]
-                scalars[OLDEST] = newer[slot]
-                older[newer[slot]] = -1
-                scalars[EVICTED] += 1
-                _forget(table, keys, slot)
-                at = _home(key, mask)
-                while table[at] >= 0:
-                    at = (at + 1) & mask
-            table[at] = slot
-            keys[slot] = key
-            slots[i] = slot
-        older[slot] = scalars[NEWEST]
-        newer[slot] = -1
-        if scalars[NEWEST] >= 0:
-            newer[scalars[NEWEST]] = slot
-        else:
-            scalars[OLDEST] = slot
-        scalars[NEWEST] = slot
+        slots[i], fresh[i] = -1, 0
+        if senders[i] != _NOBODY:
+            slot, happened = use(table, keys, newer, older, scalars, senders[i])
+            slots[i], fresh[i] = slot, happened != KNOWN
 
 
 @_inner

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.kernels.recency import EVICTED
 from detectors.kernels.rows import CODE_DIMS
 from detectors.queries.past import Past
 
@@ -84,8 +85,8 @@ HEAD = np.dtype(
 #: One member of a cluster.
 MEMBER = np.dtype([("client", "u8"), ("offset", "i8"), ("row", "i4"), ("label", "i4")], align=True)
 
-#: Places of `Clients.scalars`.
-USED, NEWEST, OLDEST, EVICTED, DUPLICATES = range(5)
+#: Place of exact duplicates in `Clients.scalars`, after those of `recency`.
+DUPLICATES = EVICTED + 1
 #: Places of `Index.scalars`.
 INDEX_ROWS_SEEN, NEXT_UID = range(2)
 

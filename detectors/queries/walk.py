@@ -24,19 +24,16 @@ from numba import njit
 from numpy.typing import NDArray
 
 from detectors.kernels.prefetch import prefetch
+from detectors.kernels.recency import TAKEN_OVER, home, use
 from detectors.kernels.rows import CODE_DIMS, differing_bits, popcount32
 from detectors.queries.memory import (
     CLUSTERS,
     DUPLICATES,
-    EVICTED,
     INDEX_CLUSTERS,
     INDEX_ROWS_SEEN,
     MEMBERS,
-    NEWEST,
     NEXT_UID,
     NO_CLUSTER,
-    OLDEST,
-    USED,
     WINDOW_ROWS,
     Memory,
 )
@@ -251,30 +248,6 @@ def _count_below(values: Any, first: int, size: int, x: float) -> int:
 
 
 @_inner
-def _home(key: Any, mask: int) -> Any:
-    z = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
-    return np.int64((z ^ (z >> np.uint64(32))) & np.uint64(mask))
-
-
-@_inner
-def _forget(table: Any, keys: Any, slot: int) -> None:
-    """Take a slot's key out of the table (deletion by shifting back, Knuth 6.4 R)."""
-    mask = table.shape[0] - 1
-    at = _home(keys[slot], mask)
-    while table[at] != slot:
-        at = (at + 1) & mask
-    hole = at
-    at = (at + 1) & mask
-    while table[at] >= 0:
-        home = _home(keys[table[at]], mask)
-        if ((at - home) & mask) >= ((at - hole) & mask):
-            table[hole] = table[at]
-            hole = at
-        at = (at + 1) & mask
-    table[hole] = -1
-
-
-@_inner
 def _start_over(slots: Any, heads: Any, slot: int) -> None:
     """An empty history in place of another client's."""
     s = slots[slot]
@@ -296,44 +269,10 @@ def _start_over(slots: Any, heads: Any, slot: int) -> None:
 
 @_inner
 def _client(table: Any, keys: Any, newer: Any, older: Any, slots: Any, scalars: Any, heads: Any, key: Any) -> Any:
-    """The client's slot, made the most recently used; a new client takes a free slot or the least recently used one."""
-    mask = table.shape[0] - 1
-    at = _home(key, mask)
-    while table[at] >= 0 and keys[table[at]] != key:
-        at = (at + 1) & mask
-    slot = np.int64(table[at])
-    if slot >= 0:
-        if scalars[NEWEST] == slot:
-            return slot
-        n, o = newer[slot], older[slot]
-        if o >= 0:
-            newer[o] = n
-        else:
-            scalars[OLDEST] = n
-        older[n] = o
-    else:
-        if scalars[USED] < keys.shape[0]:
-            slot = scalars[USED]
-            scalars[USED] += 1
-        else:
-            slot = scalars[OLDEST]
-            scalars[OLDEST] = newer[slot]
-            older[newer[slot]] = -1
-            scalars[EVICTED] += 1
-            _forget(table, keys, slot)
-            _start_over(slots, heads, slot)
-            at = _home(key, mask)
-            while table[at] >= 0:
-                at = (at + 1) & mask
-        table[at] = slot
-        keys[slot] = key
-    older[slot] = scalars[NEWEST]
-    newer[slot] = -1
-    if scalars[NEWEST] >= 0:
-        newer[scalars[NEWEST]] = slot
-    else:
-        scalars[OLDEST] = slot
-    scalars[NEWEST] = slot
+    """The client's slot, made the most recently used; a client that takes over another's begins with nothing."""
+    slot, happened = use(table, keys, newer, older, scalars, key)
+    if happened == TAKEN_OVER:
+        _start_over(slots, heads, slot)
     return slot
 
 
@@ -432,10 +371,10 @@ def _fetch_ahead(i: int, rows: Any, clients: Any) -> None:
     mask = clients.table.shape[0] - 1
     j = i + FIND_AHEAD
     if j < rows.shape[0]:
-        prefetch(clients.table, _home(rows[j].client, mask))
+        prefetch(clients.table, home(rows[j].client, mask))
     j = i + FETCH_AHEAD
     if j < rows.shape[0]:
-        slot = np.int64(clients.table[_home(rows[j].client, mask)])
+        slot = np.int64(clients.table[home(rows[j].client, mask)])
         if slot >= 0:
             prefetch(clients.keys, slot)
             prefetch(clients.older, slot)

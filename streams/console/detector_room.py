@@ -13,6 +13,7 @@ import numpy as np
 from aiohttp import web
 from numpy.typing import NDArray
 
+from detectors.calibration.examination import FUSED
 from detectors.errors import DetectorError
 from detectors.manifest import read_report
 from streams.console import plots
@@ -20,7 +21,7 @@ from streams.console.data import Watch, text
 from streams.console.front import Front
 from streams.probes.outcome import wilson
 from streams.store.keys import PartitionKeys
-from streams.worker.tally import BUCKETS, BUCKETS_A_DECADE, FUSED
+from streams.worker.tally import BUCKETS, BUCKETS_A_DECADE
 
 log = logging.getLogger("vedette.console")
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.calibration.drift import BLOCKS, block_of
+from detectors.calibration.examination import FUSED
 from detectors.contract import ANONYMOUS, Batch, Verdicts
 from streams.store.hours import hour_field, pack_hour, unpack_hour
 
@@ -25,8 +26,6 @@ _SHIFT = 52 - _MANTISSA_BITS
 #: Octaves below 1 in the table of buckets; anything smaller falls in the last bucket.
 _OCTAVES = 28
 _LARGEST_COUNT = 2**32 - 1
-#: Name under which the fused p-value has its histogram.
-FUSED = "fused"
 
 
 def _table() -> NDArray[np.int64]:
