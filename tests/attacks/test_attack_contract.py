@@ -419,13 +419,18 @@ def test_no_domain_makes_an_attack_leave_it(name: str, data: st.DataObject) -> N
     assert (answers[result.success] != y[result.success]).all()
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("name", ["hop_skip_jump", "boundary", "sign_opt", "square", "simba", "nes", "zoo"])
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [
+        (name, norm)
+        for name in ("hop_skip_jump", "boundary", "sign_opt", "square", "simba", "nes", "zoo")
+        for norm in ("l2", "linf")
+        if norm in registry.kind(name).norms
+    ],
+)
 def test_constant_features_do_not_spoil_the_questions(name: str, norm: Norm) -> None:
     """A feature whose range is a point: attacks ask finite rows, and go on with the others."""
     kind = registry.kind(name)
-    if norm not in kind.norms:
-        pytest.skip(f"{name} does not keep {norm}")
     low, high = np.zeros(6), np.ones(6)
     low[[2, 4]], high[[2, 4]] = (0.5, 1.0), (0.5, 1.0)
     domain = Domain(low, high, np.zeros(6, np.bool_), np.ones(6, np.bool_))
