@@ -6,6 +6,7 @@ import fcntl
 import itertools
 import os
 import secrets
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +17,10 @@ from redis import Redis
 from detectors.kernels import siphash
 from streams import embedded
 from streams.events import kernels
+
+# Whoever starts the tests in the background may have Ctrl-C ignored, and so would every process that they press it at.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Pause between two looks at a condition.
 POLL_SECONDS = 0.02
