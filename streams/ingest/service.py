@@ -108,7 +108,9 @@ class Ingest:
 
     async def take(self, request: web.Request) -> web.Response:
         """Answer one POST."""
-        length = request.content_length or 0
+        # A body that comes in chunks may be as long as any.
+        known = request.content_length
+        length = min(self.settings.max_event_mb, self.settings.memory_mb) * MEGABYTE if known is None else known
         if self.held + length > self.settings.memory_mb * MEGABYTE:
             self.tally.events["refused"] += 1
             return web.Response(status=503, text="too much is held\n", headers={"Retry-After": RETRY_AFTER})

@@ -173,11 +173,12 @@ class Running:
         _, _, rest = self.log.read_text().partition("taking events of iris on ")
         return rest.split()[0] if "\n" in rest else ""
 
-    def post(self, event: Event) -> tuple[int, str | None]:
+    def post(self, event: Event, *, chunked: bool = False) -> tuple[int, str | None]:
         named = {"id": event.id, **event.attributes}
         headers = {"Content-Type": "application/json", **{f"ce-{name}": text for name, text in named.items()}}
+        body: Any = iter([event.data]) if chunked else event.data
         try:
-            with urllib.request.urlopen(urllib.request.Request(f"http://{self.address}/", event.data, headers)) as said:
+            with urllib.request.urlopen(urllib.request.Request(f"http://{self.address}/", body, headers)) as said:
                 return said.status, None
         except urllib.error.HTTPError as refused:
             return refused.code, refused.headers["Retry-After"]
@@ -274,6 +275,16 @@ def test_full_memory_turns_senders_away_until_it_has_room(
     assert running.post(half("response", answer(), "later"))[0] == 202
     assert running.stop() == 0
     assert len(running.records()) == 1
+
+
+def test_body_of_unknown_length_counts_as_the_longest(
+    start: Callable[..., Running], wait_until: Callable[..., Any]
+) -> None:
+    running = start(join_seconds=3.0, memory_mb=1, max_event_mb=1)
+    assert running.post(half("request", question(), "held")) == (202, None)
+    assert running.post(half("request", question(), "chunks"), chunked=True) == (503, "1")
+    wait_until(lambda: running.post(half("request", question(), "chunks"), chunked=True)[0] == 202, 20, "room")
+    assert running.stop() == 0
 
 
 def test_body_without_event_is_refused(start: Callable[..., Running]) -> None:
