@@ -138,6 +138,7 @@ class Partition:
         self._scoring: PartitionScoring | None = None
         self._snapshot_due = 0.0
         self._snapshotted = -1
+        """Offset of the newest snapshot that was published; one that was given up leaves it as it was."""
         self._snapshot: asyncio.Task[None] | None = None
         self._recorded_event = asyncio.Event()
         self._stopping = False
@@ -549,7 +550,6 @@ class Partition:
         """Copy the state at this place of the log; everything else happens beside the work. Gives the turn back."""
         loop = asyncio.get_running_loop()
         arrays = await loop.run_in_executor(self.crew.scoring, _copied, scoring)
-        self._snapshotted = self.position
         self._snapshot_due = time.monotonic() + self.crew.snapshot_seconds
         self._snapshot = asyncio.create_task(
             self._write_snapshot(arrays, self.position, scoring.scorer.digest, scoring.topic_id),
@@ -570,21 +570,25 @@ class Partition:
         try:
             manifest = await self.snapshots.write(arrays, offset, bundle, topic_id)
             self.crew.points("during-snapshot")
-            await self._publish(manifest, claim.epoch)
+            if await self._publish(manifest, claim.epoch) == "incomplete":
+                log.warning("%s: chunks of the snapshot at %d are gone; the next one writes all", self.where, offset)
+                return
         except (RedisError, OSError) as error:
             self.crew.redis.failed(error)
         except Fenced as error:
             log.info("%s: %s", self.where, error)  # recording meets it too, and acts on it
         else:
+            self._snapshotted = offset
             self.crew.metrics.snapshots += 1
             self.crew.metrics.snapshot_seconds += time.monotonic() - began
 
-    async def _publish(self, manifest: Manifest, epoch: int) -> None:
+    async def _publish(self, manifest: Manifest, epoch: int) -> str:
         """Publish as soon as everything below the snapshot is recorded, which the script judges."""
         self._recorded_event.clear()
-        while await self.snapshots.publish(manifest, epoch) == "beyond":
+        while (status := await self.snapshots.publish(manifest, epoch)) == "beyond":
             await self._recorded_event.wait()
             self._recorded_event.clear()
+        return status
 
 
 def _copied(scoring: PartitionScoring) -> Arrays:

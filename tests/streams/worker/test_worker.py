@@ -209,6 +209,22 @@ def test_two_workers_share_and_hand_over(deploy: Deploy) -> None:
     assert site.dump() == shared
 
 
+def test_a_snapshot_that_failed_is_written_although_nothing_more_comes(deploy: Deploy) -> None:
+    site = deploy(1, worker={"snapshot_seconds": 3.0})
+    records = site.traffic(0, 200)
+    site.start()
+    site.wait_recorded(records)
+    try:
+        site.redis.config_set("maxmemory", 1)  # everything is recorded, so that only chunks and statuses are refused
+        assert site.snapshot() is None
+        site.wait_until(lambda: "used memory" in site.log().read_text(), 30, "the refusal")
+        time.sleep(3.5)
+        assert site.snapshot() is None
+    finally:
+        site.redis.config_set("maxmemory", 0)
+    site.wait_snapshot()
+
+
 def test_dead_letters_keep_bytes_headers_and_reason(deploy: Deploy) -> None:
     site = deploy(1)
     site.send(b"\x00\xffbroken", "one", headers=[("x-trace", b"abc")])
