@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from itertools import islice
 
 import msgspec
 import numpy as np
@@ -24,8 +26,12 @@ log = logging.getLogger("vedette.worker")
 #: Version of what is in a manifest and in the arrays; a snapshot of another version is not used.
 SNAPSHOT_LAYOUT = 1
 CHUNK_BYTES = 64 * 1024
-#: Chunks written or read in one round trip.
+#: Chunks read in one round trip.
 CHUNKS_AT_ONCE = 16
+#: Chunks hashed and written in one step. Records are written to the same disk meanwhile, so steps are small, and after
+#: each comes a rest of so many times as long as it took.
+STEP_CHUNKS = 4
+REST = 2.0
 #: Bytes of a chunk's digest.
 _DIGEST_BYTES = 16
 
@@ -87,10 +93,24 @@ class Snapshots:
         """
         loop = asyncio.get_running_loop()
         known = {digest for manifest in self._published for digest in manifest.chunks()}
-        manifest, fresh = await loop.run_in_executor(self._pool, _cut, arrays, offset, bundle, topic_id, known)
-        for start in range(0, len(fresh), CHUNKS_AT_ONCE):
-            await self._store.write_chunks(fresh[start : start + CHUNKS_AT_ONCE])
-        return manifest
+        cut = {name: _cut(array) for name, array in arrays.items()}
+        pieces = [piece for some in cut.values() for piece in some]
+        digests: list[str] = []
+        for start in range(0, len(pieces), STEP_CHUNKS):
+            began = time.monotonic()
+            some = pieces[start : start + STEP_CHUNKS]
+            hashed, fresh = await loop.run_in_executor(self._pool, _hashed, some, known)
+            if fresh:
+                await self._store.write_chunks(fresh)
+            digests += hashed
+            known.update(hashed)
+            await asyncio.sleep(REST * (time.monotonic() - began))
+        ordered = iter(digests)
+        entries = {
+            name: ArrayEntry(array.dtype.str, array.shape, list(islice(ordered, len(cut[name]))))
+            for name, array in arrays.items()
+        }
+        return Manifest(SNAPSHOT_LAYOUT, offset, bundle, topic_id, entries)
 
     async def publish(self, manifest: Manifest, epoch: int) -> str:
         """Make a written snapshot the newest, and forget the chunks of the one that falls out.
@@ -155,22 +175,16 @@ def _chunks(entries: Mapping[str, ArrayEntry]) -> list[str]:
     return list(dict.fromkeys(digest for entry in entries.values() for digest in entry.chunks))
 
 
-def _cut(
-    arrays: Arrays, offset: int, bundle: str, topic_id: str, known: set[str]
-) -> tuple[Manifest, list[tuple[str, bytes]]]:
-    entries: dict[str, ArrayEntry] = {}
-    fresh: dict[str, bytes] = {}
-    for name, array in arrays.items():
-        whole = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-        digests = []
-        for start in range(0, len(whole), CHUNK_BYTES):
-            chunk = whole[start : start + CHUNK_BYTES]
-            digest = hashlib.blake2b(chunk, digest_size=_DIGEST_BYTES).hexdigest()
-            digests.append(digest)
-            if digest not in known and digest not in fresh:
-                fresh[digest] = bytes(chunk)
-        entries[name] = ArrayEntry(array.dtype.str, array.shape, digests)
-    return Manifest(SNAPSHOT_LAYOUT, offset, bundle, topic_id, entries), list(fresh.items())
+def _cut(array: NDArray[np.generic]) -> list[memoryview]:
+    whole = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    return [whole[start : start + CHUNK_BYTES] for start in range(0, len(whole), CHUNK_BYTES)]
+
+
+def _hashed(pieces: Sequence[memoryview], known: set[str]) -> tuple[list[str], list[tuple[str, bytes]]]:
+    """The pieces' digests, and those chunks that are not known."""
+    digests = [hashlib.blake2b(piece, digest_size=_DIGEST_BYTES).hexdigest() for piece in pieces]
+    fresh = {digest: bytes(piece) for digest, piece in zip(digests, pieces, strict=True) if digest not in known}
+    return digests, list(fresh.items())
 
 
 def _verified(digests: Sequence[str], contents: Sequence[bytes | None]) -> dict[str, bytes]:
