@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
@@ -60,6 +61,8 @@ PORTS_TRIED = 50
 PASSING = ("kernels", "prepare")
 #: Signals that end the demo.
 ENDING = (signal.SIGTERM, signal.SIGHUP)
+#: After which time an interruption that Python dropped is raised again.
+AGAIN_SECONDS = 0.05
 #: Settings of the prober: attacks follow each other quickly enough to tell recall within a minute.
 PROBES: Mapping[str, float | int] = {
     "burst_every_seconds": 6.0,
@@ -455,22 +458,35 @@ def _directory() -> Iterator[Path]:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the demo as Ctrl-C does."""
+    """SIGTERM and SIGHUP end the demo as Ctrl-C does, at whatever moment.
+
+    What a handler raises inside a destructor or a weak reference's callback (every import runs some) is dropped by
+    Python, which tells `sys.unraisablehook` only: then it is raised again a moment later.
+    """
 
     def end(_: int, __: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, end) for number in ENDING}
+    def dropped(what: sys.UnraisableHookArgs) -> None:
+        if issubclass(what.exc_type, KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
+        else:
+            tell(what)
+
+    before = {number: signal.signal(number, end) for number in (*ENDING, signal.SIGALRM)}
+    tell, sys.unraisablehook = sys.unraisablehook, dropped
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        sys.unraisablehook = tell
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _in_peace(work: Callable[[], object]) -> None:
     """Do something that a second Ctrl-C must not interrupt."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, *ENDING)}
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, *ENDING, signal.SIGALRM)}
     try:
         work()
     finally:

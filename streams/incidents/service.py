@@ -240,7 +240,7 @@ class IncidentService:
         pipe.execute()
 
     def resolve(self, incident: str, by: str, verdict: str, note: str = "", *, now: int | None = None) -> Incident:
-        """Close the incident with a verdict.
+        """Close the incident with a verdict, or give one to an incident that ended by itself.
 
         Parameters
         ----------
@@ -262,8 +262,14 @@ class IncidentService:
                     if note and not same_person(old.verdict_by, by):  # two people agree; both may say why
                         draft.record("noted", by, f"note: {note}", at)
                     return
-                how = f"already resolved as {old.verdict}" if old.verdict else "already resolved, without a verdict"
-                raise Conflict(f"incident {incident} is {how}{_last(old)}; re-open it first")
+                if old.merged_into:
+                    raise Conflict(f"incident {incident} is part of incident {old.merged_into}; judge that one")
+                if old.verdict:
+                    text = f"incident {incident} is already resolved as {old.verdict}{_last(old)}; re-open it first"
+                    raise Conflict(text)
+                draft.incident = msgspec.structs.replace(old, verdict=said, verdict_by=by)
+                draft.record("resolved", by, f"judged as {said}" + (f": {note}" if note else ""), at)
+                return
             draft.incident = msgspec.structs.replace(
                 old, state="resolved", resolved_at=at, verdict=said, verdict_by=by, silence=""
             )

@@ -288,6 +288,23 @@ def test_acknowledge_resolve_and_reopen_by_form(scene: Fixture, serve: Fixture, 
     assert IncidentService(redis, "digits").show(name).incident.state == "new"
 
 
+def test_what_ended_by_itself_is_judged_by_form(scene: Fixture, serve: Fixture, redis: Redis) -> None:
+    scene.now -= 30 * 3600 * 1_000_000
+    name = scene.attack(page=False)
+    redis.hset(PartitionKeys("events", 0).watermark, "identity", f"7:{int(time.time() * 1000)}:00000000")
+    scene.tend()
+    served = serve()
+    session = requests.Session()
+    here = f"{served.url}/incidents/{name}"
+    page = session.get(here, timeout=10).text
+    assert "It ended by itself" in page
+    form = {"csrf": csrf(page), "by": "ada", "verdict": "false", "note": "a new sensor"}
+    page = session.post(f"{here}/resolve", data=form, timeout=10).text
+    assert "judged as false: a new sensor" in page
+    assert "It ended by itself" not in page
+    assert "A false alarm, says ada" in page
+
+
 def test_change_without_our_mark_is_refused(scene: Fixture, serve: Fixture, redis: Redis) -> None:
     name = scene.attack()
     served = serve()

@@ -23,6 +23,7 @@ from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
 
 from streams.demo.report import Report, judge
+from streams.demo.stage import _ended_by_signals
 
 #: How long a demo may take from its start to its traffic on a busy machine.
 START_SECONDS = 240.0
@@ -172,6 +173,28 @@ def test_a_demo_that_is_ended_while_it_starts_leaves_nothing(
         process.wait(30)
         assert process.returncode == (130 if number != signal.SIGKILL else -signal.SIGKILL)
         assert_nothing_is_left(home, wait_until)
+
+
+class Interrupted:
+    """Gets a signal while it is destroyed, where Python drops whatever a handler raises."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), self.number)
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", SIGNALS[:3])
+def test_a_signal_ends_the_demo_although_python_drops_what_its_handler_raises(number: signal.Signals) -> None:
+    hook, handlers = sys.unraisablehook, [signal.getsignal(each) for each in (*SIGNALS[:3], signal.SIGALRM)]
+    with _ended_by_signals():
+        Interrupted(number)
+        with pytest.raises(KeyboardInterrupt):
+            time.sleep(10.0)
+    assert sys.unraisablehook is hook
+    assert [signal.getsignal(each) for each in (*SIGNALS[:3], signal.SIGALRM)] == handlers
 
 
 @pytest.mark.slow

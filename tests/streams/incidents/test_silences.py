@@ -193,6 +193,35 @@ def test_quiet_ticket_is_resolved_by_itself_and_reopens(world: World) -> None:
     assert world.redis.hlen(KEYS.open_incidents) == 0
 
 
+def test_what_ended_by_itself_is_judged_afterwards(world: World) -> None:
+    world.signal()
+    world.now += 25 * HOUR
+    world.recorded(world.now)
+    world.correlator.tend()
+    ended = world.only()
+    judged = world.desk.resolve(ended.id, "ada", "false", "a test of ours", now=world.now + HOUR)
+    assert (judged.state, judged.resolved_at) == ("resolved", ended.resolved_at)
+    assert (judged.verdict, judged.verdict_by, judged.verdict_approved_by) == ("false", "ada", "")
+    assert (judged.history[-1].by, judged.history[-1].what) == ("ada", "judged as false: a test of ours")
+    assert world.only() == judged
+    assert world.log()[-1].change == "resolved"
+    assert world.alerts() == ["opened", "resolved"], "its end was announced already"
+    with pytest.raises(Conflict, match="already resolved as false"):
+        world.desk.resolve(ended.id, "bob", "true", now=world.now + HOUR)
+
+
+def test_part_of_another_incident_is_not_judged_alone(world: World) -> None:
+    near = {"nearest": [1.0, 2.0], "time": world.now}
+    world.signal(**near)
+    world.signal(client="b" * 16, **near)
+    names = [name.decode() for name in world.redis.zrange(KEYS.incidents, 0, -1)]
+    ((part, whole),) = [
+        (one.id, one.merged_into) for one in (world.desk.show(name).incident for name in names) if one.merged_into
+    ]
+    with pytest.raises(Conflict, match=f"is part of incident {whole}; judge that one"):
+        world.desk.resolve(part, "ada", "true", now=world.now)
+
+
 def test_nothing_is_quiet_while_nothing_is_recorded(world: World) -> None:
     world.signal()
     world.now += 100 * HOUR
