@@ -3,11 +3,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-# Tests that start whole deployments and kill them under load.
-ALONE := tests/faults tests/fuzz tests/streams/demo
+# Tests that start whole deployments and kill them under load, or measure.
+ALONE := tests/faults $(addprefix tests/streams/demo/,test_server.py test_stage.py)
 # The others, longest first, so that nobody waits for the last one.
-FIRST := tests/streams/worker tests/streams/probes
-OTHERS := $(FIRST) $(filter-out $(FIRST) $(ALONE) tests/streams %__pycache__ %conftest.py,$(wildcard tests/streams/* tests/*))
+FIRST := tests/streams/worker tests/streams/probes tests/fuzz
+APART := $(FIRST) tests/faults tests/streams tests/streams/demo
+OTHERS := $(FIRST) $(filter-out $(APART) %__pycache__ %conftest.py,$(wildcard tests/streams/* tests/*)) \
+          $(filter-out $(ALONE),$(wildcard tests/streams/demo/test_*.py))
 
 .PHONY: demo test check bench faults clean
 

@@ -5,6 +5,7 @@ Nothing is stored: a session is a cookie that only a holder of the secret can ma
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import ipaddress
@@ -68,6 +69,7 @@ class Access:
         root = token.encode() if token is not None else b"" if tokens is not None else secrets.token_bytes(32)
         self._root = b"vedette console\0" + root
         self._wrong: list[tuple[float, str]] = []
+        self._turn = asyncio.Lock()
 
     def admits_host(self, request: web.Request) -> bool:
         """Whether the request asks for us by a name under which we may answer."""
@@ -94,14 +96,26 @@ class Access:
 
     def bearer(self, request: web.Request) -> Holder | None:
         """Whose token the request itself carries; no browser adds that by itself, so it needs no CSRF mark."""
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        if not self.guarded or scheme.lower() != "bearer" or not given:
+        given = _given(request)
+        if not self.guarded or not given:
             return None
-        given = given.strip()
         if self.must_wait(request):
             # Wrong tokens of others, perhaps behind the same proxy, do not shut out who was known before.
             return self.remembered(given)
         return self.check(request, given)
+
+    async def prepare(self, request: web.Request, given: str | None = None) -> None:
+        """Hash the token that is given, else the request's own, in a thread: then nobody waits while it is checked.
+
+        One after the other, and nothing is awaited between the end of this and a check: so every wrong one counts
+        before the next is looked at.
+        """
+        given = _given(request) if given is None else given
+        if self._tokens is None or not given or self._tokens.weighed(given):
+            return
+        async with self._turn:
+            if not self.must_wait(request):
+                await asyncio.to_thread(self._tokens.holder, given)
 
     def remembered(self, given: str) -> Holder | None:
         """Whose named token it is, where it came in before."""
@@ -234,6 +248,12 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
+
+
+def _given(request: web.Request) -> str:
+    """The token that the request itself carries, or nothing."""
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    return given.strip() if scheme.lower() == "bearer" else ""
 
 
 def _address(request: web.Request) -> str:

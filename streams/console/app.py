@@ -119,6 +119,7 @@ class Console:
         """Exchange the token for a session."""
         form, wanted = await form_of(request), next_of(request)
         access, given = self.front.access, form.get("token", "").strip()
+        await access.prepare(request, given)
         if access.must_wait(request):
             holder = access.remembered(given)
             if holder is None:

@@ -140,6 +140,8 @@ class Front:
                 text="without a token the console answers only under a loopback name; set console.tokens_file"
             )
         open_to_all = request.path in ("/login", "/health") or request.path.startswith("/static/")
+        if not open_to_all:
+            await self.access.prepare(request)
         if not open_to_all and not self.access.known(request):
             if _for_programs(request):
                 if self.access.refuses_now(request):

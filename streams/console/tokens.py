@@ -70,6 +70,7 @@ class Tokens:
         self._state: tuple[int, int] = (-1, -1)
         self._lines: dict[str, _Line] = {}
         self._checked: dict[bytes, Holder] = {}
+        self._refused: set[bytes] = set()
         self._seal = b""
         self._lines, self._seal = read(path)
         self._state = _state(path)
@@ -81,28 +82,49 @@ class Tokens:
         return self._seal
 
     def holder(self, token: str) -> Holder | None:
-        """Who may come in with a token; None for nobody."""
+        """Who may come in with a token; None for nobody. A token that is new costs a hash: some 20 ms."""
         self._refresh()
         found = _TOKEN.fullmatch(token)
         if found is None:
             return None
+        digest = hashlib.sha256(token.encode()).digest()
         with self._lock:
-            digest = hashlib.sha256(token.encode()).digest()
-            if digest in self._checked:
-                return self._checked[digest]
-            line = self._lines.get(found.group(1))
-            if line is None or not self._fits(line, token):
-                return None
-            if len(self._checked) >= REMEMBERED:
-                self._checked.clear()
-            self._checked[digest] = line.holder
-            return line.holder
+            if digest in self._checked or digest in self._refused:
+                return self._checked.get(digest)
+            state, line = self._state, self._lines.get(found.group(1))
+        if line is None:
+            return None
+        fits = self._fits(line, token)  # without the lock, for which requests of others would wait
+        with self._lock:
+            if self._state == state:
+                self._remember(digest, line.holder if fits else None)
+        return line.holder if fits else None
+
+    def weighed(self, token: str) -> bool:
+        """Whether `holder` needs no hash to tell whose token it is."""
+        self._refresh()
+        found = _TOKEN.fullmatch(token)
+        if found is None:
+            return True
+        digest = hashlib.sha256(token.encode()).digest()
+        with self._lock:
+            return found.group(1) not in self._lines or digest in self._checked or digest in self._refused
 
     def remembered(self, token: str) -> Holder | None:
         """Who may come in with a token that has come in before; costs no hash to guess at. None for nobody."""
         self._refresh()
         with self._lock:
             return self._checked.get(hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest())
+
+    def _remember(self, digest: bytes, holder: Holder | None) -> None:
+        """Under the lock. Wrong tokens have a memory of their own, so that they push out none that is right."""
+        for known in (self._checked, self._refused):
+            if len(known) >= REMEMBERED:
+                known.clear()
+        if holder is None:
+            self._refused.add(digest)
+        else:
+            self._checked[digest] = holder
 
     def _fits(self, line: _Line, token: str) -> bool:
         try:
@@ -116,6 +138,7 @@ class Tokens:
             return
         with self._lock:
             self._checked.clear()
+            self._refused.clear()
             try:
                 self._lines, self._seal = read(self.path)
             except ConfigError as error:

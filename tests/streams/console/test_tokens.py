@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +194,42 @@ def test_wrong_tokens_of_others_shut_out_nobody_who_was_known(serve: Fixture, fi
     assert served.get("/metrics", headers=bearer("wrong again")).status_code == 429
     assert served.get("/metrics", headers=bearer(made)).status_code == 200
     log_in(served, made)
+
+
+def test_nobody_waits_while_a_token_is_hashed(
+    serve: Fixture, file: Path, redis: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tokens.make(file, "vic", "viewer")
+    served = serve(tokens=file)
+    began, answered = threading.Event(), threading.Event()
+    fits = Tokens._fits
+
+    def slowly(self: Tokens, line: Any, token: str) -> bool:
+        began.set()
+        return answered.wait(20.0) and fits(self, line, token)
+
+    monkeypatch.setattr(Tokens, "_fits", slowly)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(served.get, "/metrics", headers=bearer(made))
+        assert began.wait(10.0)
+        assert served.get("/login").status_code == 200
+        answered.set()
+        assert waiting.result().status_code == 200
+
+
+def test_wrong_tokens_at_the_same_time_are_hashed_no_oftener(
+    serve: Fixture, file: Path, redis: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tokens.make(file, "vic", "viewer")
+    served = serve(tokens=file)
+    hashed: list[str] = []
+    fits = Tokens._fits
+    monkeypatch.setattr(Tokens, "_fits", lambda self, line, token: hashed.append(token) or fits(self, line, token))
+    with ThreadPoolExecutor(30) as pool:
+        wrong = [f"{made}{number}" for number in range(30)]
+        answers = list(pool.map(lambda token: served.get("/metrics", headers=bearer(token)).status_code, wrong))
+    assert sorted(set(answers)) == [401, 429]
+    assert len(hashed) == len(set(hashed)) == 10, "each one once, and ten of them"
 
 
 def test_probes_start_under_the_name_of_the_token(scene: Fixture, serve: Fixture, file: Path) -> None:
