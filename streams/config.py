@@ -382,6 +382,15 @@ class Settings(_Settings, frozen=True):
                 return model
         raise ConfigError(f"no model {name!r} is declared; declared: {', '.join(m.name for m in self.models)}")
 
+    def recall_objective(self, model: ModelSettings, attack: str, kind: str) -> float | None:
+        """The share of an attack's probes that must be detected; None where their recall is not judged."""
+        own = model.objectives
+        if attack in own.recall_of:
+            return own.recall_of[attack]
+        if kind not in ("burst", "campaign"):
+            return None
+        return self.probes.min_recall if own.recall is None else own.recall
+
 
 def load(path: str | Path | None, environ: Mapping[str, str] | None = None) -> Settings:
     """Read settings from a TOML file and the environment.

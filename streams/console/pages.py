@@ -11,7 +11,6 @@ from urllib.parse import urlencode
 
 import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from markupsafe import Markup
 
 from detectors.schema import FeatureSchema
 from streams.config import ModelSettings, Settings
@@ -21,7 +20,7 @@ from streams.console.index import IncidentRow
 from streams.console.pictures import ChangedFeature, Panel
 from streams.console.queries import Queries, plane
 from streams.incidents.runbook import Runbook
-from streams.store.messages import ProbeSummary, SignalMessage
+from streams.store.messages import SignalMessage
 
 #: Pages in the order of the navigation.
 NAVIGATION = (
@@ -58,7 +57,6 @@ class Pages:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._objective = settings.probes.min_recall
         self._runbook = Runbook.of(settings.incidents)
         self._templates = Environment(
             loader=PackageLoader("streams.console"),
@@ -70,7 +68,7 @@ class Pages:
         self._templates.filters.update(
             class_name=lambda label, classes: words.class_name(classes, label),
             figure=words.figure,
-            interval=self._interval,
+            interval=lambda probe, least: plots.interval(probe.low, probe.recall, probe.high, least),
             limit=_limit,
             milliseconds=_milliseconds,
             moment=words.moment,
@@ -95,7 +93,9 @@ class Pages:
             model=model,
             models=[each.name for each in self._settings.models],
             pages=NAVIGATION,
-            objective=self._objective,
+            objective_of=lambda probe: (
+                None if model is None else self._settings.recall_objective(model, probe.attack, probe.kind)
+            ),
             link=lambda path, query="": self.link(path, model, query),
             verdicts=words.VERDICTS,
             **values,
@@ -170,10 +170,6 @@ class Pages:
                 for place, (label, count) in enumerate(counts)
             ],
         }
-
-    def _interval(self, probe: ProbeSummary) -> Markup:
-        objective = self._objective if probe.kind in ("burst", "campaign") else None
-        return plots.interval(probe.low, probe.recall, probe.high, objective)
 
 
 def chosen(signals: Sequence[SignalMessage]) -> list[tuple[str, SignalMessage]]:

@@ -154,9 +154,7 @@ class ProbeRoom:
 
     async def _page(self, request: web.Request, watch: Watch, problem: str = "", status: int = 200) -> web.Response:
         look, probes = await watch.look(), await self.look(watch)
-        settings = self.front.settings.probes
-        own = watch.model.objectives
-        objective = settings.min_recall if own.recall is None else own.recall
+        settings, own = self.front.settings.probes, watch.model.objectives.recall
         return self.front.page(
             request,
             "probes.html",
@@ -164,13 +162,14 @@ class ProbeRoom:
             model=watch.model,
             problem=problem,
             look=look,
+            objective=settings.min_recall if own is None else own,
             matrix=probes.matrix,
             courses=[
                 (
                     course,
                     plots.course(
                         course.recall,
-                        None if course.kind in ALARMS else own.recall_of.get(course.attack, objective),
+                        self.front.settings.recall_objective(watch.model, course.attack, course.kind),
                         "recall",
                     ),
                     plots.course(course.robust, None, "robust accuracy") if course.robust else "",

@@ -31,6 +31,7 @@ from streams.config import (
     KafkaSettings,
     ModelSettings,
     NotifySettings,
+    ObjectiveSettings,
     ProbeSettings,
     RedisSettings,
     Settings,
@@ -335,9 +336,13 @@ def serve(redis_url: str) -> Iterator[Serve]:
         runbook: dict[str, str] | None = None,
         notify: NotifySettings | None = None,
         tokens: Path | None = None,
+        objectives: ObjectiveSettings | None = None,
     ) -> Served:
         settings = Settings(
-            models=tuple(ModelSettings(name=name, topic=topic, bundle="none") for name in models),
+            models=tuple(
+                ModelSettings(name=name, topic=topic, bundle="none", objectives=objectives or ObjectiveSettings())
+                for name in models
+            ),
             redis=RedisSettings(url=redis or redis_url),
             kafka=KafkaSettings(bootstrap=kafka),
             console=ConsoleSettings(),

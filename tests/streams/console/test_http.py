@@ -22,7 +22,7 @@ from redis import Redis
 
 from detectors.schema import FeatureSchema
 from streams import embedded
-from streams.config import ConsoleSettings, DestinationSettings, NotifySettings
+from streams.config import ConsoleSettings, DestinationSettings, NotifySettings, ObjectiveSettings
 from streams.console.access import Access, read_token
 from streams.console.front import HEADERS
 from streams.errors import ConfigError
@@ -286,6 +286,21 @@ def test_acknowledge_resolve_and_reopen_by_form(scene: Fixture, serve: Fixture, 
     page = session.post(f"{here}/reopen", data={"csrf": mark, "by": "ada"}, timeout=10)
     assert 'id="acknowledge"' in page.text
     assert IncidentService(redis, "digits").show(name).incident.state == "new"
+
+
+def test_recall_is_held_against_the_objectives_of_the_model(scene: Fixture, serve: Fixture) -> None:
+    scene.worker()
+    scene.probe("transfer_pgd", recall=0.85)
+    scene.probe("hop_skip_jump", "campaign", recall=0.55)
+    scene.probe("nes", "campaign", recall=0.85)
+    scene.probe("model_copy", "extraction", recall=0.1)
+    low = re.compile(r'<tr data-key="(\w+)">(?:(?!</tr>).)*class="recall low"', re.DOTALL)
+    for path in ("/", "/probes"):
+        assert low.findall(serve().get(path).text) == ["hop_skip_jump"], "80 % of bursts and campaigns by default"
+        own = ObjectiveSettings(recall=0.9, recall_of={"hop_skip_jump": 0.5, "model_copy": 0.2})
+        page = serve(objectives=own).get(path).text
+        assert sorted(low.findall(page)) == ["model_copy", "nes", "transfer_pgd"]
+    assert "the objective: 90 % of each attack" in page
 
 
 def test_what_ended_by_itself_is_judged_by_form(scene: Fixture, serve: Fixture, redis: Redis) -> None:
