@@ -416,7 +416,7 @@ def _report(
             "client-opposite": float(thresholds[1]),
             "index-cluster": float(thresholds[2]),
             "input-sequence": float(thresholds[3]),
-            "page_factor": decision.policy.page_factor,
+            "page_score": decision.policy.page_score,
         },
         fastest=decision.fastest,
         repeaters=tuple(client_name(int(name)) for name in names) if real else (),

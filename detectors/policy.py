@@ -16,20 +16,26 @@ class Policy:
     ----------
     mode : {"tickets", "at-once", "intent"}
         ``tickets``: nothing pages. ``at-once``: crossing pages. ``intent``: a cluster opens a ticket, and pages when
-        the intent test speaks too; the sequential test pages by itself.
-    page_factor : float
-        Ticket thresholds of clusters times this are their paging thresholds.
+        the intent test speaks clearly enough too; the sequential test pages by itself.
+    page_score : float
+        What the intent test's score must be of what the test itself asks for (`IntentVerdict.ratio`), 1 or more.
     index_pages : bool
-        Whether the index may page at all, and `index_factor` as above.
+        Whether the index may page at all.
+    index_factor : float
+        ``at-once``: the index's ticket threshold times this is its paging threshold.
+    index_score : float
+        ``intent``: `page_score` of a cluster of the index.
     """
 
     mode: Mode = "tickets"
-    page_factor: float = 1.0
+    page_score: float = 1.0
     index_pages: bool = False
     index_factor: float = 1.0
+    index_score: float = 1.0
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
             raise ValueError(f"mode {self.mode!r} is none of {', '.join(get_args(Mode))}")
-        if not (self.page_factor >= 1.0 and self.index_factor >= 1.0):
-            raise ValueError(f"paging factors {self.page_factor} and {self.index_factor} must be 1 or more")
+        for name in ("page_score", "index_factor", "index_score"):
+            if not getattr(self, name) >= 1.0:
+                raise ValueError(f"{name} {getattr(self, name)} must be 1 or more")

@@ -140,7 +140,7 @@ def recalibrate(
                     strict=True,
                 )
             ),
-            "page_factor": decision.policy.page_factor,
+            "page_score": decision.policy.page_score,
         },
         fastest=decision.fastest,
         repeaters=tuple(client_name(int(name)) for name in np.unique(past.weeks.clients[past.repeating])),
@@ -191,7 +191,7 @@ def _moved(before: Decision, after: Decision) -> str:
     """Thresholds that differ, in words."""
     names = ("client-cluster", "client-opposite", "index-cluster", "input-sequence")
     pairs = [*zip(names, before.thresholds.tolist(), after.thresholds.tolist(), strict=True)]
-    pairs.append(("page_factor", before.policy.page_factor, after.policy.page_factor))
+    pairs.append(("page_score", before.policy.page_score, after.policy.page_score))
     return ", ".join(f"{name} from {old:.4g} to {new:.4g}" for name, old, new in pairs if old != new)
 
 

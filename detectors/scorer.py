@@ -25,7 +25,7 @@ from detectors.single import Single, part_of
 #: Columns of `Verdicts.statistics`.
 TESTS = ("client-cluster", "client-opposite", "input-sequence", "index-cluster")
 #: Version of what `Ensemble.arrays` and `Ensemble.settings` hold.
-CONTENT_VERSION = 1
+CONTENT_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,8 +128,8 @@ class Ensemble:
     def _statistics(self, trace: NDArray[Any]) -> NDArray[np.float64]:
         policy, thresholds = self.policy, self.tables.thresholds
         found = np.empty((len(trace), len(TESTS)))
-        found[:, 0] = trace["evidence_a"] / (thresholds[0] * policy.page_factor)
-        found[:, 1] = trace["evidence_b"] / (thresholds[1] * policy.page_factor)
+        found[:, 0] = trace["evidence_a"] / thresholds[0]
+        found[:, 1] = trace["evidence_b"] / thresholds[1]
         found[:, 2] = trace["sequence"] / thresholds[3]
         found[:, 3] = trace["index_evidence"] / (thresholds[2] * policy.index_factor)
         return found

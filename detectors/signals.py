@@ -57,41 +57,47 @@ class Teller:
 
     def _crossed(self, row: int, place: int, index: bool) -> Signal:
         """A cluster has crossed its ticket threshold: a ticket, or a page where nothing else is asked for."""
-        pages = self.ensemble.policy.mode == "at-once" and self._loud_enough(row, index)
+        pages = self.ensemble.policy.mode == "at-once" and self._loud_enough(row, index, math.inf)
         if place >= 0:
             head = self.memory.pool.heads[place]
             head["told"], head["paged"] = head["size"], pages
-        return self._cluster(row, place, index, Level.PAGE if pages else Level.TICKET, None)
+        return self._cluster(row, place, index, Level.PAGE if pages else Level.TICKET, None, math.inf)
 
     def _checked(self, row: int, place: int, index: bool) -> Signal | None:
         """A cluster beyond its ticket threshold has reached a size at which intent is judged."""
         head, mode = self.memory.pool.heads[place], self.ensemble.policy.mode
         size, told, paged = int(head["size"]), int(head["told"]), bool(head["paged"])
         verdict = judge(self.ensemble.intent, self.memory, place)
-        speaks = mode == "at-once" or (mode == "intent" and verdict.page)
-        pages = not paged and speaks and self._loud_enough(row, index)
+        clear = {"at-once": math.inf, "intent": verdict.ratio, "tickets": 0.0}[mode]
+        pages = not paged and self._loud_enough(row, index, clear)
         head["check"] = 2 * size if paged or pages else next_check(size)
         if not pages and size < 2 * told:
             return None
         head["told"], head["paged"] = size, paged or pages
-        return self._cluster(row, place, index, Level.PAGE if paged or pages else Level.TICKET, verdict)
+        level = Level.PAGE if paged or pages else Level.TICKET
+        return self._cluster(row, place, index, level, verdict, math.inf if paged else clear)
 
-    def _loud_enough(self, row: int, index: bool) -> bool:
+    def _loud_enough(self, row: int, index: bool, clear: float) -> bool:
         """Whether the row's cluster is beyond its paging threshold, where it has one.
 
-        A cluster of the index has one of its own only where enough partition-weeks were seen. Else it may page at a row
-        whose client is beyond the client's: such pages count, and were counted, among those of client-weeks.
+        `clear` is how clearly the intent test speaks; infinite where it isn't asked, or has spoken already. A cluster
+        of the index has one of its own only where enough partition-weeks were seen. Else it may page at a row whose
+        client is beyond the client's: such pages count, and were counted, among those of client-weeks.
         """
-        policy = self.ensemble.policy
         statistic, threshold, _ = self._evidence(row, index=False)
-        client = statistic > threshold * policy.page_factor
-        return client or (index and self._index_alone(row))
+        client = statistic > threshold and clear >= self.ensemble.policy.page_score
+        return client or (index and self._index_alone(row, clear))
 
-    def _index_alone(self, row: int) -> bool:
+    def _asked(self, verdict: IntentVerdict, index: bool) -> float:
+        """The score from which the cluster pages."""
+        policy = self.ensemble.policy
+        return verdict.measures["needed"] * (policy.index_score if index and policy.index_pages else policy.page_score)
+
+    def _index_alone(self, row: int, clear: float) -> bool:
         """Whether a cluster of the index is beyond a paging threshold of its own."""
         policy = self.ensemble.policy
         statistic, threshold, _ = self._evidence(row, index=True)
-        return policy.index_pages and statistic > threshold * policy.index_factor
+        return policy.index_pages and statistic > threshold * policy.index_factor and clear >= policy.index_score
 
     def _evidence(self, row: int, index: bool) -> tuple[float, float, float]:
         """The larger statistic of a row's cluster, its ticket threshold, and the p-value of the row in it."""
@@ -103,7 +109,9 @@ class Teller:
             return a, float(thresholds[0]), float(trace["p_a"][row])
         return b, float(thresholds[1]), float(trace["p_b"][row])
 
-    def _cluster(self, row: int, place: int, index: bool, level: Level, verdict: IntentVerdict | None) -> Signal:
+    def _cluster(
+        self, row: int, place: int, index: bool, level: Level, verdict: IntentVerdict | None, clear: float
+    ) -> Signal:
         columns, pool, policy = self.scored.columns, self.memory.pool, self.ensemble.policy
         statistic, threshold, pvalue = self._evidence(row, index)
         if place >= 0:
@@ -120,9 +128,9 @@ class Teller:
             reasons.append(_intent_reason(verdict))
         by_intent = level == Level.PAGE and policy.mode == "intent"
         if level == Level.PAGE:
-            threshold *= policy.index_factor if index else policy.page_factor
+            threshold *= policy.index_factor if index else 1.0
         kind = "index" if index else "query"
-        leans = index and level == Level.PAGE and not self._index_alone(row)
+        leans = index and level == Level.PAGE and not self._index_alone(row, clear)
         return self._signal(
             row,
             rule=f"{kind}-intent" if by_intent else f"{kind}-cluster",
@@ -135,7 +143,7 @@ class Teller:
             members=members,
             member_clients=clients,
             reasons=(*reasons, *self._detector_reasons(row)),
-            measures={} if verdict is None else dict(verdict.measures),
+            measures={} if verdict is None else {**verdict.measures, "asked": self._asked(verdict, index)},
             rests_on=int(columns.rows[row]["client"]) if leans else ANONYMOUS,
         )
 

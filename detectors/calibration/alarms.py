@@ -9,15 +9,17 @@ one, and never falls.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-#: Rules whose statistic belongs to one client, and those of them that the intent test spoke for.
-CLUSTER_RULES, INTENT_RULES = ("query-cluster", "query-intent"), ("query-intent",)
+from detectors.queries.intent import clearness
+
+#: Rules whose statistic belongs to one client.
+CLUSTER_RULES = ("query-cluster", "query-intent")
 SEQUENCE_RULE = "input-sequence"
 
 
@@ -32,8 +34,8 @@ class FalseAlarm:
         Broker time of its last signal, microseconds.
     same, opposite, sequence : float
         Evidence of clusters (A and B), and of the sequential test; 0 where none spoke.
-    spoke_same, spoke_opposite : float
-        The evidence where the intent test spoke too.
+    spoke : float
+        How clearly the intent test spoke (`detectors.queries.intent.clearness`).
     """
 
     client: int
@@ -41,37 +43,33 @@ class FalseAlarm:
     same: float = 0.0
     opposite: float = 0.0
     sequence: float = 0.0
-    spoke_same: float = 0.0
-    spoke_opposite: float = 0.0
+    spoke: float = 0.0
 
     @classmethod
     def of(
         cls,
         client: int,
         time: int,
-        said: Iterable[tuple[str, float, float]],
+        said: Iterable[tuple[str, float, float, Mapping[str, float]]],
         tickets: NDArray[np.float64],
-        page_factor: float,
     ) -> Self:
-        """From (rule, statistic, threshold) of signals.
+        """From (rule, statistic, threshold, measures) of signals.
 
-        The threshold tells evidence A from evidence B: it is the ticket threshold of one of them, `tickets` (2,), or
-        that times `page_factor`. What crossed neither, and rules of many clients, say nothing here.
+        The threshold tells evidence A from evidence B: it is the ticket threshold of one of them, `tickets` (2,). What
+        crossed neither, and rules of many clients, say nothing here.
         """
         most: dict[str, float] = {}
-        for rule, statistic, threshold in said:
+        for rule, statistic, threshold, measures in said:
+            found = {}
             if rule == SEQUENCE_RULE:
-                names = ["sequence"]
+                found["sequence"] = statistic
             elif rule in CLUSTER_RULES:
-                crossed = np.isclose(threshold, np.outer((1.0, page_factor), tickets), rtol=1e-9).any(axis=0)
-                if not crossed.any():
-                    continue
-                side = "same" if crossed[0] else "opposite"
-                names = [side, f"spoke_{side}"] if rule in INTENT_RULES else [side]
-            else:
-                continue
-            for name in names:
-                most[name] = max(most.get(name, 0.0), statistic)
+                crossed = np.isclose(threshold, tickets, rtol=1e-9)
+                if crossed.any():
+                    found["same" if crossed[0] else "opposite"] = statistic
+                    found["spoke"] = clearness(measures)
+            for name, value in found.items():
+                most[name] = max(most.get(name, 0.0), value)
         return cls(client, time, **most)
 
     def strength(self, scales: NDArray[np.float64]) -> float:
@@ -82,7 +80,7 @@ class FalseAlarm:
 
     def merged(self, other: FalseAlarm) -> FalseAlarm:
         """Both, of one client in one week, as one."""
-        names = ("same", "opposite", "sequence", "spoke_same", "spoke_opposite")
+        names = ("same", "opposite", "sequence", "spoke")
         return FalseAlarm(
             self.client,
             max(self.time, other.time),

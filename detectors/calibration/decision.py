@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ from detectors.signals import client_name
 
 #: Tickets a week that are accepted from ordinary clients: this share of them, or N if that is more.
 TICKET_SHARE = 0.01
+#: The two statistics that page in intent mode share one count. How clearly the intent test speaks goes in with this
+#: power, so that a client that is odd in the sequential test (by a factor of 5, say) hardly moves what intent needs.
+CLEAR_POWER = 8
 #: Largest logarithm of a sequential statistic.
 LARGEST_LOG = 640.0
 #: The index's ticket threshold is at least what three rows of full gain bring.
@@ -146,14 +149,14 @@ def decide(
     elif rank:
         thresholds[:2] = _tickets(history, yardstick, budget, coming)
         tested, shared = history.intentions(tables._replace(thresholds=thresholds), intent, progress)
-        statistics, scales = [np.log1p(history.sequence), tested], np.array([yardstick.scales[2], 1.0])
-        found = combine(statistics, scales, rank, coming, shares.clients)
+        statistics = [np.log1p(history.sequence), tested**CLEAR_POWER]
+        found = combine(statistics, np.array([yardstick.scales[2], 1.0]), rank, coming, shares.clients)
         thresholds[3] = found.values[0]
         reason = (
             f"{len(np.unique(history.weeks.clients[history.repeating]))} of {distinct} benign clients repeat "
             "themselves, so a cluster pages only when the intent test speaks too"
         )
-        policy = Policy("intent", max(1.0, float(found.values[1])))
+        policy = Policy("intent", max(1.0, float(found.values[1]) ** (1.0 / CLEAR_POWER) * ROUNDING))
     else:
         ordinary, accepted = _ordinary(history), _accepted(budget, coming)
         ticket_rank = max(1, order_statistics.best_rank(coming, int(ordinary.sum()), accepted))
@@ -168,7 +171,7 @@ def decide(
     crossed = history.sequence > thresholds[3]
     beyond = {
         "at-once": crossed | (strength > 1.0),
-        "intent": crossed | (tested > policy.page_factor),
+        "intent": crossed | (tested >= policy.page_score),
         "tickets": ~everyone,
     }[policy.mode]
     tickets = (strength > 1.0) | crossed
@@ -225,13 +228,16 @@ def _why_not(real: bool, units: int, needed: int, coming: int, shares: Split) ->
 
 
 def _index_policy(policy: Policy, shares: Split, strengths: NDArray[np.float64], partitions: int) -> Policy:
-    """The same policy with the index's paging factor, where it may page; strengths (u,) of partition-weeks."""
+    """The same policy with what the index needs to page, where it may; strengths (u,) of partition-weeks."""
     if not shares.index_pages or policy.mode == "tickets":
         return policy
     found = order_statistics.threshold(strengths, partitions, shares.index, shares.index_risk)
     if found is None:
         return policy
-    return Policy(policy.mode, policy.page_factor, True, max(1.0, found.value))
+    least = max(1.0, found.value * ROUNDING)
+    if policy.mode == "intent":
+        return replace(policy, index_pages=True, index_score=least)
+    return replace(policy, index_pages=True, index_factor=least)
 
 
 def _fastest(tables: Tables, thresholds: NDArray[np.float64], policy: Policy) -> dict[str, int | None]:
@@ -245,9 +251,7 @@ def _fastest(tables: Tables, thresholds: NDArray[np.float64], policy: Policy) ->
         found["page by cluster evidence"] = ticket
     elif policy.mode == "intent" and ticket is not None:
         kept = max(1, math.ceil(walking.KEEP_FROM * lowest / gain))
-        found["page by the intent test"] = max(
-            kept + walking.FIRST_CHECK, 2 + math.floor(lowest * policy.page_factor / gain)
-        )
+        found["page by the intent test"] = max(kept + walking.FIRST_CHECK, ticket)
     found[f"{word} by single inputs"] = updates_to_cross(float(thresholds[3]), float(tables.evalue.max()))
     return found
 

@@ -65,8 +65,8 @@ class History:
         When the first week begins, and how long one is, microseconds.
     alarm : bool (m,)
         Units that rest on approved false alarms: they set no ticket threshold.
-    spoke : float64 (m, 2)
-        Of those: evidence A and B where the intent test spoke.
+    spoke : float64 (m,)
+        Of those: how clearly the intent test spoke, as `intentions` tells it.
     counted : int
         Units that the replayed rows made; the ranks of thresholds follow from their number.
     """
@@ -145,7 +145,7 @@ class History:
             start=start,
             week_us=week_us,
             alarm=np.zeros(len(units), dtype=np.bool_),
-            spoke=np.zeros((len(units), 2)),
+            spoke=np.zeros(len(units)),
             counted=len(units),
         )
 
@@ -173,7 +173,7 @@ class History:
             same=grown("same"),
             opposite=grown("opposite"),
             sequence=grown("sequence"),
-            spoke=np.concatenate([self.spoke, [(alarm.spoke_same, alarm.spoke_opposite) for alarm in alarms]]),
+            spoke=grown("spoke"),
             alarm=np.concatenate([self.alarm, np.ones(len(alarms), dtype=np.bool_)]),
             repeating=np.concatenate([self.repeating, np.zeros(len(alarms), dtype=np.bool_)]),
         )
@@ -181,12 +181,11 @@ class History:
     def intentions(
         self, tables: Tables, intent: IntentTest, progress: Progress
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """How strong each client-week (m,), and each partition-week (u,), was where the intent test would have paged.
-
-        Strength is evidence over ticket threshold; 0 where the test never paged. It runs as it does in production, but
+        """How clearly the intent test spoke at most (`IntentVerdict.ratio`) in each client-week (m,) and partition-week
+        (u,), of clusters beyond their ticket thresholds; 0 where it never did. It runs as it does in production, but
         goes on after a page.
         """
-        clients, index, packed = (self.spoke / tables.thresholds[:2]).max(axis=1), [], tables.packed()
+        clients, index, packed = self.spoke.copy(), [], tables.packed()
         for done, (columns, unit, week) in enumerate(self.parts):
             trace = walking.empty_trace(len(unit))
             memory = memory_for(columns, self.index_rows, POOL_PLACES)
@@ -195,14 +194,12 @@ class History:
                 for kind, place, owner in events:
                     if kind in (walking.CLUSTER_CHECK, walking.INDEX_CHECK) and pool.heads["owner"][place] == owner:
                         pool.heads["check"][place] = next_check(int(pool.heads["size"][place]))
-                        if judge(intent, memory, int(place)).page:
-                            strength = float(pool.heads["strength"][place])
-                            if kind == walking.INDEX_CHECK:
-                                shared[row] = strength
-                                a, b = trace["evidence_a"][row], trace["evidence_b"][row]
-                                strength = float(max(a / tables.thresholds[0], b / tables.thresholds[1]))
-                            if unit[row] >= 0:
-                                clients[unit[row]] = max(clients[unit[row]], strength)
+                        clear = judge(intent, memory, int(place)).ratio
+                        if kind == walking.INDEX_CHECK and trace["index_evidence"][row] > tables.thresholds[2]:
+                            shared[row] = clear
+                        own = np.array([trace["evidence_a"][row], trace["evidence_b"][row]])
+                        if unit[row] >= 0 and np.any(own > tables.thresholds[:2]):
+                            clients[unit[row]] = max(clients[unit[row]], clear)
                 if row % 64 == 0:
                     progress("trying the intent test on benign clusters", (done + row / len(unit)) / len(self.parts))
             index.append(_week_maxima(shared, week, self.weeks.whole_weeks))

@@ -53,6 +53,8 @@ PROGRESS_FLOOR_SHARE = 0.5
 PATIENCE_SIZE, PATIENCE_STEP = 1024, 0.25
 #: One part alone pages at this value.
 PROGRESS_SCALE, FOLLOWING_SCALE, BISECTION_SCALE = 2.6, 1.6, 1.3
+#: Clearer than this is not told apart.
+MOST_CLEAR = 1e6
 #: Added to distances before a logarithm, in standard deviations.
 DISTANCE_FLOOR = 1e-6
 
@@ -76,6 +78,17 @@ class IntentVerdict:
 
     page: bool
     measures: dict[str, float]
+
+    @property
+    def ratio(self) -> float:
+        """The score over what is needed where the cluster pages, else 0; at most `MOST_CLEAR`: how clearly the test
+        speaks."""
+        return clearness(self.measures)
+
+
+def clearness(measures: Mapping[str, float]) -> float:
+    """`IntentVerdict.ratio` from the verdict's measures, which signals carry; 0 where there are none."""
+    return min(MOST_CLEAR, measures["score"] / measures["needed"]) if measures.get("page") else 0.0
 
 
 @dataclass(frozen=True, slots=True)

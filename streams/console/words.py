@@ -87,11 +87,22 @@ def _progress(value: float, said: Said) -> Measure:
         f"the queries move the model's answer {_number(abs(value), 1)} standard deviations "
         f"{'more' if value >= 0 else 'less'} than random steps of the same size would"
     )
-    needed = f"{PROGRESS_SCALE} alone is enough"
+    enough = _alone(PROGRESS_SCALE, said)
+    needed = f"{_number(enough, 1)} alone is enough"
     counts = _counted(said)
     if value > 0 and not counts:
         text += "; not counted, they have come too little nearer to the boundary for that"
-    return Measure("Progress", _number(value, 2), needed, value >= PROGRESS_SCALE and counts, text)
+    return Measure("Progress", _number(value, 2), needed, value >= enough and counts, text)
+
+
+def _asked(said: Said) -> float:
+    """The sum from which the cluster pages; thresholds of this site may ask for more than the test itself."""
+    return said.get("asked", said.get("needed", 1.0))
+
+
+def _alone(scale: float, said: Said) -> float:
+    """What one part must reach if the others are 0."""
+    return scale * math.sqrt(_asked(said))
 
 
 def _counted(said: Said) -> bool:
@@ -101,27 +112,29 @@ def _counted(said: Said) -> bool:
     return "score" not in said or said["score"] - rest > 1e-9
 
 
-def _following(value: float, _: Said) -> Measure:
+def _following(value: float, said: Said) -> Measure:
     text = "the queries do not keep nearer to the model's decision boundary than random steps would"
     if value < 0:
         text = f"the queries keep {_times(-value)} nearer to the model's decision boundary than random steps would"
-    needed = f"−{FOLLOWING_SCALE} alone is enough"
-    return Measure("Boundary following", _number(value, 2), needed, value <= -FOLLOWING_SCALE, text)
+    enough = _alone(FOLLOWING_SCALE, said)
+    needed = f"−{_number(enough, 1)} alone is enough"
+    return Measure("Boundary following", _number(value, 2), needed, value <= -enough, text)
 
 
-def _bisection(value: float, _: Said) -> Measure:
+def _bisection(value: float, said: Said) -> Measure:
     text = "no two queries with different answers lie nearer together than the usual step"
     if value < 0:
         text = f"two queries with different answers lie {_times(-value)} nearer together than the usual step"
-    needed = f"−{BISECTION_SCALE} alone is enough"
-    return Measure("Bisection", _number(value, 2), needed, value <= -BISECTION_SCALE, text)
+    enough = _alone(BISECTION_SCALE, said)
+    needed = f"−{_number(enough, 1)} alone is enough"
+    return Measure("Bisection", _number(value, 2), needed, value <= -enough, text)
 
 
 def _score(value: float, said: Said) -> Measure:
     text = (
         "progress, boundary following and bisection taken together (each as a share of what is enough alone, squared)"
     )
-    needed = said.get("needed", 1.0)
+    needed = _asked(said)
     return Measure("Sum of the three", _number(value, 2), f"at least {needed:.3g}", value >= needed, text)
 
 
@@ -135,7 +148,7 @@ _MEASURES: dict[str, Callable[[float, Said], Measure]] = {
     "score": _score,
 }
 #: Parts of the decision that only explain other parts.
-_SILENT = ("page", "following_p", "cut_links", "lost_margin", "needed")
+_SILENT = ("page", "following_p", "cut_links", "lost_margin", "needed", "asked")
 
 
 def _times(log_ratio: float) -> str:
@@ -190,11 +203,12 @@ def missing(incident: Incident) -> str:
     if incident.repeater:
         return "This would have paged, but the client is approved as a repeater: nobody was called."
     if any(rule.endswith("-intent") for rule in incident.rules):
-        return "The intent test spoke, but the evidence did not reach the paging threshold."
+        return "The intent test spoke, but no more clearly than it does of clients of this site that are harmless."
     if any(rule.endswith("-cluster") for rule in incident.rules):
         return (
             "A ticket, nobody was called: near-identical queries alone also come from sensors, retries and what-if "
-            "users. It becomes a page when the intent test finds that the queries work towards another answer."
+            "users. It becomes a page when the intent test finds clearly enough that the queries work towards another "
+            "answer."
         )
     return "A ticket, nobody was called: the evidence is above the ticket's threshold and below the page's."
 

@@ -27,9 +27,8 @@ def approved(service: IncidentService, ensemble: Ensemble) -> list[FalseAlarm]:
                 FalseAlarm.of(
                     int(incident.entity_id, 16),
                     max(one.time for one in own),
-                    [(one.rule, one.statistic, one.threshold) for one in own],
+                    [(one.rule, one.statistic, one.threshold, one.measures) for one in own],
                     ensemble.tables.thresholds[:2],
-                    ensemble.policy.page_factor,
                 )
             )
     return found

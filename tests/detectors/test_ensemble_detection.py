@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from detectors.contract import Batch, Level, Reference, Signal, Technique
 from detectors.ensemble import fit
 from detectors.errors import FitError, SchemaError
+from detectors.policy import Policy
 from detectors.queries.memory import MEMBERS, Memory
 from detectors.scorer import Ensemble
 from detectors.signals import member_order, next_check
@@ -347,6 +348,25 @@ def test_ticket_comes_first_and_becomes_a_page_with_the_measures_of_intent(paged
     assert page.technique == Technique.CRAFT_BLACK_BOX
     assert page.statistic > page.threshold
     assert sorted(levels) == levels  # a page is never taken back
+
+
+def test_a_page_needs_the_intent_test_to_speak_as_clearly_as_the_policy_asks(
+    ensemble: Ensemble, small_world: Any, home: Any
+) -> None:
+    attack = sent(home, small_world.boundary_walk(home, np.random.default_rng(61), 120), ATTACKER)
+
+    def told(least: float) -> tuple[Signal, ...]:
+        return signals_of(replace(ensemble, policy=Policy("intent", page_score=least)), attack)
+
+    first = next(signal for signal in told(1.0) if signal.level == Level.PAGE)
+    clear = first.measures["score"] / first.measures["needed"]
+    for least, pages in ((clear, True), (clear * 1.001, False), (1e9, False)):
+        signals = told(least)
+        (same,) = (signal for signal in signals if signal.row == first.row and signal.measures)
+        assert (same.level == Level.PAGE) is pages
+        assert same.measures["asked"] == pytest.approx(same.measures["needed"] * least)
+        assert signals[0].level == Level.TICKET
+        assert signals[0].row < first.row, "tickets do not ask"
 
 
 def test_members_are_rows_of_the_client_oldest_first_and_end_with_the_row_itself(paged: Any) -> None:

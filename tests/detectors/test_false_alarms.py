@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from detectors.calibration import decision, order_statistics
 from detectors.calibration.alarms import FalseAlarm, admitted
@@ -24,7 +26,7 @@ PILOT = 160
 BUDGET, COMING = 3, 30
 FIVE = st.floats(0.0, 50.0)
 ALARMS = st.lists(
-    st.builds(FalseAlarm, st.integers(1, 9), st.integers(0, 9 * WEEK), FIVE, FIVE, FIVE, FIVE, FIVE), max_size=30
+    st.builds(FalseAlarm, st.integers(1, 9), st.integers(0, 9 * WEEK), FIVE, FIVE, FIVE, FIVE), max_size=30
 )
 
 
@@ -37,7 +39,7 @@ def history(seed: int) -> History:
     return History(
         weeks=units, same=same, opposite=opposite, sequence=sequence, index=np.empty(0),
         repeating=np.zeros(PILOT, np.bool_), parts=(), index_rows=0, clients_a_week=PILOT, start=0, week_us=WEEK,
-        alarm=np.zeros(PILOT, np.bool_), spoke=np.zeros((PILOT, 2)), counted=PILOT,
+        alarm=np.zeros(PILOT, np.bool_), spoke=np.zeros(PILOT), counted=PILOT,
     )  # fmt: skip
 
 
@@ -48,6 +50,9 @@ class _Tables:
 
     def _replace(self, **_: Any) -> _Tables:
         return self
+
+    def packed(self) -> None:
+        return None
 
 
 def decided(past: History) -> Decision:
@@ -112,10 +117,36 @@ def test_what_the_pilot_replays_is_not_counted_twice_and_nothing_moves_where_not
 
 def test_evidence_is_told_by_the_threshold_that_it_crossed() -> None:
     tickets = np.array([10.0, 20.0])
-    said = [
-        ("query-cluster", 12.0, 10.0), ("query-intent", 33.0, 30.0), ("query-cluster", 25.0, 20.0),
-        ("input-sequence", 7.0, 5.0), ("index-cluster", 99.0, 10.0), ("query-cluster", 99.0, 11.0),
+    clear, unclear = {"score": 6.0, "needed": 1.25, "page": 1.0}, {"score": 9.0, "needed": 1.0, "page": 0.0}
+    said: list[tuple[str, float, float, dict[str, float]]] = [
+        ("query-cluster", 12.0, 10.0, {}), ("query-intent", 33.0, 10.0, clear), ("query-cluster", 25.0, 20.0, unclear),
+        ("input-sequence", 7.0, 5.0, {}), ("index-cluster", 99.0, 10.0, clear), ("query-cluster", 99.0, 11.0, clear),
     ]  # fmt: skip
-    found = FalseAlarm.of(7, 1, said, tickets, 3.0)
-    assert found == FalseAlarm(7, 1, same=33.0, opposite=25.0, sequence=7.0, spoke_same=33.0)
+    found = FalseAlarm.of(7, 1, said, tickets)
+    assert found == FalseAlarm(7, 1, same=33.0, opposite=25.0, sequence=7.0, spoke=4.8)
     assert found.strength(np.array([1.0, 100.0, 1.0])) == 33.0
+
+
+def of_repeaters(spoke: NDArray[np.float64], sequence: float) -> Decision:
+    """A pilot in which somebody repeats himself, so that intent is asked for."""
+    some = np.arange(PILOT) < 9
+    past = replace(history(0), repeating=some, spoke=spoke, sequence=np.where(some, np.expm1(sequence), 0.0))
+    return decided(past)
+
+
+def test_a_cluster_must_speak_more_clearly_than_benign_ones_do() -> None:
+    spoke = np.zeros(PILOT)
+    spoke[:5] = 7.0, 5.0, 3.0, 2.0, 1.5
+    made = of_repeaters(spoke, 0.5)
+    assert made.policy.mode == "intent"
+    worst = np.sort(spoke)[-made.count.rank]
+    assert made.policy.page_score == pytest.approx(max(1.0, worst), rel=1e-9)
+    assert made.policy.page_score > worst
+    assert np.count_nonzero(spoke >= made.policy.page_score) == np.count_nonzero(made.beyond) <= made.count.rank - 1
+    assert of_repeaters(np.zeros(PILOT), 0.5).policy.page_score == 1.0, "never less than the test itself asks for"
+
+
+def test_clients_that_are_odd_in_the_sequential_test_hardly_move_what_intent_needs() -> None:
+    made = of_repeaters(np.zeros(PILOT), 5.0)
+    assert made.policy.page_score == pytest.approx(5.0 ** (1 / 8), rel=1e-9)
+    assert made.thresholds[3] == pytest.approx(np.expm1(5.0), rel=1e-6)

@@ -17,7 +17,9 @@ CLIENT = 7
 THRESHOLDS = np.array([10.0, 10.0, 20.0, 5.0])
 
 
-def told(policy: Policy, index_evidence: float, *, index: bool = True, level: Level = Level.PAGE) -> Signal:
+def told(
+    policy: Policy, index_evidence: float, clear: float = np.inf, *, index: bool = True, level: Level = Level.PAGE
+) -> Signal:
     """The signal of one row of a client whose own evidence is beyond every paging threshold."""
     rows = np.zeros(1, dtype=[("client", "<u8"), ("offset", "<i8"), ("row", "<i4")])
     rows["client"] = CLIENT
@@ -41,22 +43,25 @@ def told(policy: Policy, index_evidence: float, *, index: bool = True, level: Le
         view=SimpleNamespace(nearest_own=np.zeros(1, dtype=np.int64), batch=batch),
     )
     memory: Any = SimpleNamespace(pool=None)
-    return Teller(ensemble, scored, trace, memory)._cluster(0, -1, index, level, None)  # type: ignore[arg-type]  # columns by name
+    return Teller(ensemble, scored, trace, memory)._cluster(0, -1, index, level, None, clear)  # type: ignore[arg-type]  # columns by name
 
 
 @pytest.mark.parametrize(
-    ("policy", "index_evidence", "rests_on"),
+    ("policy", "index_evidence", "clear", "rests_on"),
     [
-        (Policy("at-once"), 90.0, CLIENT),  # the index has no paging threshold of its own
-        (Policy("at-once", 1.0, True, 2.0), 30.0, CLIENT),  # and here has not reached it
-        (Policy("at-once", 1.0, True, 2.0), 41.0, ANONYMOUS),
-        (Policy("intent", 1.0, True, 1.0), 21.0, ANONYMOUS),
+        (Policy("at-once"), 90.0, np.inf, CLIENT),  # the index has no paging threshold of its own
+        (Policy("at-once", 1.0, True, 2.0), 30.0, np.inf, CLIENT),  # and here has not reached it
+        (Policy("at-once", 1.0, True, 2.0), 41.0, np.inf, ANONYMOUS),
+        (Policy("intent", 1.0, True), 21.0, 1.0, ANONYMOUS),
+        (Policy("intent", 1.0, True, index_score=3.0), 90.0, 2.9, CLIENT),  # not clear enough for the index
+        (Policy("intent", 1.0, True, index_score=3.0), 21.0, 3.0, ANONYMOUS),
+        (Policy("intent"), 90.0, 9.0, CLIENT),
     ],
 )
 def test_a_page_of_the_index_rests_on_the_rows_client_unless_it_stands_alone(
-    policy: Policy, index_evidence: float, rests_on: int
+    policy: Policy, index_evidence: float, clear: float, rests_on: int
 ) -> None:
-    signal = told(policy, index_evidence)
+    signal = told(policy, index_evidence, clear)
     assert signal.rule.startswith("index-")
     assert signal.rests_on == rests_on
 
