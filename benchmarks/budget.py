@@ -47,6 +47,7 @@ from benchmarks import report
 from benchmarks.repeaters import KINDS, Site
 from benchmarks.report import Figure, Target
 from detectors.calibration import repeaters as repeating_clients
+from detectors.calibration.decision import by_intent
 from detectors.calibration.drift import BLOCKS, RISK, TICKET_RISK, DriftWatch, crossing_limit
 from detectors.calibration.history import History, measure
 from detectors.calibration.order_statistics import best_rank
@@ -301,8 +302,8 @@ class Rule:
         intent = bool(pool.repeating[chosen].any())
         sequence = np.log1p(pool.sequence[chosen])
         if intent:
-            found = combine([sequence, pool.tested[chosen]], np.array([ceiling, 1.0]), rank, coming, BUDGET).values
-            return cls(True, np.array([found[0], max(1.0, found[1])]), ensemble, rank)
+            both, page_score = by_intent(sequence, pool.tested[chosen], ceiling, rank, coming, BUDGET)
+            return cls(True, np.array([both.values[0], page_score]), ensemble, rank)
         statistics = [pool.same[chosen], pool.opposite[chosen], sequence]
         found = combine(statistics, np.array([known[0], known[1], ceiling]), rank, coming, BUDGET).values
         return cls(False, found, ensemble, rank)
@@ -311,7 +312,7 @@ class Rule:
         """(u,) units that page."""
         sequence = np.log1p(units.sequence)
         if self.intent:
-            return np.asarray((sequence > self.paging[0]) | (units.tested > self.paging[1]))
+            return np.asarray((sequence > self.paging[0]) | (units.tested >= self.paging[1]))
         same, opposite = units.same > self.paging[0], units.opposite > self.paging[1]
         return np.asarray(same | opposite | (sequence > self.paging[2]))
 

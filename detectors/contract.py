@@ -296,8 +296,8 @@ class Verdicts:
     fused : float64 (n,)
         One conformal p-value a row, re-calibrated after fusion.
     statistics : float64 (n, T)
-        Each stream statistic of the row's client (or index) after the row, divided by its paging threshold: crossed
-        beyond 1. Of clusters: the one that the row joined; 0 where it joined none.
+        Each stream statistic of the row's client (or index) after the row, divided by its threshold: crossed beyond 1.
+        Of clusters: the one that the row joined, and its ticket threshold; 0 where it joined none.
     tests : tuple of str
         Names of the columns of `statistics`.
     levels : uint8 (n,)

@@ -13,7 +13,7 @@ from detectors.calibration.budget import Split, split
 from detectors.calibration.evalues import updates_to_cross
 from detectors.calibration.history import History
 from detectors.calibration.order_statistics import RISK, Threshold
-from detectors.calibration.thresholds import ROUNDING, combine, own_scales
+from detectors.calibration.thresholds import ROUNDING, Combined, combine, own_scales
 from detectors.contract import Progress
 from detectors.policy import Policy
 from detectors.queries import walk as walking
@@ -149,14 +149,15 @@ def decide(
     elif rank:
         thresholds[:2] = _tickets(history, yardstick, budget, coming)
         tested, shared = history.intentions(tables._replace(thresholds=thresholds), intent, progress)
-        statistics = [np.log1p(history.sequence), tested**CLEAR_POWER]
-        found = combine(statistics, np.array([yardstick.scales[2], 1.0]), rank, coming, shares.clients)
+        found, page_score = by_intent(
+            np.log1p(history.sequence), tested, float(yardstick.scales[2]), rank, coming, shares.clients
+        )
         thresholds[3] = found.values[0]
         reason = (
             f"{len(np.unique(history.weeks.clients[history.repeating]))} of {distinct} benign clients repeat "
             "themselves, so a cluster pages only when the intent test speaks too"
         )
-        policy = Policy("intent", max(1.0, float(found.values[1]) ** (1.0 / CLEAR_POWER) * ROUNDING))
+        policy = Policy("intent", page_score)
     else:
         ordinary, accepted = _ordinary(history), _accepted(budget, coming)
         ticket_rank = max(1, order_statistics.best_rank(coming, int(ordinary.sum()), accepted))
@@ -188,6 +189,24 @@ def decide(
         beyond=beyond,
         fastest=_fastest(tables, thresholds, policy),
     )
+
+
+def by_intent(
+    sequence: NDArray[np.float64], clear: NDArray[np.float64], scale: float, rank: int, coming: int, most: int
+) -> tuple[Combined, float]:
+    """What pages in intent mode: the threshold of ln(1 + R), and `Policy.page_score`, which share one count.
+
+    Parameters
+    ----------
+    sequence, clear : float64 (m,)
+        Of each client-week: largest ln(1 + R), and how clearly the intent test spoke (`History.intentions`).
+    scale : float
+        Of `sequence`, from other clients.
+    rank, coming, most : int
+        As `combine` takes them.
+    """
+    found = combine([sequence, clear**CLEAR_POWER], np.array([scale, 1.0]), rank, coming, most)
+    return found, max(1.0, float(found.values[1]) ** (1.0 / CLEAR_POWER) * ROUNDING)
 
 
 def _statistics(history: History, units: NDArray[np.bool_]) -> list[NDArray[np.float64]]:

@@ -315,7 +315,7 @@ class ProbeVerdict(msgspec.Struct, frozen=True):
     level: int
     """Highest `Level` that the probe client's overlay reached at this record (0 silent, 1 ticket, 2 page)."""
     ratio: float
-    """Largest statistic / paging threshold after this record."""
+    """Largest statistic over its threshold after this record; a cluster's is that of its ticket."""
     pvalues: dict[str, float]
     """Smallest p-value of each detector in this record."""
     fused: float
