@@ -31,11 +31,12 @@ TRAFFIC_SECONDS = 45
 
 MOMENTS = ("Apache Kafka's jars", "starting Apache Kafka", "fitting the surrogate")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
-#: When and how a starting demo is ended: every signal once, or everything in `make faults`.
+#: When and how a starting demo is ended: every signal once but Ctrl-C's, which another test sends from a terminal; or
+#: everything in `make faults`.
 ENDS = (
     list(itertools.product(MOMENTS, SIGNALS))
     if os.environ.get("VEDETTE_FAULTS") == "full"
-    else [(MOMENTS[0], SIGNALS[2]), (MOMENTS[1], SIGNALS[3]), (MOMENTS[1], SIGNALS[1]), (MOMENTS[2], SIGNALS[0])]
+    else [(MOMENTS[0], SIGNALS[2]), (MOMENTS[1], SIGNALS[3]), (MOMENTS[1], SIGNALS[1])]
 )
 
 COMMAND = [sys.executable, "-m", "streams.cli", "demo"]
