@@ -140,6 +140,17 @@ def test_measures_say_what_a_page_needs() -> None:
     assert words.measures({"progress": 2.6, "bisection": -1.3, "score": 2.0})[0].met
 
 
+def test_a_site_that_asks_for_more_says_so_of_every_part() -> None:
+    said = {"progress": 3.0, "following": -2.5, "bisection": -2.0, "score": 5.0, "needed": 1.0, "asked": 2.25}
+    told = {part.name: (part.needed, part.met) for part in words.measures(said)}
+    assert told == {
+        "Progress": ("3.9 alone is enough", False),
+        "Boundary following": ("−2.4 alone is enough", True),
+        "Bisection": ("−2.0 alone is enough", True),
+        "Sum of the three": ("at least 2.25", True),
+    }
+
+
 def test_atlas_links_only_for_techniques() -> None:
     assert words.atlas_link("AML.T0043.001") == "https://atlas.mitre.org/techniques/AML.T0043.001"
     assert words.atlas_link("AML.T0015") == "https://atlas.mitre.org/techniques/AML.T0015"
