@@ -167,7 +167,8 @@ def _with_alarms(
         return past, plain, (f"{len(alarms)} approved false alarms change nothing: nothing pages yet",)
     rank = plain.count.rank
     fresh = [alarm for alarm in alarms if not past.holds(alarm.client, alarm.time)]
-    taken = admitted(fresh, yardstick.scales, past.start, past.week_us, budget, rank)
+    asked = plain.policy.mode == "intent"
+    taken = admitted(fresh, yardstick.scales, past.start, past.week_us, budget, rank, intent=asked)
     told = [_counted(len(taken), len(alarms), len(alarms) - len(fresh), budget, rank)]
     if taken:
         past = past.with_alarms(taken)

@@ -82,7 +82,7 @@ class Teller:
 
         `clear` is how clearly the intent test speaks; infinite where it isn't asked, or has spoken already. A cluster
         of the index has one of its own only where enough partition-weeks were seen. Else it may page at a row whose
-        client is beyond the client's: such pages count, and were counted, among those of client-weeks.
+        client is beyond the client's: such pages count among those of client-weeks.
         """
         statistic, threshold, _ = self._evidence(row, index=False)
         client = statistic > threshold and clear >= self.ensemble.policy.page_score

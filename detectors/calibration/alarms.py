@@ -16,6 +16,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.calibration.thresholds import CLEAR_POWER
 from detectors.queries.intent import clearness
 
 #: Rules whose statistic belongs to one client.
@@ -72,11 +73,15 @@ class FalseAlarm:
                 most[name] = max(most.get(name, 0.0), value)
         return cls(client, time, **most)
 
-    def strength(self, scales: NDArray[np.float64]) -> float:
-        """The largest of evidence A, evidence B and ln(1 + sequence), over the scales (3,)."""
-        return max(
-            self.same / float(scales[0]), self.opposite / float(scales[1]), float(np.log1p(self.sequence) / scales[2])
-        )
+    def strength(self, scales: NDArray[np.float64], intent: bool) -> float:
+        """The largest of what pages, over the scales (3,) of evidence A, evidence B and ln(1 + sequence).
+
+        Where the intent test is asked, that is how clearly it spoke, as `by_intent` counts it, instead of evidence.
+        """
+        sequence = float(np.log1p(self.sequence) / scales[2])
+        if intent:
+            return max(self.spoke**CLEAR_POWER, sequence)
+        return max(self.same / float(scales[0]), self.opposite / float(scales[1]), sequence)
 
     def merged(self, other: FalseAlarm) -> FalseAlarm:
         """Both, of one client in one week, as one."""
@@ -89,14 +94,24 @@ class FalseAlarm:
 
 
 def admitted(
-    alarms: Sequence[FalseAlarm], scales: NDArray[np.float64], start: int, week_us: int, budget: int, rank: int
+    alarms: Sequence[FalseAlarm],
+    scales: NDArray[np.float64],
+    start: int,
+    week_us: int,
+    budget: int,
+    rank: int,
+    *,
+    intent: bool,
 ) -> list[FalseAlarm]:
-    """Those that count: one a client and week, at most `budget` a week, and `rank` - 1 in all, the weakest first."""
+    """Those that count: one a client and week, at most `budget` a week, and `rank` - 1 in all, the weakest first.
+
+    `intent`: whether the intent test is asked before a cluster pages.
+    """
     weeks: dict[tuple[int, int], FalseAlarm] = {}
     for alarm in alarms:
         place = (alarm.client, (alarm.time - start) // week_us)
         weeks[place] = alarm.merged(weeks[place]) if place in weeks else alarm
-    order = sorted(weeks.items(), key=lambda item: (item[1].strength(scales), item[1].time, item[1].client))
+    order = sorted(weeks.items(), key=lambda item: (item[1].strength(scales, intent), item[1].time, item[1].client))
     taken: Counter[int] = Counter()
     found: list[FalseAlarm] = []
     for (_, week), alarm in order:

@@ -13,7 +13,7 @@ from detectors.calibration.budget import Split, split
 from detectors.calibration.evalues import updates_to_cross
 from detectors.calibration.history import History
 from detectors.calibration.order_statistics import RISK, Threshold
-from detectors.calibration.thresholds import ROUNDING, Combined, combine, own_scales
+from detectors.calibration.thresholds import CLEAR_POWER, ROUNDING, Combined, combine, own_scales
 from detectors.contract import Progress
 from detectors.policy import Policy
 from detectors.queries import walk as walking
@@ -23,9 +23,6 @@ from detectors.signals import client_name
 
 #: Tickets a week that are accepted from ordinary clients: this share of them, or N if that is more.
 TICKET_SHARE = 0.01
-#: The two statistics that page in intent mode share one count. How clearly the intent test speaks goes in with this
-#: power, so that a client that is odd in the sequential test (by a factor of 5, say) hardly moves what intent needs.
-CLEAR_POWER = 8
 #: Largest logarithm of a sequential statistic.
 LARGEST_LOG = 640.0
 #: The index's ticket threshold is at least what three rows of full gain bring.

@@ -15,6 +15,10 @@ LEAST_SCALE = 1e-3
 #: Thresholds are this much larger than the product that they come from, so that rounding pages nobody.
 ROUNDING = 1.0 + 1e-12
 
+#: The two statistics that page in intent mode share one count. How clearly the intent test speaks goes in with this
+#: power, so that a client that is odd in the sequential test (by a factor of 5, say) hardly moves what intent needs.
+CLEAR_POWER = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Combined:

@@ -140,7 +140,7 @@ class Front:
                 text="without a token the console answers only under a loopback name; set console.tokens_file"
             )
         open_to_all = request.path in ("/login", "/health") or request.path.startswith("/static/")
-        if not open_to_all:
+        if not open_to_all or request.path == "/login":
             await self.access.prepare(request)
         if not open_to_all and not self.access.known(request):
             if _for_programs(request):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 from argon2 import PasswordHasher
-from argon2.exceptions import Argon2Error, InvalidHashError
+from argon2.exceptions import Argon2Error, InvalidHashError, VerifyMismatchError
 
 from streams.errors import ConfigError
 
@@ -94,7 +94,11 @@ class Tokens:
             state, line = self._state, self._lines.get(found.group(1))
         if line is None:
             return None
-        fits = self._fits(line, token)  # without the lock, for which requests of others would wait
+        try:
+            fits = self._fits(line, token)  # without the lock, for which requests of others would wait
+        except Argon2Error as error:  # no memory for it, say: the next try is another one
+            log.error("a token of %s could not be checked: %s", line.holder.name, error)
+            return None
         with self._lock:
             if self._state == state:
                 self._remember(digest, line.holder if fits else None)
@@ -129,7 +133,7 @@ class Tokens:
     def _fits(self, line: _Line, token: str) -> bool:
         try:
             return self._hasher.verify(line.digest, token)
-        except (Argon2Error, InvalidHashError):
+        except (VerifyMismatchError, InvalidHashError):
             return False
 
     def _refresh(self) -> None:

@@ -96,13 +96,15 @@ def test_strong_false_alarms_move_the_threshold_and_say_from_where_to_where() ->
 
 def test_at_most_n_a_week_count_and_fewer_than_the_rank_the_weakest_first() -> None:
     alarms = [FalseAlarm(client, week * WEEK + 1, same=float(client)) for client in range(1, 8) for week in (0, 5)]
-    few = admitted(alarms, SCALES, 0, WEEK, budget=2, rank=100)
+    few = admitted(alarms, SCALES, 0, WEEK, budget=2, rank=100, intent=False)
     assert sorted((one.client, one.time // WEEK) for one in few) == [(1, 0), (1, 5), (2, 0), (2, 5)]
-    assert len(admitted(alarms, SCALES, 0, WEEK, budget=2, rank=4)) == 3
-    assert admitted(alarms, SCALES, 0, WEEK, budget=2, rank=1) == []
-    assert admitted(alarms, SCALES, 0, WEEK, budget=0, rank=9) == []
+    assert len(admitted(alarms, SCALES, 0, WEEK, budget=2, rank=4, intent=False)) == 3
+    assert admitted(alarms, SCALES, 0, WEEK, budget=2, rank=1, intent=False) == []
+    assert admitted(alarms, SCALES, 0, WEEK, budget=0, rank=9, intent=False) == []
     twice = [FalseAlarm(1, 1, same=2.0), FalseAlarm(1, 9, opposite=3.0)]
-    assert admitted(twice, SCALES, 0, WEEK, budget=9, rank=9) == [FalseAlarm(1, 9, same=2.0, opposite=3.0)]
+    assert admitted(twice, SCALES, 0, WEEK, budget=9, rank=9, intent=False) == [
+        FalseAlarm(1, 9, same=2.0, opposite=3.0)
+    ]
 
 
 def test_what_the_pilot_replays_is_not_counted_twice_and_nothing_moves_where_nothing_pages() -> None:
@@ -124,7 +126,14 @@ def test_evidence_is_told_by_the_threshold_that_it_crossed() -> None:
     ]  # fmt: skip
     found = FalseAlarm.of(7, 1, said, tickets)
     assert found == FalseAlarm(7, 1, same=33.0, opposite=25.0, sequence=7.0, spoke=4.8)
-    assert found.strength(np.array([1.0, 100.0, 1.0])) == 33.0
+    assert found.strength(np.array([1.0, 100.0, 1.0]), intent=False) == 33.0
+
+
+def test_where_intent_is_asked_the_least_clear_come_first() -> None:
+    honest = [FalseAlarm(client, 1, same=200.0, spoke=1.3) for client in (1, 2, 3)]
+    clear = [FalseAlarm(client, 1, same=12.0, spoke=30.0) for client in (4, 5, 6)]
+    assert admitted([*clear, *honest], SCALES, 0, WEEK, budget=3, rank=4, intent=True) == honest
+    assert admitted([*clear, *honest], SCALES, 0, WEEK, budget=3, rank=4, intent=False) == clear
 
 
 def of_repeaters(spoke: NDArray[np.float64], sequence: float) -> Decision:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import requests
+from argon2.exceptions import VerificationError
 
 from streams.cli import invoke
 from streams.config import ConsoleSettings
@@ -194,6 +195,19 @@ def test_wrong_tokens_of_others_shut_out_nobody_who_was_known(serve: Fixture, fi
     assert served.get("/metrics", headers=bearer("wrong again")).status_code == 429
     assert served.get("/metrics", headers=bearer(made)).status_code == 200
     log_in(served, made)
+
+
+def test_a_token_that_could_not_be_checked_is_tried_again(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tokens.make(file, "ada", "viewer")
+    known = Tokens(file)
+
+    def out_of_memory(*_: Any) -> bool:
+        raise VerificationError("Memory allocation error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(tokens.PasswordHasher, "verify", out_of_memory)
+        assert known.holder(made) is None
+    assert known.holder(made) == Holder("ada", "viewer")
 
 
 def test_nobody_waits_while_a_token_is_hashed(
