@@ -88,8 +88,7 @@ def stages(ensemble: Ensemble, batch: Batch) -> list[tuple[str, Callable[[], Any
         return BatchView(single.frame, batch)
 
     known = view()
-    known.own_squared  # noqa: B018  (computed on first use)
-    known.single  # noqa: B018  (computed on first use)
+    _ = known.own_squared, known.single  # computed on first use
     scores = raw_scores(single.detectors, known)
     ranks = single.scores.ranks(scores, batch.labels)
     _, rank = single.fusion.fuse(ranks, single.scores.surprise)

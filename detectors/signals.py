@@ -75,12 +75,12 @@ class Teller:
             return None
         head["told"], head["paged"] = size, paged or pages
         level = Level.PAGE if paged or pages else Level.TICKET
-        return self._cluster(row, place, index, level, verdict, math.inf if paged else clear)
+        return self._cluster(row, place, index, level, verdict, clear)
 
     def _loud_enough(self, row: int, index: bool, clear: float) -> bool:
         """Whether the row's cluster is beyond its paging threshold, where it has one.
 
-        `clear` is how clearly the intent test speaks; infinite where it isn't asked, or has spoken already. A cluster
+        `clear` is how clearly the intent test speaks; infinite where it isn't asked. A cluster
         of the index has one of its own only where enough partition-weeks were seen. Else it may page at a row whose
         client is beyond the client's: such pages count among those of client-weeks.
         """

@@ -83,17 +83,9 @@ class Tokens:
 
     def holder(self, token: str) -> Holder | None:
         """Who may come in with a token; None for nobody. A token that is new costs a hash: some 20 ms."""
-        self._refresh()
-        found = _TOKEN.fullmatch(token)
-        if found is None:
-            return None
-        digest = hashlib.sha256(token.encode()).digest()
-        with self._lock:
-            if digest in self._checked or digest in self._refused:
-                return self._checked.get(digest)
-            state, line = self._state, self._lines.get(found.group(1))
+        holder, line, digest, state = self._claim(token)
         if line is None:
-            return None
+            return holder
         try:
             fits = self._fits(line, token)  # without the lock, for which requests of others would wait
         except Argon2Error as error:  # no memory for it, say: the next try is another one
@@ -106,19 +98,21 @@ class Tokens:
 
     def weighed(self, token: str) -> bool:
         """Whether `holder` needs no hash to tell whose token it is."""
-        self._refresh()
-        found = _TOKEN.fullmatch(token)
-        if found is None:
-            return True
-        digest = hashlib.sha256(token.encode()).digest()
-        with self._lock:
-            return found.group(1) not in self._lines or digest in self._checked or digest in self._refused
+        return self._claim(token)[1] is None
 
     def remembered(self, token: str) -> Holder | None:
         """Who may come in with a token that has come in before; costs no hash to guess at. None for nobody."""
+        return self._claim(token)[0]
+
+    def _claim(self, token: str) -> tuple[Holder | None, _Line | None, bytes, tuple[int, int]]:
+        """Who came in with a token before, the line to hash it for if that must be, its digest, the file's state."""
         self._refresh()
+        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+        found = _TOKEN.fullmatch(token)
         with self._lock:
-            return self._checked.get(hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest())
+            settled = found is None or digest in self._checked or digest in self._refused
+            line = None if found is None or settled else self._lines.get(found.group(1))
+            return self._checked.get(digest), line, digest, self._state
 
     def _remember(self, digest: bytes, holder: Holder | None) -> None:
         """Under the lock. Wrong tokens have a memory of their own, so that they push out none that is right."""

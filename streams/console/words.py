@@ -202,8 +202,6 @@ def missing(incident: Incident) -> str:
         return "This would have paged, but Vedette runs in pilot: nobody was called."
     if incident.repeater:
         return "This would have paged, but the client is approved as a repeater: nobody was called."
-    if any(rule.endswith("-intent") for rule in incident.rules):
-        return "The intent test spoke, but no more clearly than it does of clients of this site that are harmless."
     if any(rule.endswith("-cluster") for rule in incident.rules):
         return (
             "A ticket, nobody was called: near-identical queries alone also come from sensors, retries and what-if "

@@ -54,6 +54,12 @@ class World:
         """What a worker says it has recorded last."""
         self.redis.hset(PartitionKeys("events", 0).watermark, mapping={"w": 1, "identity": f"7:{at // 1000}:00000000"})
 
+    def quiet(self, hours: int) -> None:
+        """Let hours pass in which workers record others' rows, and tend."""
+        self.now += hours * HOUR
+        self.recorded(self.now)
+        self.correlator.tend()
+
     def only(self) -> Incident:
         (name,) = self.redis.zrange(KEYS.incidents, 0, -1)
         return self.desk.show(name.decode()).incident
@@ -181,9 +187,7 @@ def test_maintenance_window_holds_for_everything_while_it_lasts(world: World) ->
 
 def test_quiet_ticket_is_resolved_by_itself_and_reopens(world: World) -> None:
     world.signal()
-    world.now += 25 * HOUR
-    world.recorded(world.now)
-    world.correlator.tend()
+    world.quiet(25)
     incident = world.only()
     assert (incident.state, incident.verdict, incident.resolved_at) == ("resolved", None, world.now)
     assert incident.history[-1] == msgspec.structs.replace(
@@ -195,9 +199,7 @@ def test_quiet_ticket_is_resolved_by_itself_and_reopens(world: World) -> None:
 
 def test_what_ended_by_itself_is_judged_afterwards(world: World) -> None:
     world.signal()
-    world.now += 25 * HOUR
-    world.recorded(world.now)
-    world.correlator.tend()
+    world.quiet(25)
     ended = world.only()
     judged = world.desk.resolve(ended.id, "ada", "false", "a test of ours", now=world.now + HOUR)
     assert (judged.state, judged.resolved_at) == ("resolved", ended.resolved_at)
@@ -241,9 +243,7 @@ def test_pages_wait_longer_and_work_in_progress_for_ever(world: World) -> None:
     }
     world.desk.acknowledge(names["ticket"], "bob", now=world.now)
     for hours, state in ((71, "new"), (2, "resolved")):
-        world.now += hours * HOUR
-        world.recorded(world.now)
-        world.correlator.tend()
+        world.quiet(hours)
         assert world.desk.show(names["page"]).incident.state == state
     assert world.desk.show(names["ticket"]).incident.state == "in_progress"
 
