@@ -242,8 +242,9 @@ def judge(intent: IntentTest, memory: Memory, place: int) -> IntentVerdict:
     head = pool.heads[place]
     order = member_order(int(head["size"]))
     seed = (int(head["offset"]) * SEED_FACTOR + int(head["row"])) & SEED_MASK
-    rows, labels = pool.rows[place][order], pool.members[place]["label"][order]
-    return intent.judge(rows, labels, int(head["size"]), pool.origin[place].copy(), seed)
+    rows, members = pool.rows[place][order], pool.members[place][order]
+    answers = np.column_stack([members["own"], members["rival"]])
+    return intent.judge(rows, members["label"], int(head["size"]), pool.origin[place].copy(), seed, answers)
 
 
 def _intent_reason(verdict: IntentVerdict) -> Reason:

@@ -13,6 +13,7 @@ from detectors import registry
 from detectors.calibration.conformal import ScoreCalibration
 from detectors.calibration.fusion import Fusion
 from detectors.contract import Batch, Detector, HistoryDetector
+from detectors.kernels.feedback import strongest
 from detectors.queries.codes import Coder
 from detectors.queries.past import Past
 from detectors.queries.walk import BINS, ROW, Columns
@@ -149,6 +150,11 @@ def columns_of(view: BatchView, coder: Coder, edges: NDArray[np.float64], rank: 
     rows["codes"], rows["sketch"], rows["sketch_rank"] = forms.codes, forms.sketches, forms.sketch_rank
     rows["simhash"], rows["hash"] = forms.simhash, forms.hashes
     rows["density"], rows["bin"], rows["rank"] = density, np.searchsorted(edges, density), rank
+    rows["own"] = rows["rival"] = np.nan
+    if batch.outputs is not None and batch.outputs.shape[1] > 1:
+        own, rival = np.empty(len(batch)), np.empty(len(batch))
+        strongest(np.ascontiguousarray(batch.outputs, dtype=np.float64), batch.labels, own, rival)
+        rows["own"], rows["rival"] = own, rival
     return Columns(batch.inputs, rows)
 
 

@@ -1,7 +1,7 @@
 """The intent test: is a cluster of near-identical queries an attack, or a client that repeats itself?
 
-Sensors, retries and people who try what-if values send near-duplicates too. What they don't do is move many features at
-once towards the model's boundary, walk along it, or bisect it.
+Sensors, retries and people who try what-if values send near-duplicates too. What they don't do is let the model's
+answers guide them in many features: move towards its boundary, walk along it, bisect it, go on from the better answer.
 """
 
 from __future__ import annotations
@@ -16,19 +16,28 @@ from numpy.typing import NDArray
 
 from detectors.contract import Batch, Reference
 from detectors.kernels import margins
+from detectors.kernels.feedback import answered_margins, touched_features, two_valued_share
 from detectors.kernels.rows import steady_log
+from detectors.queries.feedback import feedback
 from detectors.schema import FeatureSchema
 from detectors.surrogate import BLOCK_ROWS, Surrogate
 from detectors.view import BatchView, ReferenceFrame
 
 #: Fewest members on which intent is judged.
 LEAST_SIZE = 16
-#: Members are compared in more features than this, or the cluster is narrow and stays a ticket.
+#: Members touch more features than this, or the cluster stays a ticket; and one that stays this near to its base is
+#: narrow: of so few features at a time, following and bisection mean nothing.
 NARROW_FEATURES = 6
 #: Quantile, over members, of the number of features that differ from the base.
 GATE_QUANTILE = 0.9
-#: Share of members that must differ in more than `NARROW_FEATURES`.
+#: Share of members that differ in more than `NARROW_FEATURES` where a cluster is wide.
 WIDE_SHARE = 0.3
+#: Where this share of the features that vary has two values only, the cluster is a design of subsets, as an explainer
+#: makes it, and how near its members lie to the boundary, and to each other, says nothing of its purpose.
+DESIGN_SHARE = 0.9
+#: A narrow cluster counts for nothing before its middle has moved for good in so many features: a person who tries
+#: values out comes back to where he began.
+LEAST_MOVED = 3
 #: A feature differs when it does by more than this many standard deviations.
 LEAST_CHANGE_SD = 1e-5
 #: A link is far when ln(distance / distance to the 5th nearest reference row) exceeds this.
@@ -41,7 +50,7 @@ COPIES, FIRST_COPIES, CLEAR = 127, 31, 2.0
 #: For that purpose parts that don't count count from so much nearer to their conditions on.
 NEARLY = 4.0
 #: Following counts when at most this share of the copies lies nearer to the boundary.
-FOLLOWING_P = 0.05
+FOLLOWING_P = 0.035
 #: Quantile of the reference's |margin| below which nearer to the boundary tells nothing.
 FLOOR_QUANTILE = 0.05
 #: Rows with scores teach the surrogate better than so many times more rows with labels alone.
@@ -52,7 +61,11 @@ PROGRESS_FLOOR_SHARE = 0.5
 #: A cluster is judged again and again as it grows; beyond this size every doubling asks for so much more.
 PATIENCE_SIZE, PATIENCE_STEP = 1024, 0.25
 #: One part alone pages at this value.
-PROGRESS_SCALE, FOLLOWING_SCALE, BISECTION_SCALE = 2.6, 1.6, 1.3
+PROGRESS_SCALE, FOLLOWING_SCALE, BISECTION_SCALE, GUIDED_SCALE = 3.4, 1.7, 2.5, 3.0
+#: The same of a narrow cluster, where progress is seldom large by chance; and of a design of subsets, where all is.
+NARROW_PROGRESS_SCALE, DESIGN_PROGRESS_SCALE, DESIGN_GUIDED_SCALE = 2.8, 4.5, 3.5
+#: No part counts more: a benign client that is odd in one of them alone must not ask more than this of attackers.
+MOST_OF_A_PART = 2.0
 #: Clearer than this is not told apart.
 MOST_CLEAR = 1e6
 #: Added to distances before a logarithm, in standard deviations.
@@ -67,13 +80,16 @@ class IntentVerdict:
     ----------
     page : bool
     measures : dict of str to float
-        ``size``: members so far. ``gate``: features in which nine of ten members stay within, from the base of their
-        part of the cluster. ``wide_share``: share of members that differ from it in more than `NARROW_FEATURES`.
+        ``size``: members so far. ``touched``: features in which two members or more differ from the cluster's median.
+        ``gate``: features in which nine of ten members stay within, from the base of their part of the cluster.
+        ``wide_share``: share of members that differ from it in more than `NARROW_FEATURES`. ``moved``: features in
+        which the medians of the first and of the last third differ. ``design``: share of the features that vary which
+        have two values only.
         ``cut_links``: links that were cut. ``progress``: z of the margin lost against sign-flipped copies;
         ``lost_margin``: that margin in nats, counted from `PROGRESS_FLOOR_SHARE` of the floor on. ``following``: log
-        ratio, 0 where it doesn't count; ``following_p``: its rank. ``bisection``: log ratio. ``score``: the sum of
-        squares; it pages from ``needed`` on, 1 up to `PATIENCE_SIZE` members. ``copies``: how many were measured.
-        ``page``: 0 or 1.
+        ratio, 0 where it doesn't count; ``following_p``: its rank. ``bisection``: log ratio. ``by_scores`` and
+        ``by_answers``: z of `feedback`. ``score``: the sum of squares of what counts (`Shape`); it pages from
+        ``needed`` on, 1 up to `PATIENCE_SIZE` members. ``copies``: how many were measured. ``page``: 0 or 1.
     """
 
     page: bool
@@ -92,11 +108,55 @@ def clearness(measures: Mapping[str, float]) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class IntentTest:
-    """Gate, progress, following and bisection of a cluster of queries.
+class Shape:
+    """How a cluster spreads: what counts, and how soon.
 
-    Blind to: attackers who move at most `NARROW_FEATURES` features at a time (they stay tickets), and so to models with
-    few inputs; clusters of fewer than `LEAST_SIZE` members.
+    Attributes
+    ----------
+    touched, moved : int
+    gate, wide_share, cut_links, design : float
+        As `IntentVerdict` explains them.
+    """
+
+    touched: int
+    moved: int
+    gate: float
+    wide_share: float
+    cut_links: float
+    design: float
+
+    @property
+    def judged(self) -> bool:
+        """Whether it touches more features than a client that tries values out."""
+        return self.touched > NARROW_FEATURES
+
+    def score(self, progress: float, following: float, bisection: float, by_scores: float, by_answers: float) -> float:
+        """The sum of squares of what counts, each over its scale."""
+        if self.design >= DESIGN_SHARE:
+            return _part(progress / DESIGN_PROGRESS_SCALE) + _part(by_scores / DESIGN_GUIDED_SCALE)
+        if self.gate <= NARROW_FEATURES or self.wide_share < WIDE_SHARE:
+            if self.moved < LEAST_MOVED:
+                return 0.0
+            return _part(progress / NARROW_PROGRESS_SCALE) + _part(by_scores / GUIDED_SCALE)
+        return (
+            _part(progress / PROGRESS_SCALE)
+            + _part(-following / FOLLOWING_SCALE)
+            + _part(-bisection / BISECTION_SCALE)
+            + _part(max(by_scores, by_answers) / GUIDED_SCALE)
+        )
+
+
+def _part(share: float) -> float:
+    """What one part brings to the score."""
+    return min(MOST_OF_A_PART, max(0.0, share) ** 2)
+
+
+@dataclass(frozen=True, slots=True)
+class IntentTest:
+    """Progress, following, bisection and feedback of a cluster of queries.
+
+    Blind to: attackers who touch at most `NARROW_FEATURES` features (they stay tickets), and so to models with few
+    inputs; clusters of fewer than `LEAST_SIZE` members.
 
     Attributes
     ----------
@@ -151,6 +211,7 @@ class IntentTest:
         size: int,
         origin: NDArray[np.float64],
         seed: int,
+        answers: NDArray[np.float64] | None = None,
     ) -> IntentVerdict:
         """Judge a cluster.
 
@@ -166,50 +227,59 @@ class IntentTest:
             Mean of the first four members.
         seed : int
             Of the random signs; the verdict is a function of the arguments.
+        answers : float64 (m, 2) or None
+            The watched model's score of each member's predicted class, and its largest other one. Where one is missing
+            (None, NaN) the surrogate's margins stand for all.
         """
         rows, labels = np.ascontiguousarray(rows), np.ascontiguousarray(labels, dtype=np.int32)
         batch = _batch(rows, labels)
         view = BatchView(self.frame, batch)
         parent, squared = np.empty(len(rows), dtype=np.int64), np.empty(len(rows))
-        opposite = margins.link(view.standardised @ view.standardised.T, view.norms, labels, parent, squared)
+        products = view.standardised @ view.standardised.T
+        opposite = margins.link(products, view.norms, labels, parent, squared)
         distance = np.sqrt(squared)
-        gate, wide_share, cut_links = self._gate(rows, parent, distance, view.own_distance)
+        shape = self._shape(rows, parent, distance, view.own_distance)
         bisection = 0.0
         if len(rows) > 1 and math.isfinite(opposite):
             typical = float(np.median(distance[1:]))
             bisection = steady_log((math.sqrt(opposite) + DISTANCE_FLOOR) / (typical + DISTANCE_FLOOR))
-        movement = _Movement(self, rows, int(np.bincount(labels).argmax()), origin, seed)
+        modal = int(np.bincount(labels).argmax())
+        by_scores, by_answers = feedback(
+            products, parent, squared, self._margins(rows, labels, modal, answers), labels == modal
+        )
+        movement = _Movement(self, rows, modal, origin, seed)
         doublings = max(0, (size // PATIENCE_SIZE).bit_length() - 1)
         needed = 1.0 + PATIENCE_STEP * doublings
-        gated = size >= LEAST_SIZE and gate > NARROW_FEATURES and wide_share >= WIDE_SHARE
+        judged = size >= LEAST_SIZE and shape.judged
 
         def weigh(nearly: float = 1.0) -> tuple[float, float, float, float, float]:
             progress, lost, following, following_p = movement.measures(FOLLOWING_P * nearly)
-            counted = max(0.0, progress) if lost * nearly >= PROGRESS_FLOOR_SHARE * self.floor else 0.0
-            score = (
-                (counted / PROGRESS_SCALE) ** 2
-                + (following / FOLLOWING_SCALE) ** 2
-                + (min(0.0, bisection) / BISECTION_SCALE) ** 2
-            )
+            counted = progress if lost * nearly >= PROGRESS_FLOOR_SHARE * self.floor else 0.0
+            score = shape.score(counted, following, bisection, by_scores, by_answers)
             return progress, lost, following, following_p, score
 
         movement.measure(FIRST_COPIES)
-        if gated and weigh()[-1] < CLEAR * needed and weigh(NEARLY)[-1] * CLEAR > needed:
+        if judged and weigh()[-1] < CLEAR * needed and weigh(NEARLY)[-1] * CLEAR > needed:
             movement.measure(COPIES)
         progress, lost, following, following_p, score = weigh()
-        page = gated and score >= needed
+        page = judged and score >= needed
         return IntentVerdict(
             page=page,
             measures={
                 "size": float(size),
-                "gate": gate,
-                "wide_share": wide_share,
-                "cut_links": cut_links,
+                "touched": float(shape.touched),
+                "moved": float(shape.moved),
+                "gate": shape.gate,
+                "wide_share": shape.wide_share,
+                "cut_links": shape.cut_links,
+                "design": shape.design,
                 "progress": progress,
                 "lost_margin": lost,
                 "following": following,
                 "following_p": following_p,
                 "bisection": bisection,
+                "by_scores": by_scores,
+                "by_answers": by_answers,
                 "score": score,
                 "needed": needed,
                 "copies": float(movement.measured),
@@ -217,14 +287,28 @@ class IntentTest:
             },
         )
 
-    def _gate(
+    def _margins(
+        self,
+        rows: NDArray[np.float64],
+        labels: NDArray[np.int32],
+        modal: int,
+        answers: NDArray[np.float64] | None,
+    ) -> NDArray[np.float64]:
+        """Margin of the modal class of each member, by the model's own scores where all have some."""
+        if answers is not None:
+            own, rival = np.ascontiguousarray(answers[:, 0]), np.ascontiguousarray(answers[:, 1])
+            found = np.empty(len(rows))
+            if answered_margins(own, rival, labels, modal, found):
+                return found
+        return self.surrogate.margins(rows, np.full(len(rows), modal, dtype=np.int32))
+
+    def _shape(
         self,
         rows: NDArray[np.float64],
         parent: NDArray[np.int64],
         distance: NDArray[np.float64],
         density: NDArray[np.float64],
-    ) -> tuple[float, float, float]:
-        """Gate, share of wide members, links cut."""
+    ) -> Shape:
         scale = self.frame.scale
         changed = np.empty(len(rows), dtype=np.int64)
         margins.changed_features(rows, rows, parent, scale, LEAST_CHANGE_SD, changed)
@@ -239,7 +323,17 @@ class IntentTest:
         margins.changed_features(rows, bases, part, scale, LEAST_CHANGE_SD, changed)
         ranked = np.sort(changed)
         gate = float(ranked[min(len(ranked) - 1, math.ceil(GATE_QUANTILE * len(ranked)) - 1)])
-        return gate, float((changed > NARROW_FEATURES).mean()), float(far.sum())
+        middle = bases[0] if parts == 1 else np.median(rows, axis=0)
+        third = max(1, len(rows) // 3)
+        way = np.abs(np.median(rows[:third], axis=0) - np.median(rows[-third:], axis=0))
+        return Shape(
+            touched=int(touched_features(rows, middle, scale, LEAST_CHANGE_SD)),
+            moved=int((way > LEAST_CHANGE_SD * scale).sum()),
+            gate=gate,
+            wide_share=float((changed > NARROW_FEATURES).mean()),
+            cut_links=float(far.sum()),
+            design=float(two_valued_share(rows, scale, LEAST_CHANGE_SD)),
+        )
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything fitted; names start with ``surrogate.`` or ``frame.`` where they belong to these."""

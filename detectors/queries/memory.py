@@ -83,7 +83,17 @@ HEAD = np.dtype(
 )
 
 #: One member of a cluster.
-MEMBER = np.dtype([("client", "u8"), ("offset", "i8"), ("row", "i4"), ("label", "i4")], align=True)
+MEMBER = np.dtype(
+    [
+        ("client", "u8"),
+        ("offset", "i8"),
+        ("own", "f8"),  # score of the predicted class, NaN where the event has none
+        ("rival", "f8"),  # the largest other one
+        ("row", "i4"),
+        ("label", "i4"),
+    ],
+    align=True,
+)
 
 #: Place of exact duplicates in `Clients.scalars`, after those of `recency`.
 DUPLICATES = EVICTED + 1

@@ -97,6 +97,8 @@ ROW = np.dtype(
         ("simhash", "u8"),
         ("hash", "u8"),
         ("offset", "i8"),
+        ("own", "f8"),  # score of the predicted class, NaN where the event has none
+        ("rival", "f8"),  # the largest other one
         ("density", "f8"),  # distance to the 5th nearest reference row of the predicted class
         ("label", "i4"),
         ("row", "i4"),
@@ -328,6 +330,8 @@ def _remember(pool: Any, e: int, inputs: Any, rows: Any, i: int, strength: float
     member = pool.members[e, at]
     member.client = row.client
     member.offset = row.offset
+    member.own = row.own
+    member.rival = row.rival
     member.row = row.row
     member.label = row.label
     head.strength = strength

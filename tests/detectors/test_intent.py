@@ -154,8 +154,9 @@ def test_verdict_is_a_function_of_its_arguments_and_survives_storage(world: Worl
     assert world.scores.judge(rows.copy(), labels.copy(), size, origin.copy(), 7) == first
     assert stored.judge(rows, labels, size, origin, 7) == first
     assert all(math.isfinite(value) for value in first.measures.values())
-    names = {"size", "gate", "wide_share", "cut_links", "progress", "lost_margin", "following", "following_p"}
-    assert set(first.measures) == names | {"bisection", "score", "needed", "copies", "page"}
+    names = {"size", "touched", "moved", "gate", "wide_share", "cut_links", "design", "progress", "lost_margin"}
+    names |= {"following", "following_p", "bisection", "by_scores", "by_answers", "score", "needed", "copies", "page"}
+    assert set(first.measures) == names
 
 
 def test_random_signs_follow_the_seed(world: World) -> None:
@@ -218,7 +219,7 @@ def test_progress_and_following_are_those_of_sign_flipped_copies(
     world: World, clear: float, copies: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rules, "CLEAR", clear)
-    rows, labels = attack(world, "nes", "linf", 1)
+    rows, labels = attack(world, "hop_skip_jump", "l2", 1)
     rows, labels = rows[:100], labels[:100]
     origin = rows[:4].mean(axis=0)
     words = [splitmix(9 + (place + 1) * 0x9E3779B97F4A7C15) for place in range(rules.COPIES)]
