@@ -19,6 +19,8 @@ LEVELS, STEP, KEPT, MATCHES = 255, 50, 50, 25
 WINDOW, LARGE_WINDOW, LARGE = 20, 50, 400
 #: Odd multiplier of the rolling hash (2**64 over the golden ratio).
 BASE = 0x9E3779B97F4A7C15
+#: Words of bits for Blacklight's most frequent hashes.
+COMMON_WORDS = 4
 #: Stateful detection: neighbours, and the share of benign rows below the threshold.
 NEIGHBOURS, NEAR_SHARE = 50, 0.001
 #: Rows of one block of distances.
@@ -65,11 +67,27 @@ def fingerprints(rows: Rows, salt: NDArray[np.int64]) -> NDArray[np.uint64]:
 
 
 @njit(cache=True)
-def _most_shared(ids: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Most hashes that each row shares with one earlier row, exact copies of it left out, and among all."""
+def _ones(word: np.uint64) -> np.uint64:
+    """Bits that are set."""
+    word -= (word >> np.uint64(1)) & np.uint64(0x5555555555555555)
+    word = (word & np.uint64(0x3333333333333333)) + ((word >> np.uint64(2)) & np.uint64(0x3333333333333333))
+    word = (word + (word >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return (word * np.uint64(0x0101010101010101)) >> np.uint64(56)
+
+
+@njit(cache=True)
+def _most_shared(
+    ids: NDArray[np.int64], count: int, bits: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Most hashes that each row shares with one earlier row, exact copies of it left out, and among all.
+
+    Hashes that many rows have (zeros beside zeros) have a bit each, `bits` (count,), and are counted by words; the
+    others, -1 there, by lists of the rows that have them.
+    """
     n, width = ids.shape
     head = np.full(count, -1, dtype=np.int64)
     following = np.full(n * width, -1, dtype=np.int64)
+    masks = np.zeros((COMMON_WORDS, n), dtype=np.uint64)
     shared = np.zeros(n, dtype=np.int64)
     best = np.zeros(n, dtype=np.int64)
     other = np.zeros(n, dtype=np.int64)
@@ -80,10 +98,19 @@ def _most_shared(ids: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64],
             if word < 0:
                 continue
             size += 1
+            bit = bits[word]
+            if bit >= 0:
+                masks[bit >> 6, row] |= np.uint64(1) << np.uint64(bit & 63)
+                continue
             at = head[word]
             while at >= 0:
                 shared[at // width] += 1
                 at = following[at]
+        for part in range(COMMON_WORDS):
+            mine = masks[part, row]
+            if mine != np.uint64(0):
+                for past in range(row):
+                    shared[past] += np.int64(_ones(mine & masks[part, past]))
         for past in range(row):
             if shared[past] > best[row]:
                 best[row] = shared[past]
@@ -92,7 +119,7 @@ def _most_shared(ids: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64],
             shared[past] = 0
         for place in range(width):
             word = ids[row, place]
-            if word >= 0:
+            if word >= 0 and bits[word] < 0:
                 following[row * width + place] = head[word]
                 head[word] = row * width + place
     return best, other
@@ -108,7 +135,11 @@ def blacklight(rows: Rows, rng: np.random.Generator) -> tuple[NDArray[np.float64
     words = fingerprints(rows, salt)
     names, ids = np.unique(words, return_inverse=True)
     ids = ids.reshape(words.shape).astype(np.int64) - int(names[0] == 0)
-    best, other = _most_shared(ids, len(names))
+    rows_with = np.bincount(ids[ids >= 0], minlength=len(names))
+    common = np.argsort(rows_with, kind="stable")[::-1][: 64 * COMMON_WORDS]
+    bits = np.full(len(names), -1, dtype=np.int64)
+    bits[common] = np.arange(len(common))
+    best, other = _most_shared(ids, len(names), bits)
     full = np.maximum(1, (ids >= 0).sum(axis=1))
     return best / full, other / full
 

@@ -254,8 +254,10 @@ def _intent_reason(verdict: IntentVerdict) -> Reason:
     if verdict.page:
         parts = [
             (measures["progress"], f"move towards the model's boundary (progress {measures['progress']:.1f} sd)"),
-            (-measures["following"], "walk along the boundary"),
+            (-2.0 * measures["following"], "walk along the boundary"),
             (-measures["bisection"], "close in on it from both sides"),
+            (measures["by_scores"], "go on from those that the model was less sure of"),
+            (measures["by_answers"], "go on where its answer changed"),
         ]
         text += " and " + max(parts)[1]
     else:

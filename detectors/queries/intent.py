@@ -130,25 +130,40 @@ class Shape:
         """Whether it touches more features than a client that tries values out."""
         return self.touched > NARROW_FEATURES
 
-    def score(self, progress: float, following: float, bisection: float, by_scores: float, by_answers: float) -> float:
-        """The sum of squares of what counts, each over its scale."""
+    @property
+    def narrow(self) -> bool:
+        """Whether the members stay near to their base: following and bisection then mean nothing."""
+        return self.gate <= NARROW_FEATURES or self.wide_share < WIDE_SHARE
+
+    def scales(self) -> dict[str, float]:
+        """Part of the decision -> value at which it pages alone; parts that don't count are missing."""
         if self.design >= DESIGN_SHARE:
-            return _part(progress / DESIGN_PROGRESS_SCALE) + _part(by_scores / DESIGN_GUIDED_SCALE)
-        if self.gate <= NARROW_FEATURES or self.wide_share < WIDE_SHARE:
+            return {"progress": DESIGN_PROGRESS_SCALE, "by_scores": DESIGN_GUIDED_SCALE}
+        if self.narrow:
             if self.moved < LEAST_MOVED:
-                return 0.0
-            return _part(progress / NARROW_PROGRESS_SCALE) + _part(by_scores / GUIDED_SCALE)
+                return {}
+            return {"progress": NARROW_PROGRESS_SCALE, "by_scores": GUIDED_SCALE}
+        return {
+            "progress": PROGRESS_SCALE,
+            "following": -FOLLOWING_SCALE,
+            "bisection": -BISECTION_SCALE,
+            "by_scores": GUIDED_SCALE,
+            "by_answers": GUIDED_SCALE,
+        }
+
+    def score(self, progress: float, following: float, bisection: float, by_scores: float, by_answers: float) -> float:
+        """The sum of squares of what counts, each over its scale; of both kinds of feedback the larger."""
+        scales = self.scales()
+
+        def part(name: str, value: float) -> float:
+            return min(MOST_OF_A_PART, max(0.0, value / scales[name]) ** 2) if name in scales else 0.0
+
         return (
-            _part(progress / PROGRESS_SCALE)
-            + _part(-following / FOLLOWING_SCALE)
-            + _part(-bisection / BISECTION_SCALE)
-            + _part(max(by_scores, by_answers) / GUIDED_SCALE)
+            part("progress", progress)
+            + part("following", following)
+            + part("bisection", bisection)
+            + max(part("by_scores", by_scores), part("by_answers", by_answers))
         )
-
-
-def _part(share: float) -> float:
-    """What one part brings to the score."""
-    return min(MOST_OF_A_PART, max(0.0, share) ** 2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from detectors.queries.intent import (
-    BISECTION_SCALE,
-    FOLLOWING_SCALE,
+    DESIGN_SHARE,
+    LEAST_MOVED,
     LEAST_SIZE,
+    MOST_OF_A_PART,
     NARROW_FEATURES,
-    PROGRESS_SCALE,
     WIDE_SHARE,
+    Shape,
 )
 from streams.incidents.monitoring import MODEL_REGRESSION, OBJECTIVE_MISSED
 from streams.incidents.titles import TECHNIQUES, client_name, group_name
@@ -27,9 +28,9 @@ ATLAS_URL = "https://atlas.mitre.org/techniques/"
 RULES = {
     "input-sequence": "The client's inputs, taken together, look less and less like benign traffic.",
     "query-cluster": "The client sends many near-identical queries.",
-    "query-intent": "The near-identical queries walk along a decision boundary, as an attacker's do.",
+    "query-intent": "The near-identical queries seek the model's decision boundary, as an attacker's do.",
     "index-cluster": "Near-identical queries come in through several accounts.",
-    "index-intent": "Near-identical queries from several accounts walk along a decision boundary.",
+    "index-intent": "Near-identical queries from several accounts seek the model's decision boundary.",
     "probes": "The prober's attacks are not seen, or do not come back.",
 }
 
@@ -69,17 +70,37 @@ def _size(value: float, _: Said) -> Measure:
     return Measure("Queries", _number(value, 0), f"at least {LEAST_SIZE}", value >= LEAST_SIZE, text)
 
 
-def _gate(value: float, _: Said) -> Measure:
+def _touched(value: float, _: Said) -> Measure:
     text = (
-        "features in which nine of ten queries differ from their common base; "
-        f"up to {NARROW_FEATURES} is a what-if user, a sweep or a sensor"
+        f"features that the queries change; up to {NARROW_FEATURES} is a what-if user, a sweep or a search for recourse"
     )
-    return Measure("Width", _number(value, 0), f"more than {NARROW_FEATURES}", value > NARROW_FEATURES, text)
+    return Measure("Features", _number(value, 0), f"more than {NARROW_FEATURES}", value > NARROW_FEATURES, text)
 
 
-def _wide(value: float, _: Said) -> Measure:
-    text = f"of the queries differ in more than {NARROW_FEATURES} features"
-    return Measure("Wide queries", f"{value:.0%}", f"at least {WIDE_SHARE:.0%}", value >= WIDE_SHARE, text)
+def _gate(value: float, _: Said) -> Measure:
+    text = "features in which nine of ten queries differ from their common base"
+    return Measure("Width", _number(value, 0), "", None, text)
+
+
+def _wide(value: float, said: Said) -> Measure:
+    text = f"of the queries differ from it in more than {NARROW_FEATURES} features"
+    if _shape(said).narrow:
+        text += "; the cluster is narrow, so its middle must move, and only progress and feedback of scores count"
+    return Measure("Wide queries", f"{value:.0%}", "", None, text)
+
+
+def _moved(value: float, said: Said) -> Measure:
+    text = "features in which the last queries lie elsewhere than the first"
+    asked = _shape(said).narrow
+    needed = f"at least {LEAST_MOVED}" if asked else ""
+    return Measure("Moved for good", _number(value, 0), needed, value >= LEAST_MOVED if asked else None, text)
+
+
+def _design(value: float, said: Said) -> Measure:
+    text = "of the features that change have two values only"
+    if value >= DESIGN_SHARE:
+        text += ", as an explainer's have; only progress and feedback of scores count"
+    return Measure("Two-valued", f"{value:.0%}", "", None, text)
 
 
 def _progress(value: float, said: Said) -> Measure:
@@ -87,12 +108,61 @@ def _progress(value: float, said: Said) -> Measure:
         f"the queries move the model's answer {_number(abs(value), 1)} standard deviations "
         f"{'more' if value >= 0 else 'less'} than random steps of the same size would"
     )
-    enough = _alone(PROGRESS_SCALE, said)
-    needed = f"{_number(enough, 1)} alone is enough"
-    counts = _counted(said)
+    counts = _progress_counts(said)
     if value > 0 and not counts:
         text += "; not counted, they have come too little nearer to the boundary for that"
-    return Measure("Progress", _number(value, 2), needed, value >= enough and counts, text)
+    return _part("Progress", "progress", value, said, text, counts)
+
+
+def _following(value: float, said: Said) -> Measure:
+    text = "the queries do not keep nearer to the model's decision boundary than random steps would"
+    if value < 0:
+        text = f"the queries keep {_times(-value)} nearer to the model's decision boundary than random steps would"
+    return _part("Boundary following", "following", value, said, text)
+
+
+def _bisection(value: float, said: Said) -> Measure:
+    text = "no two queries with different answers lie nearer together than the usual step"
+    if value < 0:
+        text = f"two queries with different answers lie {_times(-value)} nearer together than the usual step"
+    return _part("Bisection", "bisection", value, said, text)
+
+
+def _by_scores(value: float, said: Said) -> Measure:
+    text = (
+        f"of two near queries the client goes on from the one that the model was "
+        f"{'less' if value >= 0 else 'more'} sure of, {_number(abs(value), 1)} standard deviations beyond chance"
+    )
+    return _part("Feedback of scores", "by_scores", value, said, text)
+
+
+def _by_answers(value: float, said: Said) -> Measure:
+    text = "of two near queries with different answers the client goes on nearer to one side, beyond chance by so much"
+    return _part("Feedback of answers", "by_answers", value, said, text)
+
+
+def _part(name: str, key: str, value: float, said: Said, text: str, counts: bool = True) -> Measure:
+    """One part of the sum: what would page alone, where one part can."""
+    scale, asked = _shape(said).scales().get(key), _asked(said)
+    if scale is None:
+        return Measure(name, _number(value, 2), "not counted here", None, text)
+    if asked > MOST_OF_A_PART:
+        return Measure(name, _number(value, 2), "not enough alone", None, text)
+    enough = scale * math.sqrt(asked)
+    met = counts and value / scale >= math.sqrt(asked)
+    return Measure(name, _number(value, 2), f"{_number(enough, 1)} alone is enough", met, text)
+
+
+def _shape(said: Said) -> Shape:
+    """How the cluster spreads; a wide one where that isn't said."""
+    return Shape(
+        touched=int(said.get("touched", NARROW_FEATURES + 1)),
+        moved=int(said.get("moved", LEAST_MOVED)),
+        gate=said.get("gate", NARROW_FEATURES + 1.0),
+        wide_share=said.get("wide_share", WIDE_SHARE),
+        cut_links=said.get("cut_links", 0.0),
+        design=said.get("design", 0.0),
+    )
 
 
 def _asked(said: Said) -> float:
@@ -100,51 +170,35 @@ def _asked(said: Said) -> float:
     return said.get("asked", said.get("needed", 1.0))
 
 
-def _alone(scale: float, said: Said) -> float:
-    """What one part must reach if the others are 0."""
-    return scale * math.sqrt(_asked(said))
-
-
-def _counted(said: Said) -> bool:
+def _progress_counts(said: Said) -> bool:
     """Whether progress is part of the sum."""
-    rest = (said.get("following", 0.0) / FOLLOWING_SCALE) ** 2
-    rest += (min(0.0, said.get("bisection", 0.0)) / BISECTION_SCALE) ** 2
+    rest = _shape(said).score(
+        0.0, *(said.get(name, 0.0) for name in ("following", "bisection", "by_scores", "by_answers"))
+    )
     return "score" not in said or said["score"] - rest > 1e-9
-
-
-def _following(value: float, said: Said) -> Measure:
-    text = "the queries do not keep nearer to the model's decision boundary than random steps would"
-    if value < 0:
-        text = f"the queries keep {_times(-value)} nearer to the model's decision boundary than random steps would"
-    enough = _alone(FOLLOWING_SCALE, said)
-    needed = f"−{_number(enough, 1)} alone is enough"
-    return Measure("Boundary following", _number(value, 2), needed, value <= -enough, text)
-
-
-def _bisection(value: float, said: Said) -> Measure:
-    text = "no two queries with different answers lie nearer together than the usual step"
-    if value < 0:
-        text = f"two queries with different answers lie {_times(-value)} nearer together than the usual step"
-    enough = _alone(BISECTION_SCALE, said)
-    needed = f"−{_number(enough, 1)} alone is enough"
-    return Measure("Bisection", _number(value, 2), needed, value <= -enough, text)
 
 
 def _score(value: float, said: Said) -> Measure:
     text = (
-        "progress, boundary following and bisection taken together (each as a share of what is enough alone, squared)"
+        f"what counts taken together: each as a share of what is enough alone, squared, {MOST_OF_A_PART:.0f} at most; "
+        "of the two kinds of feedback the larger"
     )
     needed = _asked(said)
-    return Measure("Sum of the three", _number(value, 2), f"at least {needed:.3g}", value >= needed, text)
+    return Measure("Sum", _number(value, 2), f"at least {needed:.3g}", value >= needed, text)
 
 
 _MEASURES: dict[str, Callable[[float, Said], Measure]] = {
     "size": _size,
+    "touched": _touched,
     "gate": _gate,
     "wide_share": _wide,
+    "moved": _moved,
+    "design": _design,
     "progress": _progress,
     "following": _following,
     "bisection": _bisection,
+    "by_scores": _by_scores,
+    "by_answers": _by_answers,
     "score": _score,
 }
 #: Parts of the decision that only explain other parts.

@@ -121,34 +121,54 @@ def test_words_of_pvalues() -> None:
     assert words.odds(ReasonMessage("intent", 0.01, "")) == "its parts stand below"
 
 
+def told(said: dict[str, float]) -> dict[str, words.Measure]:
+    return {part.name: part for part in words.measures(said)}
+
+
 def test_measures_say_what_a_page_needs() -> None:
-    found = {
-        part.name: part
-        for part in words.measures({"gate": 5.0, "size": 16.0, "following": -1.7, "page": 1.0, "new": 2.0})
-    }
-    assert list(found) == ["Queries", "Width", "Boundary following", "new"]
-    assert (found["Queries"].met, found["Width"].met, found["Boundary following"].met) == (True, False, True)
-    assert found["Boundary following"].value == "−1.70"
-    assert "5.5 times nearer" in found["Boundary following"].text
+    found = told({"gate": 40.0, "touched": 5.0, "size": 16.0, "following": -1.8, "page": 1.0, "new": 2.0})
+    assert list(found) == ["Queries", "Features", "Width", "Boundary following", "new"]
+    assert (found["Queries"].met, found["Features"].met, found["Boundary following"].met) == (True, False, True)
+    assert found["Boundary following"].value == "−1.80"
+    assert "6 times nearer" in found["Boundary following"].text
     assert words.measures({"progress": float("nan")})[0].value == "–"
-    told = {
-        part.name: part for part in words.measures({"progress": 3.0, "bisection": -1.3, "score": 1.0, "needed": 1.25})
-    }
-    assert not told["Progress"].met
-    assert "not counted" in told["Progress"].text
-    assert (told["Sum of the three"].needed, told["Sum of the three"].met) == ("at least 1.25", False)
-    assert words.measures({"progress": 2.6, "bisection": -1.3, "score": 2.0})[0].met
+    found = told({"progress": 4.0, "bisection": -2.5, "score": 1.0, "needed": 1.25})
+    assert not found["Progress"].met
+    assert "not counted" in found["Progress"].text
+    assert (found["Sum"].needed, found["Sum"].met) == ("at least 1.25", False)
+    assert told({"progress": 3.5, "bisection": -2.5, "score": 2.1})["Progress"].met
 
 
 def test_a_site_that_asks_for_more_says_so_of_every_part() -> None:
-    said = {"progress": 3.0, "following": -2.5, "bisection": -2.0, "score": 5.0, "needed": 1.0, "asked": 2.25}
-    told = {part.name: (part.needed, part.met) for part in words.measures(said)}
-    assert told == {
-        "Progress": ("3.9 alone is enough", False),
-        "Boundary following": ("−2.4 alone is enough", True),
-        "Bisection": ("−2.0 alone is enough", True),
-        "Sum of the three": ("at least 2.25", True),
+    said = {"progress": 4.0, "following": -2.5, "bisection": -2.0, "by_scores": 3.4, "by_answers": 1.0}
+    said |= {"score": 4.5, "needed": 1.0, "asked": 1.44}
+    assert {name: (part.needed, part.met) for name, part in told(said).items()} == {
+        "Progress": ("4.1 alone is enough", False),
+        "Boundary following": ("−2.0 alone is enough", True),
+        "Bisection": ("−3.0 alone is enough", False),
+        "Feedback of scores": ("3.6 alone is enough", False),
+        "Feedback of answers": ("3.6 alone is enough", False),
+        "Sum": ("at least 1.44", True),
     }
+    more = told({**said, "asked": 2.25})
+    assert {part.needed for name, part in more.items() if name != "Sum"} == {"not enough alone"}
+    assert more["Sum"].needed == "at least 2.25"
+
+
+def test_parts_that_do_not_count_of_a_cluster_say_so() -> None:
+    said = {"touched": 40.0, "moved": 2.0, "gate": 4.0, "wide_share": 0.1, "following": -9.0, "by_scores": 9.0}
+    narrow = told(said)
+    assert (narrow["Moved for good"].needed, narrow["Moved for good"].met) == ("at least 3", False)
+    assert "narrow" in narrow["Wide queries"].text
+    assert {narrow[name].needed for name in ("Boundary following", "Feedback of scores")} == {"not counted here"}
+    moved = told({**said, "moved": 3.0})
+    assert (moved["Feedback of scores"].met, moved["Boundary following"].met) == (True, None)
+    design = told({**said, "gate": 40.0, "wide_share": 1.0, "design": 1.0})
+    assert "explainer" in design["Two-valued"].text
+    assert (design["Feedback of scores"].needed, design["Boundary following"].needed) == (
+        "3.5 alone is enough",
+        "not counted here",
+    )
 
 
 def test_atlas_links_only_for_techniques() -> None:
