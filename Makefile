@@ -11,6 +11,9 @@ APART := $(FIRST) tests/faults tests/streams tests/streams/demo
 OTHERS := $(FIRST) $(filter-out $(APART) %__pycache__ %conftest.py,$(wildcard tests/streams/* tests/*)) \
           $(filter-out $(ALONE),$(wildcard tests/streams/demo/test_*.py))
 
+# Without byte code on disk every process would compile all libraries anew, which takes longer than what it is for.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test check bench faults clean
 
 # The demo needs no development tools, so the environment is filled in two steps.

@@ -342,7 +342,7 @@ def _deed(incident: Incident) -> str:
     rules = incident.rules
     if any(rule.endswith("-intent") for rule in rules):
         return (
-            f"sent {incident.queries:,} near-identical queries that walk along a decision boundary of the model, "
+            f"sent {incident.queries:,} near-identical queries that seek a decision boundary of the model, "
             "as those of an attacker do who learns from every answer"
         )
     if any(rule.endswith("-cluster") for rule in rules):

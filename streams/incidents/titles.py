@@ -66,7 +66,7 @@ def title(incident: Incident) -> str:
 def _finding(incident: Incident) -> str:
     rules = incident.rules
     if any(rule.endswith("-intent") for rule in rules):
-        return f"{incident.queries:,} near-identical queries walking along a decision boundary"
+        return f"{incident.queries:,} near-identical queries seeking a decision boundary"
     if any(rule.endswith("-cluster") for rule in rules):
         return f"{incident.queries:,} near-identical queries"
     if "input-sequence" in rules:

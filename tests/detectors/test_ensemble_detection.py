@@ -14,6 +14,7 @@ from detectors.contract import Batch, Level, Reference, Signal, Technique
 from detectors.ensemble import fit
 from detectors.errors import FitError, SchemaError
 from detectors.policy import Policy
+from detectors.queries.intent import IntentTest
 from detectors.queries.memory import MEMBERS, Memory
 from detectors.scorer import Ensemble
 from detectors.signals import member_order, next_check
@@ -348,6 +349,33 @@ def test_ticket_comes_first_and_becomes_a_page_with_the_measures_of_intent(paged
     assert page.technique == Technique.CRAFT_BLACK_BOX
     assert page.statistic > page.threshold
     assert sorted(levels) == levels  # a page is never taken back
+
+
+def test_the_intent_test_gets_the_scores_that_came_with_the_members(
+    ensemble: Ensemble, small_world: Any, home: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = sent(home, small_world.boundary_walk(home, np.random.default_rng(61), 120), ATTACKER)
+    outputs = np.random.default_rng(62).dirichlet(np.ones(len(ensemble.schema.classes)), len(batch))
+    outputs[40:50] = np.nan
+    judge, asked = IntentTest.judge, []
+
+    def spy(self: IntentTest, rows: Any, labels: Any, size: int, origin: Any, seed: int, answers: Any = None) -> Any:
+        asked.append((rows, answers))
+        return judge(self, rows, labels, size, origin, seed, answers)
+
+    monkeypatch.setattr(IntentTest, "judge", spy)
+    for given in (replace(batch, outputs=outputs), replace(batch, outputs=None)):
+        asked.clear()
+        signals_of(ensemble, given)
+        assert asked
+        for rows, answers in asked:
+            for row, (own, rival) in zip(rows, answers, strict=True):
+                place = int(np.flatnonzero((batch.inputs == row).all(axis=1))[0])
+                if given.outputs is None or 40 <= place < 50:
+                    assert np.isnan([own, rival]).all()
+                else:
+                    others = np.delete(outputs[place], batch.labels[place])
+                    assert (own, rival) == (outputs[place, batch.labels[place]], others.max())
 
 
 def test_a_page_needs_the_intent_test_to_speak_as_clearly_as_the_policy_asks(

@@ -17,7 +17,7 @@ from detectors.contract import Batch, Reference
 from detectors.errors import FitError
 from detectors.kernels import exact, limit_blas_threads
 from detectors.queries import intent as rules
-from detectors.queries.intent import IntentTest, IntentVerdict
+from detectors.queries.intent import IntentTest, IntentVerdict, Shape
 from detectors.schema import Feature, FeatureSchema
 from detectors.surrogate import Surrogate
 from detectors.view import ReferenceFrame
@@ -86,12 +86,12 @@ def grow(test: IntentTest, rows: Rows, labels: NDArray[np.int32], seed: int = 1)
     return None
 
 
-def attack(world: World, name: str, norm: Any, seed: int, budget: int = 400) -> tuple[Rows, NDArray[np.int32]]:
+def attack(world: World, name: str, norm: Any, seed: int, eps: float = 0.15) -> tuple[Rows, NDArray[np.int32]]:
     """Distinct queries of one attack on one picture."""
     rng = np.random.default_rng(seed)
     schema = digits.schema()
     legal = Domain(schema.lows(), schema.highs(), schema.integral(), schema.mutable())
-    threat = ThreatModel(name, norm, 0.15 if norm == "linf" else None, legal, "black-box", budget)
+    threat = ThreatModel(name, norm, eps if norm == "linf" else None, legal, "black-box", 400)
     row = world.start(world.pools.hostile, rng)
     parameters = {"step": 0.05} if name == "simba" else {}
     label = world.answer(row[None]).astype(np.int64)
@@ -120,6 +120,89 @@ def test_score_attacks_page_before_or_at_success_where_the_model_gives_scores(
     sizes = [grow(world.scores, *trace) for trace in traces if len(trace[0]) >= 48]
     assert len(sizes) >= 8
     assert sum(size is not None for size in sizes) >= share * len(sizes), sizes
+
+
+def scores_of(world: World, rows: Rows, labels: NDArray[np.int32]) -> Rows:
+    """The watched model's score of each row's answer, and its largest other one."""
+    outputs = world.net.predict(rows)
+    own = outputs[np.arange(len(rows)), labels]
+    outputs[np.arange(len(rows)), labels] = -np.inf
+    return np.column_stack([own, outputs.max(axis=1)])
+
+
+@pytest.mark.parametrize(("name", "norm"), [("square", "linf"), ("simba", "l2"), ("zoo", "l2")])
+def test_attacks_of_few_features_at_a_time_page_by_the_feedback_of_scores(world: World, name: str, norm: str) -> None:
+    paged, clusters = 0, 0
+    for seed in range(10):
+        rows, labels = attack(world, name, norm, seed, 0.05)
+        for size in SIZES:
+            last = slice(max(0, size - 128), size)
+            if size <= len(rows):
+                given = scores_of(world, rows[last], labels[last])
+                verdict = world.scores.judge(rows[last], labels[last], size, rows[:4].mean(axis=0), 1, given)
+                if verdict.page:
+                    assert verdict.measures["by_scores"] > 2.0
+                    paged += 1
+                    break
+        clusters += len(rows) >= 48
+    assert clusters >= 5
+    assert paged >= 0.8 * clusters
+
+
+def test_scores_are_taken_only_where_every_member_has_some(world: World) -> None:
+    rows, labels = attack(world, "simba", "l2", 1)
+    rows, labels = rows[:64], labels[:64]
+    given = scores_of(world, rows, labels)
+
+    def found(answers: Rows | None) -> float:
+        return world.scores.judge(rows, labels, 64, rows[:4].mean(axis=0), 1, answers).measures["by_scores"]
+
+    guessed = found(None)
+    assert found(given) != guessed
+    given[5] = np.nan
+    assert found(given) == guessed
+
+
+WIDE = Shape(touched=40, moved=0, gate=40.0, wide_share=1.0, cut_links=0.0, design=0.0)
+
+
+def test_parts_count_by_how_the_cluster_spreads() -> None:
+    loud = {"progress": 3.0, "following": -1.5, "bisection": -2.0, "by_scores": 2.7, "by_answers": 2.4}
+    parts = [(3.0 / 3.4) ** 2, (1.5 / 1.7) ** 2, (2.0 / 2.5) ** 2, (2.7 / 3.0) ** 2]
+    assert WIDE.score(**loud) == pytest.approx(sum(parts))
+    assert WIDE.score(**{**loud, "by_answers": 3.0}) == pytest.approx(sum(parts[:3]) + 1.0)
+    for narrow in (replace(WIDE, gate=6.0), replace(WIDE, wide_share=0.29)):
+        assert narrow.score(**loud) == 0.0
+        moved = replace(narrow, moved=3)
+        assert moved.score(**loud) == pytest.approx((3.0 / 2.8) ** 2 + parts[3])
+    design = replace(WIDE, design=0.9)
+    assert design.score(**loud) == pytest.approx((3.0 / 4.5) ** 2 + (2.7 / 3.5) ** 2)
+    assert not replace(WIDE, touched=6).judged
+
+
+def test_no_part_counts_more_than_two_and_none_against_a_page() -> None:
+    quiet = {"progress": 0.0, "following": 0.0, "bisection": 0.0, "by_scores": 0.0, "by_answers": 0.0}
+    for name, sign in (("progress", 1), ("following", -1), ("bisection", -1), ("by_scores", 1), ("by_answers", 1)):
+        assert WIDE.score(**{**quiet, name: sign * 99.0}) == rules.MOST_OF_A_PART
+        assert WIDE.score(**{**quiet, name: sign * -99.0}) == 0.0
+
+
+def test_a_cluster_tells_what_it_touches_how_it_moves_and_whether_it_is_a_design(world: World) -> None:
+    rng = np.random.default_rng(3)
+    base = np.clip(world.start(world.pools.live, rng), 0.2, 0.8)
+    walk = np.repeat(base[None], 48, axis=0)
+    for turn in range(1, 48):  # one feature after another is changed for good
+        walk[turn:, turn % 10] += 0.01
+    subsets = np.where(rng.random((48, 64)) < 0.5, base, 0.0)
+    back = np.repeat(base[None], 48, axis=0)
+    back[np.arange(48), np.arange(48) % 10] += 0.1
+    for rows, expected in (
+        (walk, {"touched": 10.0, "moved": 10.0, "design": 0.0}),
+        (back, {"touched": 10.0, "moved": 0.0, "design": 1.0}),
+        (subsets, {"touched": 64.0, "design": 1.0}),
+    ):
+        found = world.scores.judge(rows, world.answer(rows), 48, rows[:4].mean(axis=0), 1).measures
+        assert {name: found[name] for name in expected} == expected
 
 
 #: How many of `REPEATERS` clients of a kind may page: 5 % of a kind is the aim, and random walks in all features and

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.browser
 
 Visit = Callable[..., Page]
 #: How the title of the attack's incident ends.
-WALK = "walking along a decision boundary"
+WALK = "seeking a decision boundary"
 #: How long an attack may take from Kafka to the page on a busy machine.
 LIVE_MILLISECONDS = 60_000
 

@@ -133,7 +133,7 @@ def alert(incident: str = "1f00000000000001", number: int = 1, change: str = "op
         technique="AML.T0043.001",
         entity="client",
         entity_id="3fa1b2c4d5e6f708",
-        title="Query-based evasion by client 3fa1…: 24 near-identical queries walking along a decision boundary",
+        title="Query-based evasion by client 3fa1…: 24 near-identical queries seeking a decision boundary",
         first_seen=START,
         last_seen=START + 5 * SECOND,
         at=START + 6 * SECOND,

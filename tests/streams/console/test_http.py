@@ -78,7 +78,7 @@ def test_live_page_shows_incidents_traffic_probes_and_workers(scene: Fixture, se
     page = serve().get("/")
     assert page.status_code == 200
     text = " ".join(page.text.split())
-    assert "24 near-identical queries walking along a decision boundary" in text
+    assert "24 near-identical queries seeking a decision boundary" in text
     assert '<dt>Open pages</dt><dd id="open_pages">1</dd>' in text
     assert "<dt>Open tickets</dt><dd>1</dd>" in text
     assert "<dt>Rows a second</dt><dd>1,234</dd>" in text
@@ -160,7 +160,7 @@ def test_incident_page_shows_the_evidence(scene: Fixture, serve: Fixture) -> Non
     name = scene.attack()
     text = serve().get(f"/incidents/{name}").text
     plain = " ".join(text.split())
-    assert "Client 3fa1… sent 24 near-identical queries that walk along a decision boundary" in plain
+    assert "Client 3fa1… sent 24 near-identical queries that seek a decision boundary" in plain
     assert "1.70× its threshold" in plain
     assert 'href="https://atlas.mitre.org/techniques/AML.T0043.001"' in text
     assert "Query-based evasion" in text

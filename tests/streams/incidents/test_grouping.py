@@ -107,7 +107,7 @@ def test_page_raises_a_ticket_once(make_signal: SignalFactory) -> None:
     assert draft.incident.level == "page"
     assert [alert.change for alert in draft.alerts] == ["opened", "raised"]
     assert draft.incident.title == (
-        "Query-based evasion by client 3fa1…: 48 near-identical queries walking along a decision boundary"
+        "Query-based evasion by client 3fa1…: 48 near-identical queries seeking a decision boundary"
     )
 
 
