@@ -247,19 +247,23 @@ def judge(intent: IntentTest, memory: Memory, place: int) -> IntentVerdict:
     return intent.judge(rows, members["label"], int(head["size"]), pool.origin[place].copy(), seed, answers)
 
 
+#: Parts of the intent test in words.
+_WHAT_ATTACKERS_DO = {
+    "progress": "move towards the model's boundary (progress {:.1f} sd)",
+    "following": "walk along the boundary",
+    "bisection": "close in on it from both sides",
+    "by_scores": "go on from those that the model was less sure of",
+    "by_answers": "go on where its answer changed",
+}
+
+
 def _intent_reason(verdict: IntentVerdict) -> Reason:
     measures = verdict.measures
     size, gate = int(measures["size"]), int(measures["gate"])
     text = f"{size} near-identical queries change up to {gate} features at once"
     if verdict.page:
-        parts = [
-            (measures["progress"], f"move towards the model's boundary (progress {measures['progress']:.1f} sd)"),
-            (-2.0 * measures["following"], "walk along the boundary"),
-            (-measures["bisection"], "close in on it from both sides"),
-            (measures["by_scores"], "go on from those that the model was less sure of"),
-            (measures["by_answers"], "go on where its answer changed"),
-        ]
-        text += " and " + max(parts)[1]
+        parts = verdict.shape.brought(measures)
+        text += " and " + _WHAT_ATTACKERS_DO[max(parts, key=lambda name: parts[name])].format(measures["progress"])
     else:
         text += "; nothing shows yet that they seek the model's boundary"
     return Reason("intent", float(measures["following_p"]), text)

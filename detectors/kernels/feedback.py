@@ -25,12 +25,15 @@ LEAST_PROBABILITY = 1e-6
 
 @njit(cache=True, nogil=True)
 def strongest(outputs: Any, labels: Any, own: Any, rival: Any) -> None:
-    """The score of the predicted class, and the largest other one; NaN where a score of the row is not finite.
+    """The score of the predicted class, and the largest other one.
+
+    NaN where a score of the row is not finite, or the class has none.
 
     outputs (n, k) with k >= 2, labels (n,); own and rival (n,), filled.
     """
     for i in range(outputs.shape[0]):
-        c, best, fine = labels[i], -np.inf, True
+        c, best = labels[i], -np.inf
+        fine = 0 <= c < outputs.shape[1]
         for j in range(outputs.shape[1]):
             x = outputs[i, j]
             fine = fine and np.isfinite(x)
@@ -70,7 +73,22 @@ def _block(sums: Any, a: int, b: int, c: int, d: int) -> float:
 
 
 @njit(cache=True, nogil=True)
-def leanings(products: Any, parent: Any, squared: Any, reach: int, short_reach: int, onward: Any, closer: Any) -> None:
+def _along(sums: Any, t: int, u: int, reach: int) -> float:
+    """Inner product of the client's own steps around rows t and u: mean of the rows after less mean of those before."""
+    m = sums.shape[0] - 1
+    t_end, t_start, u_end, u_start = min(m, t + 1 + reach), max(0, t - reach), min(m, u + 1 + reach), max(0, u - reach)
+    t_after, t_before = np.float64(t_end - t - 1), np.float64(t - t_start)
+    u_after, u_before = np.float64(u_end - u - 1), np.float64(u - u_start)
+    return (
+        _block(sums, t + 1, t_end, u + 1, u_end) / (t_after * u_after)
+        - _block(sums, t + 1, t_end, u_start, u) / (t_after * u_before)
+        - _block(sums, t_start, t, u + 1, u_end) / (t_before * u_after)
+        + _block(sums, t_start, t, u_start, u) / (t_before * u_before)
+    )
+
+
+@njit(cache=True, nogil=True)
+def leanings(products: Any, parent: Any, squared: Any, reach: int, short_reach: int, onward: Any, closer: Any) -> float:
     """Towards which row of each pair (a row and its nearest earlier one) the client goes on.
 
     Parameters
@@ -86,6 +104,13 @@ def leanings(products: Any, parent: Any, squared: Any, reach: int, short_reach: 
         the `reach` rows before to that of the `reach` rows after. NaN where there is no pair or no step.
     closer : float64 (m,), filled
         Cosine between the pair's step and the way from its middle to the mean of the `short_reach` rows after.
+
+    Returns
+    -------
+    float
+        How far chance goes in `agreement` of `onward` with a margin that changes evenly: sqrt(1 + k R^2 / D) of k
+        pairs, R the length of the mean of the client's k directions and D the effective number of dimensions of its
+        steps. 1 of a client without direction; large where one drifts in few dimensions.
     """
     m = squared.shape[0]
     sums = np.zeros((m + 1, m + 1))
@@ -94,6 +119,7 @@ def leanings(products: Any, parent: Any, squared: Any, reach: int, short_reach: 
         for j in range(m):  # from the first row, so that sums over near rows don't cancel
             run += (products[i, j] - products[i, 0]) - (products[0, j] - products[0, 0])
             sums[i + 1, j + 1] = sums[i, j + 1] + run
+    moved = np.zeros(m)
     for t in range(m):
         onward[t] = np.nan
         closer[t] = np.nan
@@ -101,14 +127,13 @@ def leanings(products: Any, parent: Any, squared: Any, reach: int, short_reach: 
         if p < 0 or t == m - 1 or not squared[t] > 0.0:
             continue
         least = LEAST_MOVE * LEAST_MOVE * squared[t]
-        end, start = min(m, t + 1 + reach), max(0, t - reach)
-        after, before = np.float64(end - t - 1), np.float64(t - start)
-        along = (_block(sums, t, t + 1, t + 1, end) - _block(sums, p, p + 1, t + 1, end)) / after
-        along -= (_block(sums, t, t + 1, start, t) - _block(sums, p, p + 1, start, t)) / before
-        way = _block(sums, t + 1, end, t + 1, end) / (after * after)
-        way -= 2.0 * _block(sums, t + 1, end, start, t) / (after * before)
-        way += _block(sums, start, t, start, t) / (before * before)
+        way = _along(sums, t, t, reach)
         if way > least:
+            moved[t] = np.sqrt(way)
+            end, start = min(m, t + 1 + reach), max(0, t - reach)
+            after, before = np.float64(end - t - 1), np.float64(t - start)
+            along = (_block(sums, t, t + 1, t + 1, end) - _block(sums, p, p + 1, t + 1, end)) / after
+            along -= (_block(sums, t, t + 1, start, t) - _block(sums, p, p + 1, start, t)) / before
             onward[t] = min(1.0, max(-1.0, along / np.sqrt(squared[t] * way)))
         end = min(m, t + 1 + short_reach)
         after = np.float64(end - t - 1)
@@ -119,6 +144,22 @@ def leanings(products: Any, parent: Any, squared: Any, reach: int, short_reach: 
         way = _block(sums, t + 1, end, t + 1, end) / (after * after) - (here + there) + middle
         if way > least:
             closer[t] = min(1.0, max(-1.0, (here - there - (row - other) / 2.0) / np.sqrt(squared[t] * way)))
+    pairs, together, repeated = 0, 0.0, 0.0
+    for t in range(m):
+        if moved[t] == 0.0:
+            continue
+        pairs += 1
+        p = parent[t]
+        for u in range(m):
+            if moved[u] > 0.0:
+                q = parent[u]
+                step = (products[t, u] - products[t, q]) - (products[p, u] - products[p, q])
+                together += _along(sums, t, u, reach) / (moved[t] * moved[u])
+                repeated += step * step / (squared[t] * squared[u])
+    if pairs == 0:
+        return 1.0
+    count = np.float64(pairs)
+    return np.sqrt(1.0 + max(0.0, together) * repeated / (count * count * count))
 
 
 @njit(cache=True, nogil=True)

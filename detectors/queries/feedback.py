@@ -9,6 +9,8 @@ from detectors.kernels import feedback as kernels
 
 #: Rows before and after a query that tell where its client was and where it goes; after, where answers alone count.
 REACH, ANSWERS_REACH = 32, 16
+#: Chance that goes further than so many times the usual, as of a client that drifts, is taken off.
+USUAL_CHANCE = 1.65
 #: From this share of the rarer side among the later members on, it is unknown which answer is the one to leave.
 MIXED_SHARE = 0.25
 
@@ -41,12 +43,13 @@ def feedback(
     Returns
     -------
     by_scores, by_answers : float
-        z of the correlation with differences of margins, and of answers alone. Positive where the client leaves the
-        usual answer; where it keeps to both sides of the boundary, either direction counts as positive.
+        -sqrt(pairs) times the correlation with differences of margins (less where the client keeps one direction in few
+        dimensions), and of answers alone. Positive where the client leaves the usual answer; where it keeps to both
+        sides of the boundary, either direction counts as positive.
     """
     onward, closer = np.empty(len(parent)), np.empty(len(parent))
-    kernels.leanings(products, parent, squared, REACH, ANSWERS_REACH, onward, closer)
-    by_scores = float(kernels.agreement(onward, parent, margins))
+    chance = float(kernels.leanings(products, parent, squared, REACH, ANSWERS_REACH, onward, closer))
+    by_scores = float(kernels.agreement(onward, parent, margins)) / max(1.0, chance / USUAL_CHANCE)
     by_answers = float(kernels.agreement(closer, parent, usual.astype(np.float64)))
     later = usual[len(usual) // 2 :]
     rarer = min(int(later.sum()), len(later) - int(later.sum()))

@@ -96,6 +96,11 @@ class IntentVerdict:
     measures: dict[str, float]
 
     @property
+    def shape(self) -> Shape:
+        """How the members that were judged spread."""
+        return shape_of(self.measures)
+
+    @property
     def ratio(self) -> float:
         """The score over what is needed where the cluster pages, else 0; at most `MOST_CLEAR`: how clearly the test
         speaks."""
@@ -137,11 +142,11 @@ class Shape:
 
     def scales(self) -> dict[str, float]:
         """Part of the decision -> value at which it pages alone; parts that don't count are missing."""
+        if self.narrow and self.moved < LEAST_MOVED:
+            return {}
         if self.design >= DESIGN_SHARE:
             return {"progress": DESIGN_PROGRESS_SCALE, "by_scores": DESIGN_GUIDED_SCALE}
         if self.narrow:
-            if self.moved < LEAST_MOVED:
-                return {}
             return {"progress": NARROW_PROGRESS_SCALE, "by_scores": GUIDED_SCALE}
         return {
             "progress": PROGRESS_SCALE,
@@ -151,19 +156,37 @@ class Shape:
             "by_answers": GUIDED_SCALE,
         }
 
-    def score(self, progress: float, following: float, bisection: float, by_scores: float, by_answers: float) -> float:
+    def parts(self, said: Mapping[str, float]) -> dict[str, float]:
+        """What each part that counts brings to the score; `said` holds the measures by name."""
+        return {
+            name: min(MOST_OF_A_PART, max(0.0, said.get(name, 0.0) / scale) ** 2)
+            for name, scale in self.scales().items()
+        }
+
+    def brought(self, said: Mapping[str, float]) -> dict[str, float]:
+        """`parts` of a verdict's measures: without progress where its score says that it was not counted."""
+        found = self.parts(said)
+        if said.get("score", math.inf) - self.score({**said, "progress": 0.0}) <= 1e-9:
+            found.pop("progress", None)
+        return found
+
+    def score(self, said: Mapping[str, float]) -> float:
         """The sum of squares of what counts, each over its scale; of both kinds of feedback the larger."""
-        scales = self.scales()
+        parts = self.parts(said)
+        guided = max(parts.pop("by_scores", 0.0), parts.pop("by_answers", 0.0))
+        return sum(parts.values()) + guided
 
-        def part(name: str, value: float) -> float:
-            return min(MOST_OF_A_PART, max(0.0, value / scales[name]) ** 2) if name in scales else 0.0
 
-        return (
-            part("progress", progress)
-            + part("following", following)
-            + part("bisection", bisection)
-            + max(part("by_scores", by_scores), part("by_answers", by_answers))
-        )
+def shape_of(said: Mapping[str, float]) -> Shape:
+    """The shape from a verdict's measures, which signals carry."""
+    return Shape(
+        touched=int(said["touched"]),
+        moved=int(said["moved"]),
+        gate=said["gate"],
+        wide_share=said["wide_share"],
+        cut_links=said["cut_links"],
+        design=said["design"],
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +251,9 @@ class IntentTest:
         seed: int,
         answers: NDArray[np.float64] | None = None,
     ) -> IntentVerdict:
-        """Judge a cluster.
+        """Judge a cluster, and of a narrow one those members that stand out of it, if there are enough.
+
+        An attacker may hide his queries among decoys that change a feature or two; the clearer verdict counts.
 
         Parameters
         ----------
@@ -247,13 +272,30 @@ class IntentTest:
             (None, NaN) the surrogate's margins stand for all.
         """
         rows, labels = np.ascontiguousarray(rows), np.ascontiguousarray(labels, dtype=np.int32)
+        whole, wide = self._judged(rows, labels, size, origin, seed, answers)
+        if not LEAST_SIZE <= np.count_nonzero(wide) < len(rows):
+            return whole
+        given = None if answers is None else answers[wide]
+        part, _ = self._judged(rows[wide], labels[wide], size, origin, seed, given)
+        return part if part.ratio > whole.ratio else whole
+
+    def _judged(
+        self,
+        rows: NDArray[np.float64],
+        labels: NDArray[np.int32],
+        size: int,
+        origin: NDArray[np.float64],
+        seed: int,
+        answers: NDArray[np.float64] | None,
+    ) -> tuple[IntentVerdict, NDArray[np.bool_]]:
+        """The verdict on these members; and if the cluster is narrow, those that stand out of it."""
         batch = _batch(rows, labels)
         view = BatchView(self.frame, batch)
         parent, squared = np.empty(len(rows), dtype=np.int64), np.empty(len(rows))
         products = view.standardised @ view.standardised.T
         opposite = margins.link(products, view.norms, labels, parent, squared)
         distance = np.sqrt(squared)
-        shape = self._shape(rows, parent, distance, view.own_distance)
+        shape, wide = self._shape(rows, parent, distance, view.own_distance)
         bisection = 0.0
         if len(rows) > 1 and math.isfinite(opposite):
             typical = float(np.median(distance[1:]))
@@ -270,7 +312,15 @@ class IntentTest:
         def weigh(nearly: float = 1.0) -> tuple[float, float, float, float, float]:
             progress, lost, following, following_p = movement.measures(FOLLOWING_P * nearly)
             counted = progress if lost * nearly >= PROGRESS_FLOOR_SHARE * self.floor else 0.0
-            score = shape.score(counted, following, bisection, by_scores, by_answers)
+            score = shape.score(
+                {
+                    "progress": counted,
+                    "following": following,
+                    "bisection": bisection,
+                    "by_scores": by_scores,
+                    "by_answers": by_answers,
+                }
+            )
             return progress, lost, following, following_p, score
 
         movement.measure(FIRST_COPIES)
@@ -278,7 +328,7 @@ class IntentTest:
             movement.measure(COPIES)
         progress, lost, following, following_p, score = weigh()
         page = judged and score >= needed
-        return IntentVerdict(
+        verdict = IntentVerdict(
             page=page,
             measures={
                 "size": float(size),
@@ -301,6 +351,7 @@ class IntentTest:
                 "page": float(page),
             },
         )
+        return verdict, wide & shape.narrow
 
     def _margins(
         self,
@@ -323,7 +374,8 @@ class IntentTest:
         parent: NDArray[np.int64],
         distance: NDArray[np.float64],
         density: NDArray[np.float64],
-    ) -> Shape:
+    ) -> tuple[Shape, NDArray[np.bool_]]:
+        """How the members spread, and which of them lie far from the base of their part."""
         scale = self.frame.scale
         changed = np.empty(len(rows), dtype=np.int64)
         margins.changed_features(rows, rows, parent, scale, LEAST_CHANGE_SD, changed)
@@ -341,7 +393,7 @@ class IntentTest:
         middle = bases[0] if parts == 1 else np.median(rows, axis=0)
         third = max(1, len(rows) // 3)
         way = np.abs(np.median(rows[:third], axis=0) - np.median(rows[-third:], axis=0))
-        return Shape(
+        shape = Shape(
             touched=int(touched_features(rows, middle, scale, LEAST_CHANGE_SD)),
             moved=int((way > LEAST_CHANGE_SD * scale).sum()),
             gate=gate,
@@ -349,6 +401,7 @@ class IntentTest:
             cut_links=float(far.sum()),
             design=float(two_valued_share(rows, scale, LEAST_CHANGE_SD)),
         )
+        return shape, changed > NARROW_FEATURES
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything fitted; names start with ``surrogate.`` or ``frame.`` where they belong to these."""

@@ -13,8 +13,8 @@ from detectors.queries.intent import (
     LEAST_SIZE,
     MOST_OF_A_PART,
     NARROW_FEATURES,
-    WIDE_SHARE,
     Shape,
+    shape_of,
 )
 from streams.incidents.monitoring import MODEL_REGRESSION, OBJECTIVE_MISSED
 from streams.incidents.titles import TECHNIQUES, client_name, group_name
@@ -84,14 +84,16 @@ def _gate(value: float, _: Said) -> Measure:
 
 def _wide(value: float, said: Said) -> Measure:
     text = f"of the queries differ from it in more than {NARROW_FEATURES} features"
-    if _shape(said).narrow:
+    shape = _shape(said)
+    if shape is not None and shape.narrow:
         text += "; the cluster is narrow, so its middle must move, and only progress and feedback of scores count"
     return Measure("Wide queries", f"{value:.0%}", "", None, text)
 
 
 def _moved(value: float, said: Said) -> Measure:
     text = "features in which the last queries lie elsewhere than the first"
-    asked = _shape(said).narrow
+    shape = _shape(said)
+    asked = shape is not None and shape.narrow
     needed = f"at least {LEAST_MOVED}" if asked else ""
     return Measure("Moved for good", _number(value, 0), needed, value >= LEAST_MOVED if asked else None, text)
 
@@ -108,7 +110,8 @@ def _progress(value: float, said: Said) -> Measure:
         f"the queries move the model's answer {_number(abs(value), 1)} standard deviations "
         f"{'more' if value >= 0 else 'less'} than random steps of the same size would"
     )
-    counts = _progress_counts(said)
+    shape = _shape(said)
+    counts = shape is None or "progress" not in shape.scales() or "progress" in shape.brought(said)
     if value > 0 and not counts:
         text += "; not counted, they have come too little nearer to the boundary for that"
     return _part("Progress", "progress", value, said, text, counts)
@@ -143,7 +146,10 @@ def _by_answers(value: float, said: Said) -> Measure:
 
 def _part(name: str, key: str, value: float, said: Said, text: str, counts: bool = True) -> Measure:
     """One part of the sum: what would page alone, where one part can."""
-    scale, asked = _shape(said).scales().get(key), _asked(said)
+    shape, asked = _shape(said), _asked(said)
+    if shape is None:
+        return Measure(name, _number(value, 2), "", None, text)
+    scale = shape.scales().get(key)
     if scale is None:
         return Measure(name, _number(value, 2), "not counted here", None, text)
     if asked > MOST_OF_A_PART:
@@ -153,29 +159,14 @@ def _part(name: str, key: str, value: float, said: Said, text: str, counts: bool
     return Measure(name, _number(value, 2), f"{_number(enough, 1)} alone is enough", met, text)
 
 
-def _shape(said: Said) -> Shape:
-    """How the cluster spreads; a wide one where that isn't said."""
-    return Shape(
-        touched=int(said.get("touched", NARROW_FEATURES + 1)),
-        moved=int(said.get("moved", LEAST_MOVED)),
-        gate=said.get("gate", NARROW_FEATURES + 1.0),
-        wide_share=said.get("wide_share", WIDE_SHARE),
-        cut_links=said.get("cut_links", 0.0),
-        design=said.get("design", 0.0),
-    )
+def _shape(said: Said) -> Shape | None:
+    """How the cluster spreads; None where another release has judged it, by other scales."""
+    return shape_of(said) if said.keys() >= _SHAPE and all(math.isfinite(said[name]) for name in _SHAPE) else None
 
 
 def _asked(said: Said) -> float:
     """The sum from which the cluster pages; thresholds of this site may ask for more than the test itself."""
     return said.get("asked", said.get("needed", 1.0))
-
-
-def _progress_counts(said: Said) -> bool:
-    """Whether progress is part of the sum."""
-    rest = _shape(said).score(
-        0.0, *(said.get(name, 0.0) for name in ("following", "bisection", "by_scores", "by_answers"))
-    )
-    return "score" not in said or said["score"] - rest > 1e-9
 
 
 def _score(value: float, said: Said) -> Measure:
@@ -201,6 +192,8 @@ _MEASURES: dict[str, Callable[[float, Said], Measure]] = {
     "by_answers": _by_answers,
     "score": _score,
 }
+#: What must be said for the parts to have scales.
+_SHAPE = {"touched", "moved", "gate", "wide_share", "cut_links", "design"}
 #: Parts of the decision that only explain other parts.
 _SILENT = ("page", "following_p", "cut_links", "lost_margin", "needed", "asked")
 

@@ -121,28 +121,34 @@ def test_words_of_pvalues() -> None:
     assert words.odds(ReasonMessage("intent", 0.01, "")) == "its parts stand below"
 
 
+#: How a wide cluster spreads.
+SPREAD = {"touched": 40.0, "gate": 40.0, "wide_share": 1.0, "moved": 9.0, "cut_links": 0.0, "design": 0.0}
+
+
 def told(said: dict[str, float]) -> dict[str, words.Measure]:
     return {part.name: part for part in words.measures(said)}
 
 
 def test_measures_say_what_a_page_needs() -> None:
-    found = told({"gate": 40.0, "touched": 5.0, "size": 16.0, "following": -1.8, "page": 1.0, "new": 2.0})
-    assert list(found) == ["Queries", "Features", "Width", "Boundary following", "new"]
+    found = told({**SPREAD, "touched": 5.0, "size": 16.0, "following": -1.8, "page": 1.0, "new": 2.0})
+    shape = ["Features", "Width", "Wide queries", "Moved for good", "Two-valued"]
+    assert list(found) == ["Queries", *shape, "Boundary following", "new"]
     assert (found["Queries"].met, found["Features"].met, found["Boundary following"].met) == (True, False, True)
     assert found["Boundary following"].value == "−1.80"
     assert "6 times nearer" in found["Boundary following"].text
     assert words.measures({"progress": float("nan")})[0].value == "–"
-    found = told({"progress": 4.0, "bisection": -2.5, "score": 1.0, "needed": 1.25})
+    found = told({**SPREAD, "progress": 4.0, "bisection": -2.5, "score": 1.0, "needed": 1.25})
     assert not found["Progress"].met
     assert "not counted" in found["Progress"].text
     assert (found["Sum"].needed, found["Sum"].met) == ("at least 1.25", False)
-    assert told({"progress": 3.5, "bisection": -2.5, "score": 2.1})["Progress"].met
+    assert told({**SPREAD, "progress": 3.5, "bisection": -2.5, "score": 2.1})["Progress"].met
 
 
 def test_a_site_that_asks_for_more_says_so_of_every_part() -> None:
     said = {"progress": 4.0, "following": -2.5, "bisection": -2.0, "by_scores": 3.4, "by_answers": 1.0}
-    said |= {"score": 4.5, "needed": 1.0, "asked": 1.44}
-    assert {name: (part.needed, part.met) for name, part in told(said).items()} == {
+    said |= {**SPREAD, "score": 4.5, "needed": 1.0, "asked": 1.44}
+    parts = {name: part for name, part in told(said).items() if name not in told(SPREAD)}
+    assert {name: (part.needed, part.met) for name, part in parts.items()} == {
         "Progress": ("4.1 alone is enough", False),
         "Boundary following": ("−2.0 alone is enough", True),
         "Bisection": ("−3.0 alone is enough", False),
@@ -151,16 +157,25 @@ def test_a_site_that_asks_for_more_says_so_of_every_part() -> None:
         "Sum": ("at least 1.44", True),
     }
     more = told({**said, "asked": 2.25})
-    assert {part.needed for name, part in more.items() if name != "Sum"} == {"not enough alone"}
+    assert {more[name].needed for name in parts if name != "Sum"} == {"not enough alone"}
     assert more["Sum"].needed == "at least 2.25"
 
 
 def test_parts_that_do_not_count_of_a_cluster_say_so() -> None:
-    said = {"touched": 40.0, "moved": 2.0, "gate": 4.0, "wide_share": 0.1, "following": -9.0, "by_scores": 9.0}
+    said = {
+        **SPREAD,
+        "moved": 2.0,
+        "gate": 4.0,
+        "wide_share": 0.1,
+        "following": -9.0,
+        "by_scores": 9.0,
+        "progress": 5.0,
+    }
     narrow = told(said)
     assert (narrow["Moved for good"].needed, narrow["Moved for good"].met) == ("at least 3", False)
     assert "narrow" in narrow["Wide queries"].text
     assert {narrow[name].needed for name in ("Boundary following", "Feedback of scores")} == {"not counted here"}
+    assert "too little" not in narrow["Progress"].text
     moved = told({**said, "moved": 3.0})
     assert (moved["Feedback of scores"].met, moved["Boundary following"].met) == (True, None)
     design = told({**said, "gate": 40.0, "wide_share": 1.0, "design": 1.0})
@@ -169,6 +184,22 @@ def test_parts_that_do_not_count_of_a_cluster_say_so() -> None:
         "3.5 alone is enough",
         "not counted here",
     )
+
+
+def test_what_another_release_has_judged_is_not_held_against_todays_scales() -> None:
+    said = {
+        "size": 24.0,
+        "gate": 4.0,
+        "wide_share": 0.9,
+        "progress": 3.0,
+        "bisection": -1.4,
+        "score": 2.49,
+        "page": 1.0,
+    }
+    found = told(said)
+    assert {found[name].needed for name in ("Width", "Wide queries", "Progress", "Bisection")} == {""}
+    assert {found[name].met for name in ("Width", "Wide queries", "Progress", "Bisection")} == {None}
+    assert found["Sum"].met
 
 
 def test_atlas_links_only_for_techniques() -> None:
