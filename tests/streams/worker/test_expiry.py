@@ -20,6 +20,10 @@ from tests.streams.worker.conftest import WIDTH, event
 from tests.streams.worker.test_scoring import START_MS, Rec, fresh, options
 
 
+#: Seconds after which a test is given up; the first record may wait for kernels to be compiled.
+PATIENCE = 90
+
+
 def records(first: int, last: int) -> list[Any]:
     return [Rec(offset, START_MS + offset, b"one", event(offset)) for offset in range(first, last)]
 
@@ -60,7 +64,7 @@ class Bench:
 
     def _when_free(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def waits(*positional: Any, **named: Any) -> Any:
-            assert self.free.wait(20)
+            assert self.free.wait(PATIENCE)
             return call(*positional, **named)
 
         return waits
@@ -74,7 +78,7 @@ class Bench:
         """Plans up to the one that ends at `until`."""
         found: list[Plan] = []
         while not found or found[-1].next < until:
-            outcome = await asyncio.wait_for(self.scored.get(), 20)
+            outcome = await asyncio.wait_for(self.scored.get(), PATIENCE)
             assert outcome is not None
             found.append(outcome.plan)
         return found
