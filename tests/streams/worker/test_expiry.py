@@ -19,7 +19,6 @@ from streams.worker.scoring import Outcome
 from tests.streams.worker.conftest import WIDTH, event
 from tests.streams.worker.test_scoring import START_MS, Rec, fresh, options
 
-
 #: Seconds after which a test is given up; the first record may wait for kernels to be compiled.
 PATIENCE = 90
 
