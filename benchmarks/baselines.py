@@ -11,6 +11,8 @@ from numba import njit
 from numpy.typing import NDArray
 from scipy.stats import shapiro
 
+from detectors.kernels.rows import popcount32
+
 Rows = NDArray[np.float64]
 
 #: Blacklight: levels of a feature, step of the quantisation, hashes kept, and matching ones that raise an alarm.
@@ -19,8 +21,8 @@ LEVELS, STEP, KEPT, MATCHES = 255, 50, 50, 25
 WINDOW, LARGE_WINDOW, LARGE = 20, 50, 400
 #: Odd multiplier of the rolling hash (2**64 over the golden ratio).
 BASE = 0x9E3779B97F4A7C15
-#: Words of bits for Blacklight's most frequent hashes.
-COMMON_WORDS = 4
+#: Words of 32 bits for Blacklight's most frequent hashes.
+COMMON_WORDS = 8
 #: Stateful detection: neighbours, and the share of benign rows below the threshold.
 NEIGHBOURS, NEAR_SHARE = 50, 0.001
 #: Rows of one block of distances.
@@ -67,15 +69,6 @@ def fingerprints(rows: Rows, salt: NDArray[np.int64]) -> NDArray[np.uint64]:
 
 
 @njit(cache=True)
-def _ones(word: np.uint64) -> np.uint64:
-    """Bits that are set."""
-    word -= (word >> np.uint64(1)) & np.uint64(0x5555555555555555)
-    word = (word & np.uint64(0x3333333333333333)) + ((word >> np.uint64(2)) & np.uint64(0x3333333333333333))
-    word = (word + (word >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return (word * np.uint64(0x0101010101010101)) >> np.uint64(56)
-
-
-@njit(cache=True)
 def _most_shared(
     ids: NDArray[np.int64], count: int, bits: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -87,7 +80,7 @@ def _most_shared(
     n, width = ids.shape
     head = np.full(count, -1, dtype=np.int64)
     following = np.full(n * width, -1, dtype=np.int64)
-    masks = np.zeros((COMMON_WORDS, n), dtype=np.uint64)
+    masks = np.zeros((COMMON_WORDS, n), dtype=np.uint32)
     shared = np.zeros(n, dtype=np.int64)
     best = np.zeros(n, dtype=np.int64)
     other = np.zeros(n, dtype=np.int64)
@@ -100,7 +93,7 @@ def _most_shared(
             size += 1
             bit = bits[word]
             if bit >= 0:
-                masks[bit >> 6, row] |= np.uint64(1) << np.uint64(bit & 63)
+                masks[bit >> 5, row] |= np.uint32(1) << np.uint32(bit & 31)
                 continue
             at = head[word]
             while at >= 0:
@@ -108,9 +101,9 @@ def _most_shared(
                 at = following[at]
         for part in range(COMMON_WORDS):
             mine = masks[part, row]
-            if mine != np.uint64(0):
+            if mine != np.uint32(0):
                 for past in range(row):
-                    shared[past] += np.int64(_ones(mine & masks[part, past]))
+                    shared[past] += popcount32(mine & masks[part, past])
         for past in range(row):
             if shared[past] > best[row]:
                 best[row] = shared[past]
@@ -136,7 +129,7 @@ def blacklight(rows: Rows, rng: np.random.Generator) -> tuple[NDArray[np.float64
     names, ids = np.unique(words, return_inverse=True)
     ids = ids.reshape(words.shape).astype(np.int64) - int(names[0] == 0)
     rows_with = np.bincount(ids[ids >= 0], minlength=len(names))
-    common = np.argsort(rows_with, kind="stable")[::-1][: 64 * COMMON_WORDS]
+    common = np.argsort(rows_with, kind="stable")[::-1][: 32 * COMMON_WORDS]
     bits = np.full(len(names), -1, dtype=np.int64)
     bits[common] = np.arange(len(common))
     best, other = _most_shared(ids, len(names), bits)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from detectors.contract import Reference
 from detectors.errors import FitError
 from detectors.kernels import exact, margins
+from detectors.kernels.feedback import LEAST_PROBABILITY
 from detectors.schema import FeatureSchema
 from detectors.view import ReferenceFrame
 
@@ -31,8 +32,6 @@ STEP_ROWS, PASSES, ROWS_PASSED = 200, 200, 600_000
 #: there a smooth network agrees best with another one: on digits, 2,000 rows, the cosine of gradients with the watched
 #: model's is .77 learning from scores like this, .60 at a tenth of it, .5 learning from labels.
 LABEL_SHRINKAGE, SCORE_SHRINKAGE = 3.0, 20.0
-#: A probability is taken as at least this: beyond it lies nothing that a margin has to tell.
-LEAST_PROBABILITY = 1e-6
 #: Share of rows whose largest score must be the stated label, else the scores aren't learned from.
 AGREEMENT = 0.99
 #: Logit of a class that the reference has no row of, below the others.

@@ -19,7 +19,7 @@ LEAST_PAIRS, LEAST_CHANGES = 8, 4
 CLIP_CHANGE = 2.0
 #: A move is no move where it is shorter than so many times the pair's distance.
 LEAST_MOVE = 3e-5
-#: A probability is taken as at least this.
+#: A probability is taken as at least this: beyond it lies nothing that a margin has to tell.
 LEAST_PROBABILITY = 1e-6
 
 

@@ -45,7 +45,7 @@ FAR_LOG_RATIO = -1.5
 #: Far and wide links are cut where they are at most this share of all links: they join several narrow bases.
 CUT_SHARE = 0.12
 #: Sign-flipped copies of the displacements. They are most of the cost of a judgement, so the others are measured only
-#: where the gate passes and the first copies leave the score within this factor of what it needs, on either side.
+#: where the cluster is judged and the first copies leave the score within this factor of what it needs, on either side.
 COPIES, FIRST_COPIES, CLEAR = 127, 31, 2.0
 #: For that purpose parts that don't count count from so much nearer to their conditions on.
 NEARLY = 4.0
@@ -193,8 +193,8 @@ def shape_of(said: Mapping[str, float]) -> Shape:
 class IntentTest:
     """Progress, following, bisection and feedback of a cluster of queries.
 
-    Blind to: attackers who touch at most `NARROW_FEATURES` features (they stay tickets), and so to models with few
-    inputs; clusters of fewer than `LEAST_SIZE` members.
+    Blind to: attackers who touch at most `NARROW_FEATURES` features, or change so few at a time and always come back
+    (they stay tickets), and so to models with few inputs; clusters of fewer than `LEAST_SIZE` members.
 
     Attributes
     ----------
