@@ -90,6 +90,8 @@ class KeptApart:
         Queries of a gradient estimate.
     brackets : int
         Halvings of a bisection.
+    jitter : float
+        Noise added to every row of a bisection, as a share of half its bracket: no three rows lie on one line.
     tries : int
         Random rows tried for a first adversarial one.
 
@@ -103,6 +105,7 @@ class KeptApart:
     radius: float = 0.5
     evaluations: int = 20
     brackets: int = 3
+    jitter: float = 0.0
     tries: int = TRIES
     name: ClassVar[str] = "kept_apart"
     access: ClassVar[Access] = "labels"
@@ -124,7 +127,7 @@ class KeptApart:
         current, found = random_starts(oracle, rng, self.tries)
         spaced = Spaced(oracle, rng)
         which = np.flatnonzero(found)
-        self._approach(spaced, which, current)
+        self._approach(spaced, which, current, rng)
         turn = 0
         while True:
             turn += 1
@@ -162,11 +165,13 @@ class KeptApart:
             landed = which[asking[fooled]]
             start = current[landed].copy()
             current[landed] = tried[fooled]
-            self._approach(spaced, landed, current)
+            self._approach(spaced, landed, current, rng)
             worse = threat.distances(x[landed], start) < threat.distances(x[landed], current[landed])
             current[landed[worse]] = start[worse]
 
-    def _approach(self, spaced: Spaced, which: NDArray[np.intp], current: NDArray[np.float64]) -> None:
+    def _approach(
+        self, spaced: Spaced, which: NDArray[np.intp], current: NDArray[np.float64], rng: np.random.Generator
+    ) -> None:
         """A coarse bisection of `current`, in place, towards the start rows."""
         oracle = spaced.oracle
         threat, domain = oracle.threat, oracle.threat.domain
@@ -179,6 +184,11 @@ class KeptApart:
             x = oracle.x[which[open_]]
             share = (low[open_] + high[open_]) / 2
             wanted = domain.repair(x, x + share[:, None] * (end[open_] - x))
+            if self.jitter > 0:
+                noise = rng.standard_normal(x.shape) * domain.movable
+                noise /= np.maximum(lengths("l2", noise), 1e-300)[:, None]
+                half = threat.distances(x, end[open_]) * (high[open_] - low[open_]) / 2
+                wanted = domain.wander(x, wanted + noise * (self.jitter * half)[:, None] * threat.unit, rng)
             far = threat.distances(x, current[which[open_]])
             tried, fooled = spaced.fooled(which[open_], wanted, self.apart * far / 2)
             nearer = fooled & (threat.distances(x, tried) < far)

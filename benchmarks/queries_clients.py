@@ -34,6 +34,8 @@ OWN_SPREAD, STYLE_SPREAD, DRIFT_SPREAD = 0.05, 0.05, 0.03
 ROW_CHANGE, STYLE_CHANGE, DRIFT_DEGREES = (6.0, 0.035, 0.05), (4.0, 0.015, 0.03), 2.0
 #: Rows of a client of a special kind in a week.
 SPECIAL_ROWS = repeaters.ROWS
+#: Halvings of a client who looks for recourse on a straight line.
+HALVINGS = 8
 
 
 class Supply:
@@ -188,6 +190,25 @@ def retry(counter: Counter, rng: np.random.Generator) -> Rows:
     return np.repeat(rows, rng.geometric(0.5, len(rows)), axis=0)[:SPECIAL_ROWS]
 
 
+def recourse_by_halving(counter: Counter, rng: np.random.Generator) -> Rows:
+    """Looks for recourse row by row: halves the way to a row with another answer, eight times, in all features."""
+    own, rows = counter.some(SPECIAL_ROWS, rng), []
+    labels = counter.site.predict(own).argmax(axis=1)
+    for start, label in zip(own, labels, strict=True):
+        others = own[labels != label]
+        if len(others) == 0:
+            return own
+        low, high = start, others[np.square(others - start).sum(axis=1).argmin()]
+        rows += [low, high]
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            rows.append(middle)
+            low, high = (middle, high) if counter.site.label(middle) == label else (low, middle)
+        if len(rows) >= SPECIAL_ROWS:
+            break
+    return np.array(rows[:SPECIAL_ROWS])
+
+
 def poller(counter: Counter, rng: np.random.Generator) -> Rows:
     """Asks for the same few objects again and again; their counters change a little between."""
     objects = counter.some(3, rng)
@@ -210,6 +231,8 @@ KINDS: dict[str, Special] = {
     "poller": poller,
     "what-if": _of_one_row(repeaters.what_if),
     "LIME explainer": _of_one_row(repeaters.noisy_copies),
+    "path explainer": _of_one_row(repeaters.path_explainer),
+    "recourse by halving": recourse_by_halving,
 }
 
 

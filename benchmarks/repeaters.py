@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 Rows = NDArray[np.float64]
 Predict = Callable[[Rows], Rows]
 
-#: Rows of one client.
-ROWS = 150
+#: Rows of one client, and of each line of a path explainer.
+ROWS, PATH_STEPS = 150, 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +136,21 @@ def shap_explainer(site: Site, x: Rows, rng: np.random.Generator) -> Rows:
     return np.where(kept, x, site.background)
 
 
+def path_explainer(site: Site, x: Rows, rng: np.random.Generator) -> Rows:
+    """Even steps on straight lines from rows near the background's to one row, as path explainers take them.
+
+    References
+    ----------
+    Sundararajan, Taly & Yan, "Axiomatic Attribution for Deep Networks", ICML 2017; random baselines: Erion et al.,
+    "Improving performance of deep learning models with axiomatic attribution priors and expected gradients", Nature
+    Machine Intelligence 3, 2021.
+    """
+    lines = -(-ROWS // PATH_STEPS)
+    baselines = np.clip(site.background + 0.05 * rng.normal(size=(lines, 1, x.size)), 0, 1)
+    shares = np.linspace(0, 1, PATH_STEPS)[:, None]
+    return np.asarray(baselines + shares * (x - baselines)).reshape(-1, x.size)[:ROWS]
+
+
 def mailing(site: Site, x: Rows, rng: np.random.Generator) -> Rows:
     """One template, ten features of which differ from row to row."""
     rows = np.repeat(x[None], ROWS, axis=0)
@@ -160,4 +175,5 @@ KINDS: tuple[Kind, ...] = (
     noisy_copies,
     shap_explainer,
     mailing,
+    path_explainer,
 )

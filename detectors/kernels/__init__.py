@@ -82,12 +82,13 @@ def limit_blas_threads() -> None:
 
 def warm_up() -> None:
     """Compile every kernel of this room, or load it from the cache, by running each on a few rows."""
-    from detectors.kernels import feedback, margins, rows, siphash
+    from detectors.kernels import feedback, lines, margins, rows, siphash
 
     siphash.warm_up()
     rows.warm_up()
     margins.warm_up()
     feedback.warm_up()
+    lines.warm_up()
 
 
 kernel_cache()

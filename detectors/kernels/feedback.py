@@ -43,8 +43,8 @@ def strongest(outputs: Any, labels: Any, own: Any, rival: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def answered_margins(own: Any, rival: Any, labels: Any, modal: int, out: Any) -> bool:
-    """Margin of the modal class by the model's own scores, and whether all members have some.
+def answered_margins(own: Any, rival: Any, labels: Any, which: int, out: Any) -> bool:
+    """Margin of one class by the model's own scores, and whether all members have some.
 
     Log odds where all scores lie in 0 .. 1, else plain differences. Of a member with another answer only its own margin
     is known: it counts as so far on the other side, which is exact of two classes.
@@ -62,7 +62,7 @@ def answered_margins(own: Any, rival: Any, labels: Any, modal: int, out: Any) ->
             margin = steady_log(max(own[i], LEAST_PROBABILITY) / max(rival[i], LEAST_PROBABILITY))
         else:
             margin = own[i] - rival[i]
-        out[i] = margin if labels[i] == modal else -margin
+        out[i] = margin if labels[i] == which else -margin
     return True
 
 

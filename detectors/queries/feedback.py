@@ -20,7 +20,7 @@ def feedback(
     parent: NDArray[np.int64],
     squared: NDArray[np.float64],
     margins: NDArray[np.float64],
-    usual: NDArray[np.bool_],
+    begun: NDArray[np.bool_],
 ) -> tuple[float, float]:
     """How clearly the members of a cluster go where the answers to the ones before were better.
 
@@ -36,22 +36,22 @@ def feedback(
     parent, squared : (m,)
         Nearest earlier member, and its squared distance.
     margins : float64 (m,)
-        Of the cluster's usual answer.
-    usual : bool (m,)
+        Of the class that the cluster began with.
+    begun : bool (m,)
         Members with that answer.
 
     Returns
     -------
     by_scores, by_answers : float
         -sqrt(pairs) times the correlation with differences of margins (less where the client keeps one direction in few
-        dimensions), and of answers alone. Positive where the client leaves the usual answer; where it keeps to both
+        dimensions), and of answers alone. Positive where the client leaves that answer; where it keeps to both
         sides of the boundary, either direction counts as positive.
     """
     onward, closer = np.empty(len(parent)), np.empty(len(parent))
     chance = float(kernels.leanings(products, parent, squared, REACH, ANSWERS_REACH, onward, closer))
     by_scores = float(kernels.agreement(onward, parent, margins)) / max(1.0, chance / USUAL_CHANCE)
-    by_answers = float(kernels.agreement(closer, parent, usual.astype(np.float64)))
-    later = usual[len(usual) // 2 :]
+    by_answers = float(kernels.agreement(closer, parent, begun.astype(np.float64)))
+    later = begun[len(begun) // 2 :]
     rarer = min(int(later.sum()), len(later) - int(later.sum()))
     if rarer >= MIXED_SHARE * len(later):
         return abs(by_scores), abs(by_answers)

@@ -1,14 +1,15 @@
 """The intent test: is a cluster of near-identical queries an attack, or a client that repeats itself?
 
 Sensors, retries and people who try what-if values send near-duplicates too. What they don't do is let the model's
-answers guide them in many features: move towards its boundary, walk along it, bisect it, go on from the better answer.
+answers guide them in many features: move towards its boundary, walk along it, bisect it, halve the way between two
+answers again and again, go on from the better answer.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from detectors.contract import Batch, Reference
 from detectors.kernels import margins
 from detectors.kernels.feedback import answered_margins, touched_features, two_valued_share
+from detectors.kernels.lines import even_steps, halvings
 from detectors.kernels.rows import steady_log
 from detectors.queries.feedback import feedback
 from detectors.schema import FeatureSchema
@@ -38,6 +40,9 @@ DESIGN_SHARE = 0.9
 #: A narrow cluster counts for nothing before its middle has moved for good in so many features: a person who tries
 #: values out comes back to where he began.
 LEAST_MOVED = 3
+#: Feedback is measured by the class of most of a cluster's first third, and of so many members at least: who crosses
+#: the boundary and goes on still leaves the class that he began with.
+FIRST_MEMBERS = 8
 #: A feature differs when it does by more than this many standard deviations.
 LEAST_CHANGE_SD = 1e-5
 #: A link is far when ln(distance / distance to the 5th nearest reference row) exceeds this.
@@ -62,6 +67,11 @@ PROGRESS_FLOOR_SHARE = 0.5
 PATIENCE_SIZE, PATIENCE_STEP = 1024, 0.25
 #: One part alone pages at this value.
 PROGRESS_SCALE, FOLLOWING_SCALE, BISECTION_SCALE, GUIDED_SCALE = 3.4, 1.7, 2.5, 3.0
+#: So do three halvings, which are of two lines or more.
+HALVINGS_SCALE = 3.0
+#: From so many lines on that all go ways of their own, bisection counts for nothing: once from each of its rows is how
+#: a client searches the boundary who looks for recourse.
+LINES_APART = 2
 #: The same of a narrow cluster, where progress is seldom large by chance; and of a design of subsets, where all is.
 NARROW_PROGRESS_SCALE, DESIGN_PROGRESS_SCALE, DESIGN_GUIDED_SCALE = 2.8, 4.5, 3.5
 #: No part counts more: a benign client that is odd in one of them alone must not ask more than this of attackers.
@@ -84,12 +94,13 @@ class IntentVerdict:
         ``gate``: features in which nine of ten members stay within, from the base of their part of the cluster.
         ``wide_share``: share of members that differ from it in more than `NARROW_FEATURES`. ``moved``: features in
         which the medians of the first and of the last third differ. ``design``: share of the features that vary which
-        have two values only.
-        ``cut_links``: links that were cut. ``progress``: z of the margin lost against sign-flipped copies;
+        have two values only. ``lines_apart``: lines on which the boundary was searched, where each goes a way of its
+        own. ``cut_links``: links that were cut. ``progress``: z of the margin lost against sign-flipped copies;
         ``lost_margin``: that margin in nats, counted from `PROGRESS_FLOOR_SHARE` of the floor on. ``following``: log
-        ratio, 0 where it doesn't count; ``following_p``: its rank. ``bisection``: log ratio. ``by_scores`` and
-        ``by_answers``: z of `feedback`. ``score``: the sum of squares of what counts (`Shape`); it pages from
-        ``needed`` on, 1 up to `PATIENCE_SIZE` members. ``copies``: how many were measured. ``page``: 0 or 1.
+        ratio, 0 where it doesn't count; ``following_p``: its rank. ``bisection``: log ratio. ``halvings``: members that
+        halve the way between two answers (`lines.halvings`). ``by_scores`` and ``by_answers``: z of `feedback`.
+        ``score``: the sum of squares of what counts (`Shape`); it pages from ``needed`` on, 1 up to `PATIENCE_SIZE`
+        members. ``copies``: how many were measured. ``page``: 0 or 1.
     """
 
     page: bool
@@ -118,7 +129,7 @@ class Shape:
 
     Attributes
     ----------
-    touched, moved : int
+    touched, moved, lines_apart : int
     gate, wide_share, cut_links, design : float
         As `IntentVerdict` explains them.
     """
@@ -129,6 +140,7 @@ class Shape:
     wide_share: float
     cut_links: float
     design: float
+    lines_apart: int = 0
 
     @property
     def judged(self) -> bool:
@@ -147,14 +159,22 @@ class Shape:
         if self.design >= DESIGN_SHARE:
             return {"progress": DESIGN_PROGRESS_SCALE, "by_scores": DESIGN_GUIDED_SCALE}
         if self.narrow:
-            return {"progress": NARROW_PROGRESS_SCALE, "by_scores": GUIDED_SCALE}
-        return {
+            return {
+                "progress": NARROW_PROGRESS_SCALE,
+                "halvings": HALVINGS_SCALE,
+                "by_scores": GUIDED_SCALE,
+            }
+        counted = {
             "progress": PROGRESS_SCALE,
             "following": -FOLLOWING_SCALE,
             "bisection": -BISECTION_SCALE,
+            "halvings": HALVINGS_SCALE,
             "by_scores": GUIDED_SCALE,
             "by_answers": GUIDED_SCALE,
         }
+        if self.lines_apart >= LINES_APART:
+            del counted["bisection"]
+        return counted
 
     def parts(self, said: Mapping[str, float]) -> dict[str, float]:
         """What each part that counts brings to the score; `said` holds the measures by name."""
@@ -186,12 +206,13 @@ def shape_of(said: Mapping[str, float]) -> Shape:
         wide_share=said["wide_share"],
         cut_links=said["cut_links"],
         design=said["design"],
+        lines_apart=int(said.get("lines_apart", 0.0)),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class IntentTest:
-    """Progress, following, bisection and feedback of a cluster of queries.
+    """Progress, following, bisection, halvings and feedback of a cluster of queries.
 
     Blind to: attackers who touch at most `NARROW_FEATURES` features, or change so few at a time and always come back
     (they stay tickets), and so to models with few inputs; clusters of fewer than `LEAST_SIZE` members.
@@ -253,7 +274,8 @@ class IntentTest:
     ) -> IntentVerdict:
         """Judge a cluster, and of a narrow one those members that stand out of it, if there are enough.
 
-        An attacker may hide his queries among decoys that change a feature or two; the clearer verdict counts.
+        An attacker may hide his queries among decoys that change a feature or two; the clearer verdict counts. Members
+        that only go on in even steps, as of a sweep or a path between two rows, follow no answer and are left out.
 
         Parameters
         ----------
@@ -272,12 +294,21 @@ class IntentTest:
             (None, NaN) the surrogate's margins stand for all.
         """
         rows, labels = np.ascontiguousarray(rows), np.ascontiguousarray(labels, dtype=np.int32)
+        own = ~self._even_steps(rows, labels)
+        if not own.all():
+            rows, labels, answers = rows[own], labels[own], None if answers is None else answers[own]
         whole, wide = self._judged(rows, labels, size, origin, seed, answers)
         if not LEAST_SIZE <= np.count_nonzero(wide) < len(rows):
             return whole
         given = None if answers is None else answers[wide]
         part, _ = self._judged(rows[wide], labels[wide], size, origin, seed, given)
         return part if part.ratio > whole.ratio else whole
+
+    def _even_steps(self, rows: NDArray[np.float64], labels: NDArray[np.int32]) -> NDArray[np.bool_]:
+        view = BatchView(self.frame, _batch(rows, labels))
+        found = np.empty(len(rows), dtype=np.bool_)
+        even_steps(view.standardised @ view.standardised.T, view.norms, found)
+        return found
 
     def _judged(
         self,
@@ -300,14 +331,16 @@ class IntentTest:
         if len(rows) > 1 and math.isfinite(opposite):
             typical = float(np.median(distance[1:]))
             bisection = steady_log((math.sqrt(opposite) + DISTANCE_FLOOR) / (typical + DISTANCE_FLOOR))
-        modal = int(np.bincount(labels).argmax())
+        begun = int(np.bincount(labels[: max(FIRST_MEMBERS, len(labels) // 3)]).argmax())
+        halved, apart = halvings(products, view.norms, labels, rows, self.frame.scale, LEAST_CHANGE_SD, NARROW_FEATURES)
+        shape = replace(shape, lines_apart=int(apart) if halved == 0 else 0)
         by_scores, by_answers = feedback(
-            products, parent, squared, self._margins(rows, labels, modal, answers), labels == modal
+            products, parent, squared, self._margins(rows, labels, begun, answers), labels == begun
         )
-        movement = _Movement(self, rows, modal, origin, seed)
+        movement = _Movement(self, rows, int(np.bincount(labels).argmax()), origin, seed)
         doublings = max(0, (size // PATIENCE_SIZE).bit_length() - 1)
         needed = 1.0 + PATIENCE_STEP * doublings
-        judged = size >= LEAST_SIZE and shape.judged
+        judged = min(size, len(rows)) >= LEAST_SIZE and shape.judged
 
         def weigh(nearly: float = 1.0) -> tuple[float, float, float, float, float]:
             progress, lost, following, following_p = movement.measures(FOLLOWING_P * nearly)
@@ -317,6 +350,7 @@ class IntentTest:
                     "progress": counted,
                     "following": following,
                     "bisection": bisection,
+                    "halvings": float(halved),
                     "by_scores": by_scores,
                     "by_answers": by_answers,
                 }
@@ -338,11 +372,13 @@ class IntentTest:
                 "wide_share": shape.wide_share,
                 "cut_links": shape.cut_links,
                 "design": shape.design,
+                "lines_apart": float(shape.lines_apart),
                 "progress": progress,
                 "lost_margin": lost,
                 "following": following,
                 "following_p": following_p,
                 "bisection": bisection,
+                "halvings": float(halved),
                 "by_scores": by_scores,
                 "by_answers": by_answers,
                 "score": score,
@@ -357,16 +393,16 @@ class IntentTest:
         self,
         rows: NDArray[np.float64],
         labels: NDArray[np.int32],
-        modal: int,
+        begun: int,
         answers: NDArray[np.float64] | None,
     ) -> NDArray[np.float64]:
-        """Margin of the modal class of each member, by the model's own scores where all have some."""
+        """Margin of one class of each member, by the model's own scores where all have some."""
         if answers is not None:
             own, rival = np.ascontiguousarray(answers[:, 0]), np.ascontiguousarray(answers[:, 1])
             found = np.empty(len(rows))
-            if answered_margins(own, rival, labels, modal, found):
+            if answered_margins(own, rival, labels, begun, found):
                 return found
-        return self.surrogate.margins(rows, np.full(len(rows), modal, dtype=np.int32))
+        return self.surrogate.margins(rows, np.full(len(rows), begun, dtype=np.int32))
 
     def _shape(
         self,

@@ -370,6 +370,40 @@ def _new_cluster(slots: Any, heads: Any, slot: int, count: int, parent: int) -> 
 
 
 @_inner
+def _renew(s: Any, k: int, count: int) -> None:
+    """Make the row at place k of a client's window its newest: an exact copy of it has just come.
+
+    A ring of rows forgets the oldest. A row that keeps coming back is not old, however long ago it was first seen:
+    somebody works on it.
+    """
+    newest = (count - 1) % WINDOW_ROWS
+    if k == newest:
+        return
+    sketch, small, label, cluster = s.sketches[k], s.hashes[k], s.labels[k], s.cluster[k]
+    steps = (newest - k) % WINDOW_ROWS
+    for j in range(CODE_DIMS):
+        code = s.codes[j, k]
+        at = k
+        for _ in range(steps):
+            after = at + 1 if at + 1 < WINDOW_ROWS else 0
+            s.codes[j, at] = s.codes[j, after]
+            at = after
+        s.codes[j, newest] = code
+    at = k
+    for _ in range(steps):
+        after = at + 1 if at + 1 < WINDOW_ROWS else 0
+        s.sketches[at] = s.sketches[after]
+        s.hashes[at] = s.hashes[after]
+        s.labels[at] = s.labels[after]
+        s.cluster[at] = s.cluster[after]
+        at = after
+    s.sketches[newest] = sketch
+    s.hashes[newest] = small
+    s.labels[newest] = label
+    s.cluster[newest] = cluster
+
+
+@_inner
 def _fetch_ahead(i: int, rows: Any, clients: Any) -> None:
     """Ask for the memory that rows soon after row i will need; a wrong guess costs only time."""
     mask = clients.table.shape[0] - 1
@@ -429,6 +463,7 @@ def _walk_client(
                 out.kind = DUPLICATE
                 out.sequence = s.sequence
                 clients.scalars[DUPLICATES] += 1
+                _renew(s, k, count)
                 return 0
     cluster: Any = NO_CLUSTER
     if near_at >= 0:

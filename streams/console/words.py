@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from detectors.kernels.lines import MOST_OF_A_LINE
 from detectors.queries.intent import (
     DESIGN_SHARE,
     LEAST_MOVED,
     LEAST_SIZE,
+    LINES_APART,
     MOST_OF_A_PART,
     NARROW_FEATURES,
     Shape,
@@ -128,7 +130,18 @@ def _bisection(value: float, said: Said) -> Measure:
     text = "no two queries with different answers lie nearer together than the usual step"
     if value < 0:
         text = f"two queries with different answers lie {_times(-value)} nearer together than the usual step"
+    shape = _shape(said)
+    if shape is not None and shape.lines_apart >= LINES_APART:
+        text += "; the boundary was searched on lines that go different ways, as somebody does who looks for recourse"
     return _part("Bisection", "bisection", value, said, text)
+
+
+def _halvings(value: float, said: Said) -> Measure:
+    text = (
+        "queries that halve the way between two earlier ones with different answers, as a search for the boundary "
+        f"does; of each line {MOST_OF_A_LINE} at most"
+    )
+    return _part("Halvings", "halvings", value, said, text)
 
 
 def _by_scores(value: float, said: Said) -> Measure:
@@ -188,6 +201,7 @@ _MEASURES: dict[str, Callable[[float, Said], Measure]] = {
     "progress": _progress,
     "following": _following,
     "bisection": _bisection,
+    "halvings": _halvings,
     "by_scores": _by_scores,
     "by_answers": _by_answers,
     "score": _score,
@@ -195,7 +209,7 @@ _MEASURES: dict[str, Callable[[float, Said], Measure]] = {
 #: What must be said for the parts to have scales.
 _SHAPE = {"touched", "moved", "gate", "wide_share", "cut_links", "design"}
 #: Parts of the decision that only explain other parts.
-_SILENT = ("page", "following_p", "cut_links", "lost_margin", "needed", "asked")
+_SILENT = ("page", "following_p", "cut_links", "lines_apart", "lost_margin", "needed", "asked")
 
 
 def _times(log_ratio: float) -> str:

@@ -26,9 +26,9 @@ def pairs(rows: Rows) -> Pairs:
     return products, parent, squared
 
 
-def followed(rows: Rows, values: Rows, usual: NDArray[np.bool_] | None = None) -> tuple[float, float]:
-    usual = np.ones(len(rows), dtype=np.bool_) if usual is None else usual
-    return feedback(*pairs(rows), values, usual)
+def followed(rows: Rows, values: Rows, begun: NDArray[np.bool_] | None = None) -> tuple[float, float]:
+    begun = np.ones(len(rows), dtype=np.bool_) if begun is None else begun
+    return feedback(*pairs(rows), values, begun)
 
 
 def coordinate_search(rng: np.random.Generator, d: int = 30, sign: float = 1.0, count: int = 100) -> tuple[Rows, Rows]:
@@ -89,9 +89,9 @@ def test_who_does_not_look_at_answers_is_seen_by_chance_only(kind: str, d: int) 
 def test_which_side_is_left_is_unknown_where_a_client_keeps_to_both() -> None:
     rows, values = coordinate_search(np.random.default_rng(1))
     both = np.arange(len(rows)) % 2 == 0
-    for usual in (both, ~both):
-        assert followed(rows, values, usual)[0] > 4.0
-        assert followed(rows, -values, usual)[0] > 4.0
+    for begun in (both, ~both):
+        assert followed(rows, values, begun)[0] > 4.0
+        assert followed(rows, -values, begun)[0] > 4.0
     mostly = np.arange(len(rows)) % 5 != 0
     assert followed(rows, -values, mostly)[0] < -4.0
 

@@ -197,24 +197,28 @@ WIDE = Shape(touched=40, moved=0, gate=40.0, wide_share=1.0, cut_links=0.0, desi
 
 def test_parts_count_by_how_the_cluster_spreads() -> None:
     loud = {"progress": 3.0, "following": -1.5, "bisection": -2.0, "by_scores": 2.7, "by_answers": 2.4}
-    parts = [(3.0 / 3.4) ** 2, (1.5 / 1.7) ** 2, (2.0 / 2.5) ** 2, (2.7 / 3.0) ** 2]
+    loud["halvings"] = 2.0
+    parts = [(3.0 / 3.4) ** 2, (1.5 / 1.7) ** 2, (2.0 / 2.5) ** 2, (2.0 / 3.0) ** 2, (2.7 / 3.0) ** 2]
     assert WIDE.score(loud) == pytest.approx(sum(parts))
-    assert WIDE.score({**loud, "by_answers": 3.0}) == pytest.approx(sum(parts[:3]) + 1.0)
+    assert WIDE.score({**loud, "by_answers": 3.0}) == pytest.approx(sum(parts[:4]) + 1.0)
     for narrow in (replace(WIDE, gate=6.0), replace(WIDE, wide_share=0.29)):
         assert narrow.score(loud) == 0.0
         assert replace(narrow, design=1.0).score(loud) == 0.0
         moved = replace(narrow, moved=3)
-        assert moved.score(loud) == pytest.approx((3.0 / 2.8) ** 2 + parts[3])
+        assert moved.score(loud) == pytest.approx((3.0 / 2.8) ** 2 + parts[3] + parts[4])
     design = replace(WIDE, design=0.9)
     assert design.score(loud) == pytest.approx((3.0 / 4.5) ** 2 + (2.7 / 3.5) ** 2)
     assert set(WIDE.brought({**loud, "score": sum(parts)})) == set(loud)
     assert set(WIDE.brought({**loud, "score": sum(parts[1:])})) == set(loud) - {"progress"}
     assert not replace(WIDE, touched=6).judged
+    assert replace(WIDE, lines_apart=1).score(loud) == pytest.approx(sum(parts))
+    assert replace(WIDE, lines_apart=2).score(loud) == pytest.approx(sum(parts) - parts[2])
 
 
 def test_no_part_counts_more_than_two_and_none_against_a_page() -> None:
-    quiet = {"progress": 0.0, "following": 0.0, "bisection": 0.0, "by_scores": 0.0, "by_answers": 0.0}
-    for name, sign in (("progress", 1), ("following", -1), ("bisection", -1), ("by_scores", 1), ("by_answers", 1)):
+    signs = {"progress": 1, "following": -1, "bisection": -1, "halvings": 1, "by_scores": 1, "by_answers": 1}
+    quiet = dict.fromkeys(signs, 0.0)
+    for name, sign in signs.items():
         assert WIDE.score({**quiet, name: sign * 99.0}) == rules.MOST_OF_A_PART
         assert WIDE.score({**quiet, name: sign * -99.0}) == 0.0
 
@@ -269,8 +273,10 @@ def test_verdict_is_a_function_of_its_arguments_and_survives_storage(world: Worl
     assert world.scores.judge(rows.copy(), labels.copy(), size, origin.copy(), 7) == first
     assert stored.judge(rows, labels, size, origin, 7) == first
     assert all(math.isfinite(value) for value in first.measures.values())
-    names = {"size", "touched", "moved", "gate", "wide_share", "cut_links", "design", "progress", "lost_margin"}
-    names |= {"following", "following_p", "bisection", "by_scores", "by_answers", "score", "needed", "copies", "page"}
+    names = {"size", "touched", "moved", "gate", "wide_share", "cut_links", "design", "lines_apart"}
+    names |= {"progress", "lost_margin"}
+    names |= {"following", "following_p", "bisection", "halvings", "by_scores", "by_answers", "score", "needed"}
+    names |= {"copies", "page"}
     assert set(first.measures) == names
 
 

@@ -243,6 +243,7 @@ class Scene:
                 "following": -0.8,
                 "following_p": 0.02,
                 "bisection": 0.0,
+                "halvings": 0.0,
                 "by_scores": 2.6,
                 "by_answers": 0.0,
                 "score": 1.7,

@@ -146,12 +146,14 @@ def test_measures_say_what_a_page_needs() -> None:
 
 def test_a_site_that_asks_for_more_says_so_of_every_part() -> None:
     said = {"progress": 4.0, "following": -2.5, "bisection": -2.0, "by_scores": 3.4, "by_answers": 1.0}
+    said["halvings"] = 4.0
     said |= {**SPREAD, "score": 4.5, "needed": 1.0, "asked": 1.44}
     parts = {name: part for name, part in told(said).items() if name not in told(SPREAD)}
     assert {name: (part.needed, part.met) for name, part in parts.items()} == {
         "Progress": ("4.1 alone is enough", False),
         "Boundary following": ("−2.0 alone is enough", True),
         "Bisection": ("−3.0 alone is enough", False),
+        "Halvings": ("3.6 alone is enough", True),
         "Feedback of scores": ("3.6 alone is enough", False),
         "Feedback of answers": ("3.6 alone is enough", False),
         "Sum": ("at least 1.44", True),

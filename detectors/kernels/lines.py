@@ -1,0 +1,163 @@
+"""Kernels of straight lines: queries that search a line for the boundary, and queries that go along one evenly.
+
+Everything is made of exact inner products and single rounded operations, so that a verdict is the same to the bit on
+every machine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+#: One end of a line is among so many rows before; the other may be any earlier row.
+REACH = 12
+#: A row lies between two others when its arms to them make an angle whose cosine is at most minus this: room for a
+#: sideways step of a fifth of an arm.
+STRAIGHT = 0.9
+#: Nearer to an end than this share of the other arm a row is not between; and it halves nothing below the second.
+LEAST_ARM, BALANCED_ARM = 0.02, 0.25
+#: Rows of one line that count at most.
+MOST_OF_A_LINE = 2
+#: Two lines go nearly the same way when the cosine between them is at least this.
+SAME_WAY = 0.7
+#: A row goes on in even steps where it lies within this share of a step from where that would have led.
+EVEN_STEP = 0.1
+
+
+@njit(cache=True, nogil=True)
+def _changed(rows: Any, u: int, v: int, scale: Any, least: float, narrow: int) -> bool:
+    """Whether two rows differ in more than `narrow` features."""
+    found = 0
+    for f in range(rows.shape[1]):
+        found += 1 if abs(rows[u, f] - rows[v, f]) > least * scale[f] else 0
+        if found > narrow:
+            return True
+    return False
+
+
+@njit(cache=True, nogil=True)
+def _same_way(products: Any, way: Any, a: int, b: int, c: int, d: int) -> bool:
+    """Whether the line from row a to row b goes nearly the same way as that from c to d, or back."""
+    inner = (products[a, c] - products[a, d]) - (products[b, c] - products[b, d])
+    return abs(inner) >= SAME_WAY * way[a, b] * way[c, d]
+
+
+@njit(cache=True, nogil=True)
+def halvings(
+    products: Any, norms: Any, labels: Any, rows: Any, scale: Any, least: float, narrow: int
+) -> tuple[int, int]:
+    """Rows that halve the way between two earlier ones that the model answers differently, on lines that turn slowly.
+
+    A decision-based attack finds the boundary by binary search on straight lines, between a row with the answer to
+    leave and one with another: in the steps of HopSkipJump (Chen, Jordan & Wainwright, IEEE S&P 2020, algorithm 1),
+    in Sign-OPT's and OPT's distances (Cheng et al., ICLR 2019 and 2020), and in their cautious relatives. Its next row
+    always lies in the shortest piece whose ends differ, and its next line goes nearly the same way as one before. Who
+    goes along a line in even steps, as for a chart, mostly asks between two rows with the same answer; each such row
+    takes one off. Who looks for the boundary once from every row, as services for recourse do, goes another way each
+    time.
+
+    Parameters
+    ----------
+    products : float64 (m, m)
+        Exact inner products of the rows in standard form, oldest first.
+    norms : float64 (m,)
+        Their squares.
+    labels : int32 (m,)
+    rows : float64 (m, d)
+        In the units of the schema.
+    scale : float64 (d,)
+        Standard deviations.
+    least : float
+        Two values differ when they do by more than so many.
+    narrow : int
+        The ends of a line differ in more features than this.
+
+    Returns
+    -------
+    found : int
+        Halvings less others, at least 0 and at most `MOST_OF_A_LINE` of each line, over lines that go nearly the same
+        way as another one.
+    apart : int
+        Lines with halvings that go a way of their own.
+    """
+    m = norms.shape[0]
+    squared, way = np.empty((m, m)), np.empty((m, m))
+    for t in range(m):
+        for u in range(t + 1):
+            x = max(0.0, norms[t] + norms[u] - 2.0 * products[t, u])
+            squared[t, u] = x
+            squared[u, t] = x
+            way[t, u] = np.sqrt(x)
+            way[u, t] = way[t, u]
+    line = np.full(m, -1)
+    net, start, end = np.zeros(m, dtype=np.int64), np.zeros(m, dtype=np.int64), np.zeros(m, dtype=np.int64)
+    lines = 0
+    for t in range(2, m):
+        shortest, first, second = np.inf, -1, -1
+        for u in range(max(1, t - REACH), t):
+            a, to_u = way[t, u], squared[t, u]
+            if a == 0.0:
+                continue
+            for v in range(u):
+                whole = squared[u, v]
+                if whole >= shortest or whole <= to_u:
+                    continue
+                b = way[t, v]
+                if min(a, b) < LEAST_ARM * max(a, b):
+                    continue
+                if whole >= to_u + squared[t, v] + 2.0 * STRAIGHT * a * b:
+                    shortest, first, second = whole, u, v
+        if first < 0 or not _changed(rows, first, second, scale, least, narrow):
+            continue
+        known = line[first] if line[first] >= 0 else line[second]
+        if known < 0:
+            known = lines
+            start[known], end[known] = first, second
+            lines += 1
+        line[t] = known
+        if labels[first] == labels[second]:
+            net[known] -= 1
+        elif min(way[t, first], way[t, second]) >= BALANCED_ARM * max(way[t, first], way[t, second]):
+            net[known] += 1
+    found, apart = 0, 0
+    for k in range(lines):
+        if net[k] <= 0:
+            continue
+        alone = True
+        for j in range(lines):
+            if j != k and net[j] > 0 and _same_way(products, way, start[k], end[k], start[j], end[j]):
+                alone = False
+        if alone:
+            apart += 1
+        else:
+            found += min(MOST_OF_A_LINE, net[k])
+    return found, apart
+
+
+@njit(cache=True, nogil=True)
+def even_steps(products: Any, norms: Any, out: Any) -> int:
+    """Which rows only go on in the direction and by the length of the step before, and how many.
+
+    products (m, m), exact inner products of the rows in order; norms (m,), their squares; out (m,) bool, filled.
+    """
+    found = 0
+    for t in range(norms.shape[0]):
+        out[t] = False
+        if t < 2:
+            continue
+        step = norms[t - 1] + norms[t - 2] - 2.0 * products[t - 1, t - 2]
+        off = norms[t] + 4.0 * norms[t - 1] + norms[t - 2]
+        off += 2.0 * products[t, t - 2] - 4.0 * (products[t, t - 1] + products[t - 1, t - 2])
+        if step > 0.0 and off <= EVEN_STEP * EVEN_STEP * step:
+            out[t] = True
+            found += 1
+    return found
+
+
+def warm_up() -> None:
+    """Compile, or load from the cache, with the types that the intent test passes."""
+    n = 3
+    halvings(np.zeros((n, n)), np.zeros(n), np.zeros(n, dtype=np.int32), np.zeros((n, 2)), np.ones(2), 1e-5, 6)
+    even_steps(np.zeros((n, n)), np.zeros(n), np.empty(n, dtype=np.bool_))
