@@ -236,9 +236,13 @@ KINDS: dict[str, Special] = {
 }
 
 
+#: Kinds that no history holds: they search the boundary as an attacker does, and a site has them approved as repeaters.
+NEVER_KNOWN = ("recourse by halving",)
+
+
 def known_kinds(seed: int) -> tuple[str, ...]:
-    """Kinds that the history of a seed holds: every other one, the others on the next seed."""
-    return tuple(KINDS)[seed % 2 :: 2]
+    """Kinds that the history of a seed holds: every other one, the others on the next seed; of none `NEVER_KNOWN`."""
+    return tuple(kind for kind in tuple(KINDS)[seed % 2 :: 2] if kind not in NEVER_KNOWN)
 
 
 @dataclass(frozen=True, slots=True)
