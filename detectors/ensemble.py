@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from detectors import registry
 from detectors.calibration import clusters, history, pools, repeaters, residual
 from detectors.calibration.conformal import ScoreCalibration, surprise_of
-from detectors.calibration.decision import Decision, Yardstick, decide, proposed
+from detectors.calibration.decision import Decision, Yardstick, decide, excuses, proposed
 from detectors.calibration.evalues import evalue
 from detectors.calibration.examination import FUSED, Examination, curve, uniformities
 from detectors.calibration.fusion import Fusion, equal_weights, hedged, logistic_weights, spread_over
@@ -443,6 +443,7 @@ def _notes(decision: Decision, past: History, real: bool) -> list[str]:
         f"the promise holds for client-weeks that are exchangeable with those of the {distinct} clients seen in "
         f"{past.weeks.whole_weeks} weeks; clients of a new kind are outside it"
     )
+    notes += excuses(decision)
     if decision.policy.mode == "tickets":
         share = 1.0 - pools.SHAPE_SHARE - pools.RANKS_SHARE - pools.FUSION_SHARE
         notes.append(

@@ -11,7 +11,7 @@ import numpy as np
 
 from detectors.calibration import repeaters
 from detectors.calibration.alarms import FalseAlarm, admitted
-from detectors.calibration.decision import Decision, Yardstick, decide, proposed
+from detectors.calibration.decision import Decision, Yardstick, decide, excuses, proposed
 from detectors.calibration.history import History, measure
 from detectors.calibration.report import FitReport
 from detectors.contract import ANONYMOUS, Batch, Progress
@@ -35,6 +35,7 @@ def recalibrate(
     partitions: int,
     progress: Progress,
     alarms: Sequence[FalseAlarm] = (),
+    excused: Sequence[int] = (),
 ) -> tuple[Ensemble, FitReport]:
     """Set thresholds and policy by the client-weeks of a pilot.
 
@@ -53,6 +54,10 @@ def recalibrate(
     alarms : sequence of FalseAlarm
         False alarms of this very ensemble that two people vouch for. What `alarms.admitted` lets through counts as
         client-weeks: paging thresholds rise by them, never beyond the pilot's largest client-week, and never fall.
+    excused : sequence of int
+        Hashes of clients that are approved as repeaters. Their near-duplicates never page, so they don't raise what the
+        intent test must say of others; their single inputs count as anybody's. What is promised is about clients that
+        are not approved.
 
     Raises
     ------
@@ -98,6 +103,7 @@ def recalibrate(
             clients_per_week=clients_per_week,
             partitions=partitions,
             progress=lambda what, share: progress(what, done + 0.2 * share),
+            excused=excused,
         )
 
     decision = decided(past, 0.6)
@@ -112,6 +118,13 @@ def recalibrate(
         f"thresholds are those of a pilot of {distinct} clients in {past.weeks.whole_weeks} weeks",
         "the promise holds for client-weeks that are exchangeable with these; clients of a new kind are outside it",
     ]
+    notes += excuses(decision)
+    if len(excused):
+        seen = int(np.isin(np.array(excused, dtype=np.uint64), past.weeks.clients).sum())
+        notes.append(
+            f"{len(excused)} approved repeaters, {seen} of them in the pilot, set nothing by their near-duplicates; "
+            "the promise is about clients that are not approved"
+        )
     if not pages:
         notes.append(f"a pilot of {math.ceil(decision.needed)} client-weeks would do")
     report = replace(
@@ -148,7 +161,7 @@ def recalibrate(
         would_page=int(np.count_nonzero(decision.beyond)),
         rows={**known.rows, "thresholds": len(pilot)},
         notes=(*notes, *told),
-        data_digest=_digest(known.data_digest, pilot, alarms),
+        data_digest=_digest(known.data_digest, pilot, alarms, excused),
     )
     progress("done", 1.0)
     return made, report
@@ -196,12 +209,12 @@ def _moved(before: Decision, after: Decision) -> str:
     return ", ".join(f"{name} from {old:.4g} to {new:.4g}" for name, old, new in pairs if old != new)
 
 
-def _digest(known: str, pilot: Batch, alarms: Sequence[FalseAlarm]) -> str:
-    """32 hex digits over what the fit saw, the pilot's rows, and false alarms."""
+def _digest(known: str, pilot: Batch, alarms: Sequence[FalseAlarm], excused: Sequence[int]) -> str:
+    """32 hex digits over what the fit saw, the pilot's rows, false alarms and excused clients."""
     total = hashlib.blake2b(known.encode(), digest_size=16)
     for part in (pilot.inputs, pilot.labels, pilot.clients, pilot.times):
         total.update(f"{part.dtype.str}{part.shape}".encode())
         total.update(np.ascontiguousarray(part).data)
-    for alarm in alarms:
-        total.update(repr(alarm).encode())
+    for said in (*alarms, *sorted(excused)):
+        total.update(repr(said).encode())
     return total.hexdigest()

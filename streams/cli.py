@@ -242,6 +242,9 @@ def fit(session: Session, /, begin: str | None, end: str | None, most: int | Non
 @click.option(
     "--false-alarms", is_flag=True, help="Count approved false alarms of this bundle, from Redis, as client-weeks too."
 )
+@click.option(
+    "--repeaters", is_flag=True, help="Clients approved as repeaters, from Redis, don't set what near-duplicates page."
+)
 @click.option("--budget", default=1, show_default=True, type=click.IntRange(0), help="False pages a week, at most.")
 @click.option("--clients-per-week", type=click.IntRange(1), help="Clients expected in a week; default: those of PILOT.")
 @click.option("--week-seconds", type=float, help="Length of the budget's period; default from the settings.")

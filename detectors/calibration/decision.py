@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +24,8 @@ from detectors.signals import client_name
 
 #: Tickets a week that are accepted from ordinary clients: this share of them, or N if that is more.
 TICKET_SHARE = 0.01
+#: Where the page score is larger, the clients that set it are named, so many at most.
+COSTLY_SCORE, MOST_COSTLY = 1.01, 5
 #: Largest logarithm of a sequential statistic.
 LARGEST_LOG = 640.0
 #: The index's ticket threshold is at least what three rows of full gain bring.
@@ -49,6 +52,9 @@ class Decision:
     beyond : bool (m,)
         Client-weeks beyond the paging thresholds.
     fastest : dict of str to (int or None)
+    costly : tuple of (int, float)
+        Clients whose near-duplicates raise `Policy.page_score`, the one that costs most first, and what it would be
+        were they and those before them excused.
     """
 
     thresholds: NDArray[np.float64]
@@ -62,6 +68,7 @@ class Decision:
     expected_tickets: float
     beyond: NDArray[np.bool_]
     fastest: dict[str, int | None]
+    costly: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +114,7 @@ def decide(
     clients_per_week: int | None,
     partitions: int,
     progress: Progress,
+    excused: Sequence[int] = (),
 ) -> Decision:
     """Thresholds by order statistics of client-weeks.
 
@@ -126,6 +134,8 @@ def decide(
     clients_per_week : int or None
     partitions : int
     progress : callable
+    excused : sequence of int
+        Clients that are approved as repeaters: their near-duplicates never page, so they don't set what pages either.
     """
     coming = clients_per_week or max(1, history.clients_a_week)
     shares = split(budget, partitions, len(history.index) if real else 0)
@@ -137,6 +147,7 @@ def decide(
     thresholds = np.full(4, np.inf)
     thresholds[2] = max(INDEX_FLOOR, float(history.index.max()) if len(history.index) else 0.0)
     tested, shared = np.zeros(len(everyone)), history.index / thresholds[2]
+    costly: tuple[tuple[int, float], ...] = ()
 
     if rank and not history.repeating.any():
         found = combine(_statistics(history, everyone), yardstick.scales, rank, coming, shares.clients)
@@ -146,9 +157,14 @@ def decide(
     elif rank:
         thresholds[:2] = _tickets(history, yardstick, budget, coming)
         tested, shared = history.intentions(tables._replace(thresholds=thresholds), intent, progress)
-        found, page_score = by_intent(
-            np.log1p(history.sequence), tested, float(yardstick.scales[2]), rank, coming, shares.clients
-        )
+        tested[np.isin(history.weeks.clients, np.array(excused, dtype=np.uint64))] = 0.0
+
+        def asked(clear: NDArray[np.float64]) -> tuple[Combined, float]:
+            scale = float(yardstick.scales[2])
+            return by_intent(np.log1p(history.sequence), clear, scale, rank, coming, shares.clients)
+
+        found, page_score = asked(tested)
+        costly = _costly(history.weeks.clients, tested, page_score, lambda clear: asked(clear)[1])
         thresholds[3] = found.values[0]
         reason = (
             f"{len(np.unique(history.weeks.clients[history.repeating]))} of {distinct} benign clients repeat "
@@ -185,7 +201,26 @@ def decide(
         expected_tickets=coming * float(tickets.mean()) if units else 0.0,
         beyond=beyond,
         fastest=_fastest(tables, thresholds, policy),
+        costly=costly,
     )
+
+
+def _costly(
+    clients: NDArray[np.uint64],
+    tested: NDArray[np.float64],
+    score: float,
+    asked: Callable[[NDArray[np.float64]], float],
+) -> tuple[tuple[int, float], ...]:
+    """`Decision.costly`: clients and what the intent test said of their weeks (m,), and what is asked of all."""
+    left, useful = tested.copy(), 0
+    found: list[tuple[int, float]] = []
+    while score > COSTLY_SCORE and left.any() and len(found) < MOST_COSTLY:
+        client = clients[left.argmax()]
+        left[clients == client] = 0.0
+        before, score = score, asked(left)
+        found.append((int(client), score))
+        useful = len(found) if score < before else useful
+    return tuple(found[:useful])
 
 
 def by_intent(
@@ -270,6 +305,19 @@ def _fastest(tables: Tables, thresholds: NDArray[np.float64], policy: Policy) ->
         found["page by the intent test"] = max(kept + walking.FIRST_CHECK, ticket)
     found[f"{word} by single inputs"] = updates_to_cross(float(thresholds[3]), float(tables.evalue.max()))
     return found
+
+
+def excuses(decision: Decision) -> tuple[str, ...]:
+    """A sentence on the clients that make the site ask for more of everybody; none where nobody does."""
+    if not decision.costly:
+        return ()
+    steps = "; without ".join(f"{client_name(client)} it would be {score:.3g}" for client, score in decision.costly)
+    said = (
+        f"page_score is {decision.policy.page_score:.3g}, which attackers must reach too, and few benign clients set "
+        f"it: without {steps}, each without those before it. Look at what they do, approve as repeaters those that are "
+        "known and harmless, and calibrate with --repeaters"
+    )
+    return (said,)
 
 
 def proposed(history: History, decision: Decision) -> tuple[str, ...]:

@@ -17,8 +17,10 @@ from detectors.scorer import Ensemble
 from streams.cli import print_json
 from streams.errors import BundleMismatch, ConfigError
 from streams.incidents.false_alarms import approved
+from streams.incidents.repeaters import Repeaters, standing
 from streams.incidents.service import IncidentService
 from streams.store.client import connect
+from streams.store.keys import ModelKeys
 from streams.training.findings import Findings, show
 from streams.training.fit import partition_count, period, writable
 from streams.training.page import render
@@ -40,6 +42,7 @@ def run(
     as_json: bool,
     span: Span,
     false_alarms: bool = False,
+    repeaters: bool = False,
 ) -> int:
     """Replay the pilot, set thresholds, write the bundle, print the findings; returns 0.
 
@@ -52,7 +55,7 @@ def run(
     BrokerError, MissingTopic
         When the pilot's events are to come from the topic.
     StoreError
-        When false alarms are to come from Redis.
+        When false alarms or repeaters are to come from Redis.
     """
     began = time.monotonic()
     limit_blas_threads()
@@ -71,6 +74,7 @@ def run(
     length = period(week_seconds, None if settings is None else settings.week_seconds)
     with Telling() as telling:
         alarms = _false_alarms(session, ensemble) if false_alarms else []
+        excused = _repeaters(session) if repeaters else []
         telling("reading the pilot", 0.0)
         events = events_of(pilot, session, ensemble.schema, key, span, telling)
         try:
@@ -84,6 +88,7 @@ def run(
                 partitions=partition_count(partitions, events),
                 progress=telling,
                 alarms=alarms,
+                excused=excused,
             )
         except DetectorError as refusal:
             raise ConfigError(f"cannot calibrate: {refusal}") from None
@@ -111,3 +116,10 @@ def _false_alarms(session: Session, ensemble: Ensemble) -> list[FalseAlarm]:
     """What two people call false alarms, of the model that the session names."""
     service = IncidentService(connect(session.settings.redis), session.model_settings.name)
     return approved(service, ensemble)
+
+
+def _repeaters(session: Session) -> list[int]:
+    """Hashes of the clients that are approved as repeaters of that model now."""
+    now = time.time_ns() // 1000
+    known = Repeaters(connect(session.settings.redis), ModelKeys(session.model_settings.name)).all()
+    return [int(one.client, 16) for one in known if standing(one, now) == "approved"]

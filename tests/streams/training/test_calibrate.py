@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from detectors import bundle as bundles
 from detectors.manifest import read_report
 from streams.cli import invoke
 from streams.incidents.ledger import Ledger, fold
+from streams.incidents.repeaters import Repeaters
 from streams.incidents.service import IncidentService
 from streams.store.keys import ModelKeys
 from tests.streams.incidents.conftest import signal
@@ -111,6 +113,30 @@ def test_approved_false_alarms_move_thresholds_within_their_cap(
     assert all(told["thresholds"][name] >= value for name, value in plain["thresholds"].items())
     assert told["thresholds"]["input-sequence"] < scale * 1e6
     assert told["digest"] != plain["digest"]
+
+
+def test_approved_repeaters_are_left_out_of_what_near_duplicates_page(
+    files: Files, silent: str, redis: Redis, redis_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those that two people vouch for now; what is only proposed counts as ever."""
+    known = Repeaters(redis, ModelKeys("shop"))
+    ends = time.time_ns() // 1000 + 3_600_000_000
+    for client in ("a" * 16, "b" * 16):
+        known.propose(client, "ada", ends, "a sensor")
+    known.approve("a" * 16, "bob")
+    settings = Path("vedette.toml")
+    settings.write_text(
+        f'[redis]\nurl = "{redis_url}"\n[[models]]\nname = "shop"\ntopic = "shop-events"\nbundle = "{silent}"\n'
+    )
+    arguments = ["--config", str(settings), "calibrate", files.benign, "--out", "excused.vedette", *OPTIONS]
+    assert invoke(arguments) == 0
+    plain = reported(capsys)
+    assert invoke([*arguments, "--repeaters"]) == 0
+    told = reported(capsys)
+    assert any("1 approved repeaters, 0 of them in the pilot" in note for note in told["notes"]), told["notes"]
+    assert not any("approved repeaters" in note for note in plain["notes"])
+    assert (told["thresholds"], told["rank"]) == (plain["thresholds"], plain["rank"])
+    assert told["data_digest"] != plain["data_digest"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,85 @@
+"""Benign clients whose near-duplicates make a site ask for more of everybody, and what excusing them changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from detectors.calibration import decision
+from detectors.calibration.decision import Decision, Yardstick, excuses
+from detectors.calibration.history import History
+from detectors.calibration.weeks import ClientWeeks
+from detectors.signals import client_name
+
+UNITS, COMING = 400, 80
+
+
+def history(clear: dict[int, float]) -> History:
+    """Four hundred client-weeks, two of each client; how clearly the intent test speaks by unit."""
+    weeks = ClientWeeks(
+        np.arange(UNITS, dtype=np.uint64) // np.uint64(2) + np.uint64(1000),
+        np.arange(UNITS) % 2,
+        np.empty(0, np.int64),
+        2,
+    )
+    spoke = np.zeros(UNITS)
+    spoke[list(clear)] = list(clear.values())
+    rng = np.random.default_rng(1)
+    return History(
+        weeks=weeks, same=rng.exponential(size=UNITS), opposite=rng.exponential(size=UNITS), sequence=np.zeros(UNITS),
+        index=np.empty(0), repeating=np.arange(UNITS) < 8, parts=(), index_rows=0, clients_a_week=COMING, start=0,
+        week_us=1000, alarm=np.zeros(UNITS, np.bool_), spoke=spoke, counted=UNITS,
+    )  # fmt: skip
+
+
+class _Tables:
+    """What `decide` reads of the walk's tables."""
+
+    gain_a = gain_b = evalue = np.ones(1)
+    thresholds: NDArray[np.float64] = np.ones(4)
+
+    def _replace(self, **_: Any) -> _Tables:
+        return self
+
+    def packed(self) -> None:
+        return None
+
+
+def decided(past: History, excused: tuple[int, ...] = ()) -> Decision:
+    return decision.decide(
+        past, Yardstick(np.ones(3)), _Tables(), None, real=True, budget=1, clients_per_week=COMING, partitions=1,  # type: ignore[arg-type]  # the history has no clusters left to judge
+        progress=lambda what, share: None, excused=excused,
+    )  # fmt: skip
+
+
+def test_who_makes_the_site_ask_for_more_is_named_with_what_excusing_them_would_bring() -> None:
+    plain = decided(history({10: 4.0, 11: 3.5, 20: 2.0, 30: 0.7}))
+    assert plain.policy.mode == "intent"
+    assert plain.policy.page_score == pytest.approx(4.0, rel=1e-3)
+    assert [client for client, _ in plain.costly] == [1005, 1010]
+    assert [score for _, score in plain.costly] == pytest.approx([2.0, 1.0], rel=1e-3)
+    (said,) = excuses(plain)
+    assert said.startswith("page_score is 4, ")
+    assert f"without {client_name(1005)} it would be 2; without {client_name(1010)} it would be 1, each" in said
+
+
+def test_an_excused_client_sets_nothing_by_its_near_duplicates() -> None:
+    past = history({10: 4.0, 11: 3.5, 20: 2.0})
+    plain, one, both = (decided(past, given) for given in ((), (1005,), (1005, 1010)))
+    scores = [found.policy.page_score for found in (plain, one, both)]
+    assert scores == pytest.approx([4.0, 2.0, 1.0], rel=1e-3)
+    assert [client for client, _ in one.costly] == [1010]
+    assert both.costly == ()
+    assert excuses(both) == ()
+    for found in (one, both):
+        assert (found.thresholds[:3] == plain.thresholds[:3]).all()
+        assert found.count.rank == plain.count.rank
+
+
+def test_nobody_is_named_where_nothing_would_change() -> None:
+    assert decided(history({10: 1.0, 20: 0.9})).costly == ()
+    many = dict.fromkeys(range(40, 80), 3.0)
+    assert decided(history(many)).costly == ()
