@@ -92,6 +92,8 @@ class KeptApart:
         Halvings of a bisection.
     jitter : float
         Noise added to every row of a bisection, as a share of half its bracket: no three rows lie on one line.
+    share : float
+        Where a bisection divides its bracket, seen from the start row.
     tries : int
         Random rows tried for a first adversarial one.
 
@@ -106,6 +108,7 @@ class KeptApart:
     evaluations: int = 20
     brackets: int = 3
     jitter: float = 0.0
+    share: float = 0.5
     tries: int = TRIES
     name: ClassVar[str] = "kept_apart"
     access: ClassVar[Access] = "labels"
@@ -182,7 +185,7 @@ class KeptApart:
             if len(open_) == 0:
                 return
             x = oracle.x[which[open_]]
-            share = (low[open_] + high[open_]) / 2
+            share = low[open_] + self.share * (high[open_] - low[open_])
             wanted = domain.repair(x, x + share[:, None] * (end[open_] - x))
             if self.jitter > 0:
                 noise = rng.standard_normal(x.shape) * domain.movable

@@ -4,8 +4,9 @@
 
 For each data set, model and seed the ensemble is fitted and calibrated as `vedette fit` does it, for one false page a
 week, on weeks of benign clients that hold one in twenty of kinds that repeat themselves: every other kind, the others
-on the next seed. Attackers are watched for 400 queries of their own and go from start row to start row; those of a cell
-are in one stream, among a week of other clients whose rows come from a part of the data that nothing was fitted on.
+on the next seed, and never one that searches the boundary itself. Attackers are watched for 400 queries of their own
+and go from start row to start row; those of a cell are in one stream, among a week of other clients whose rows come
+from a part of the data that nothing was fitted on.
 
 * undiluted, and with 4 and 20 benign queries beside each of their own;
 * over 10 accounts, one in a hundred rows of the partition;

@@ -78,7 +78,7 @@ STRATEGIES = (
     Plan("apart .3, 1:4", "kept_apart", "l2", apart=True, each=4),
     Plan("apart .5, wide noise, 1:4", "kept_apart", "l2", {"apart": 0.5, "radius": 0.7}, apart=True, each=4),
     Plan("apart .3, jitter", "kept_apart", "l2", {"jitter": 0.7}, apart=True),
-    Plan("apart .3, jitter, 1:4", "kept_apart", "l2", {"jitter": 0.7}, apart=True, each=4),
+    Plan("apart .3, uneven", "kept_apart", "l2", {"share": 0.81, "brackets": 4}, apart=True),
     Plan("apart .3, 1:20", "kept_apart", "l2", apart=True, each=20),
     Plan("six features", "hop_skip_jump", "l2", few=True),
     Plan("six features, 1:4", "hop_skip_jump", "l2", few=True, each=4),

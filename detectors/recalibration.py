@@ -56,8 +56,8 @@ def recalibrate(
         client-weeks: paging thresholds rise by them, never beyond the pilot's largest client-week, and never fall.
     excused : sequence of int
         Hashes of clients that are approved as repeaters. Their near-duplicates never page, so they don't raise what the
-        intent test must say of others; their single inputs count as anybody's. What is promised is about clients that
-        are not approved.
+        intent test must say of others, and false alarms about them are left out; their single inputs count as ever.
+        What is promised is about clients that are not approved.
 
     Raises
     ------
@@ -108,6 +108,7 @@ def recalibrate(
 
     decision = decided(past, 0.6)
     told: tuple[str, ...] = ()
+    alarms = [alarm for alarm in alarms if alarm.client not in excused]
     if alarms:
         past, decision, told = _with_alarms(past, decision, alarms, yardstick, budget, lambda more: decided(more, 0.8))
     made = ensemble.with_policy(decision.thresholds, decision.policy)
@@ -120,10 +121,14 @@ def recalibrate(
     ]
     notes += excuses(decision)
     if len(excused):
-        seen = int(np.isin(np.array(excused, dtype=np.uint64), past.weeks.clients).sum())
+        seen = int(np.isin(np.array(list(excused), dtype=np.uint64), past.weeks.clients).sum())
         notes.append(
-            f"{len(excused)} approved repeaters, {seen} of them in the pilot, set nothing by their near-duplicates; "
-            "the promise is about clients that are not approved"
+            f"approved repeaters: {len(excused)}, {seen} of them in the pilot; "
+            + (
+                "what pages is not set by their near-duplicates, and the promise is about clients that are not approved"
+                if pages
+                else "nothing pages yet, so they change nothing"
+            )
         )
     if not pages:
         notes.append(f"a pilot of {math.ceil(decision.needed)} client-weeks would do")
@@ -215,6 +220,8 @@ def _digest(known: str, pilot: Batch, alarms: Sequence[FalseAlarm], excused: Seq
     for part in (pilot.inputs, pilot.labels, pilot.clients, pilot.times):
         total.update(f"{part.dtype.str}{part.shape}".encode())
         total.update(np.ascontiguousarray(part).data)
-    for said in (*alarms, *sorted(excused)):
-        total.update(repr(said).encode())
+    for alarm in alarms:
+        total.update(repr(alarm).encode())
+    if len(excused):
+        total.update(repr(sorted(int(client) for client in excused)).encode())
     return total.hexdigest()

@@ -252,7 +252,7 @@ _WHAT_ATTACKERS_DO = {
     "progress": "move towards the model's boundary (progress {:.1f} sd)",
     "following": "walk along the boundary",
     "bisection": "close in on it from both sides",
-    "halvings": "halve the way between two answers on straight lines",
+    "halvings": "search straight lines between two answers for the boundary",
     "by_scores": "go on from those that the model was less sure of",
     "by_answers": "go on where its answer changed",
 }

@@ -136,6 +136,7 @@ def decide(
     progress : callable
     excused : sequence of int
         Clients that are approved as repeaters: their near-duplicates never page, so they don't set what pages either.
+        Clusters of many accounts count as ever.
     """
     coming = clients_per_week or max(1, history.clients_a_week)
     shares = split(budget, partitions, len(history.index) if real else 0)
@@ -149,15 +150,18 @@ def decide(
     tested, shared = np.zeros(len(everyone)), history.index / thresholds[2]
     costly: tuple[tuple[int, float], ...] = ()
 
+    quiet = np.isin(history.weeks.clients, np.array(list(excused), dtype=np.uint64))
     if rank and not history.repeating.any():
-        found = combine(_statistics(history, everyone), yardstick.scales, rank, coming, shares.clients)
+        same, opposite, sequence = _statistics(history, everyone)
+        paging = [np.where(quiet, 0.0, same), np.where(quiet, 0.0, opposite), sequence]
+        found = combine(paging, yardstick.scales, rank, coming, shares.clients)
         thresholds[[0, 1, 3]] = found.values
         reason = f"no client among {distinct} repeats itself, so crossing a threshold is enough"
         policy = Policy("at-once")
     elif rank:
         thresholds[:2] = _tickets(history, yardstick, budget, coming)
         tested, shared = history.intentions(tables._replace(thresholds=thresholds), intent, progress)
-        tested[np.isin(history.weeks.clients, np.array(excused, dtype=np.uint64))] = 0.0
+        tested[quiet] = 0.0
 
         def asked(clear: NDArray[np.float64]) -> tuple[Combined, float]:
             scale = float(yardstick.scales[2])

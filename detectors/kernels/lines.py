@@ -16,14 +16,15 @@ REACH = 12
 #: A row lies between two others when its arms to them make an angle whose cosine is at most minus this: room for a
 #: sideways step of a fifth of an arm.
 STRAIGHT = 0.9
-#: Nearer to an end than this share of the other arm a row is not between; and it halves nothing below the second.
-LEAST_ARM, BALANCED_ARM = 0.02, 0.25
+#: Nearer to an end than this share of the other arm a row is not between.
+LEAST_ARM = 0.05
 #: Rows of one line that count at most.
 MOST_OF_A_LINE = 2
 #: Two lines go nearly the same way when the cosine between them is at least this.
 SAME_WAY = 0.7
-#: A row goes on in even steps where it lies within this share of a step from where that would have led.
-EVEN_STEP = 0.1
+#: A row goes on in even steps where it lies within this share of a step from where that would have led; they make a
+#: path from so many in a row on.
+EVEN_STEP, LEAST_RUN = 0.1, 4
 
 
 @njit(cache=True, nogil=True)
@@ -47,16 +48,14 @@ def _same_way(products: Any, way: Any, a: int, b: int, c: int, d: int) -> bool:
 @njit(cache=True, nogil=True)
 def halvings(
     products: Any, norms: Any, labels: Any, rows: Any, scale: Any, least: float, narrow: int
-) -> tuple[int, int]:
-    """Rows that halve the way between two earlier ones that the model answers differently, on lines that turn slowly.
+) -> tuple[int, int, int]:
+    """Rows that divide the way between two earlier ones that the model answers differently, on lines that turn slowly.
 
     A decision-based attack finds the boundary by binary search on straight lines, between a row with the answer to
     leave and one with another: in the steps of HopSkipJump (Chen, Jordan & Wainwright, IEEE S&P 2020, algorithm 1),
     in Sign-OPT's and OPT's distances (Cheng et al., ICLR 2019 and 2020), and in their cautious relatives. Its next row
-    always lies in the shortest piece whose ends differ, and its next line goes nearly the same way as one before. Who
-    goes along a line in even steps, as for a chart, mostly asks between two rows with the same answer; each such row
-    takes one off. Who looks for the boundary once from every row, as services for recourse do, goes another way each
-    time.
+    lies in the piece whose ends differ, and its next line goes nearly the same way as one before. Who looks for the
+    boundary once from every row, as services for recourse do, mostly goes another way each time.
 
     Parameters
     ----------
@@ -77,10 +76,12 @@ def halvings(
     Returns
     -------
     found : int
-        Halvings less others, at least 0 and at most `MOST_OF_A_LINE` of each line, over lines that go nearly the same
-        way as another one.
+        Rows whose shortest piece (of all that they lie in) has ends that differ, at most `MOST_OF_A_LINE` of each line,
+        over lines that go nearly the same way as another one.
     apart : int
-        Lines with halvings that go a way of their own.
+        Lines with such rows that go a way of their own.
+    members : int
+        Rows of those, ends included.
     """
     m = norms.shape[0]
     squared, way = np.empty((m, m)), np.empty((m, m))
@@ -92,7 +93,8 @@ def halvings(
             way[t, u] = np.sqrt(x)
             way[u, t] = way[t, u]
     line = np.full(m, -1)
-    net, start, end = np.zeros(m, dtype=np.int64), np.zeros(m, dtype=np.int64), np.zeros(m, dtype=np.int64)
+    divided, size = np.zeros(m, dtype=np.int64), np.zeros(m, dtype=np.int64)
+    start, end = np.zeros(m, dtype=np.int64), np.zeros(m, dtype=np.int64)
     lines = 0
     for t in range(2, m):
         shortest, first, second = np.inf, -1, -1
@@ -114,45 +116,53 @@ def halvings(
         known = line[first] if line[first] >= 0 else line[second]
         if known < 0:
             known = lines
-            start[known], end[known] = first, second
+            start[known], end[known], size[known] = first, second, 2
             lines += 1
         line[t] = known
-        if labels[first] == labels[second]:
-            net[known] -= 1
-        elif min(way[t, first], way[t, second]) >= BALANCED_ARM * max(way[t, first], way[t, second]):
-            net[known] += 1
-    found, apart = 0, 0
+        size[known] += 1
+        divided[known] += 1 if labels[first] != labels[second] else 0
+    found, apart, members = 0, 0, 0
     for k in range(lines):
-        if net[k] <= 0:
+        if divided[k] == 0:
             continue
         alone = True
         for j in range(lines):
-            if j != k and net[j] > 0 and _same_way(products, way, start[k], end[k], start[j], end[j]):
+            if j != k and divided[j] > 0 and _same_way(products, way, start[k], end[k], start[j], end[j]):
                 alone = False
         if alone:
             apart += 1
+            members += size[k]
         else:
-            found += min(MOST_OF_A_LINE, net[k])
-    return found, apart
+            found += min(MOST_OF_A_LINE, divided[k])
+    return found, apart, members
 
 
 @njit(cache=True, nogil=True)
 def even_steps(products: Any, norms: Any, out: Any) -> int:
-    """Which rows only go on in the direction and by the length of the step before, and how many.
+    """Which rows only go on in the direction and by the length of the step before, `LEAST_RUN` and more in a row.
+
+    An even step or two may be an attacker's decoy, so that the next query of his own looks like one; a path is longer.
 
     products (m, m), exact inner products of the rows in order; norms (m,), their squares; out (m,) bool, filled.
+    Returns how many.
     """
-    found = 0
-    for t in range(norms.shape[0]):
-        out[t] = False
-        if t < 2:
+    found, run, m = 0, 0, norms.shape[0]
+    for t in range(m + 1):
+        even = False
+        if 2 <= t < m:
+            step = norms[t - 1] + norms[t - 2] - 2.0 * products[t - 1, t - 2]
+            off = norms[t] + 4.0 * norms[t - 1] + norms[t - 2]
+            off += 2.0 * products[t, t - 2] - 4.0 * (products[t, t - 1] + products[t - 1, t - 2])
+            even = step > 0.0 and off <= EVEN_STEP * EVEN_STEP * step
+        if t < m:
+            out[t] = False
+        if even:
+            run += 1
             continue
-        step = norms[t - 1] + norms[t - 2] - 2.0 * products[t - 1, t - 2]
-        off = norms[t] + 4.0 * norms[t - 1] + norms[t - 2]
-        off += 2.0 * products[t, t - 2] - 4.0 * (products[t, t - 1] + products[t - 1, t - 2])
-        if step > 0.0 and off <= EVEN_STEP * EVEN_STEP * step:
-            out[t] = True
-            found += 1
+        if run >= LEAST_RUN:
+            out[t - run : t] = True
+            found += run
+        run = 0
     return found
 
 

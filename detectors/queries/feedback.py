@@ -36,7 +36,7 @@ def feedback(
     parent, squared : (m,)
         Nearest earlier member, and its squared distance.
     margins : float64 (m,)
-        Of the class that the cluster began with.
+        Of the class that most of the first members have.
     begun : bool (m,)
         Members with that answer.
 

@@ -1,8 +1,8 @@
 """The intent test: is a cluster of near-identical queries an attack, or a client that repeats itself?
 
 Sensors, retries and people who try what-if values send near-duplicates too. What they don't do is let the model's
-answers guide them in many features: move towards its boundary, walk along it, bisect it, halve the way between two
-answers again and again, go on from the better answer.
+answers guide them in many features: move towards its boundary, walk along it, bisect it, divide the way between
+two answers again and again, go on from the better answer.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ DESIGN_SHARE = 0.9
 #: A narrow cluster counts for nothing before its middle has moved for good in so many features: a person who tries
 #: values out comes back to where he began.
 LEAST_MOVED = 3
-#: Feedback is measured by the class of most of a cluster's first third, and of so many members at least: who crosses
-#: the boundary and goes on still leaves the class that he began with.
+#: Feedback is measured by the class of most of the first third of the members that are judged, and of so many at least:
+#: who crosses the boundary and goes on still leaves the class that he began with.
 FIRST_MEMBERS = 8
 #: A feature differs when it does by more than this many standard deviations.
 LEAST_CHANGE_SD = 1e-5
@@ -65,15 +65,13 @@ LEAST_SCORED_SHARE = 0.2
 PROGRESS_FLOOR_SHARE = 0.5
 #: A cluster is judged again and again as it grows; beyond this size every doubling asks for so much more.
 PATIENCE_SIZE, PATIENCE_STEP = 1024, 0.25
-#: One part alone pages at this value.
-PROGRESS_SCALE, FOLLOWING_SCALE, BISECTION_SCALE, GUIDED_SCALE = 3.4, 1.7, 2.5, 3.0
-#: So do three halvings, which are of two lines or more.
-HALVINGS_SCALE = 3.0
-#: From so many lines on that all go ways of their own, bisection counts for nothing: once from each of its rows is how
-#: a client searches the boundary who looks for recourse.
-LINES_APART = 2
+#: One part alone pages at this value. Three halvings are of two lines or more.
+PROGRESS_SCALE, FOLLOWING_SCALE, BISECTION_SCALE, HALVINGS_SCALE, GUIDED_SCALE = 3.4, 1.7, 2.5, 3.0, 3.0
 #: The same of a narrow cluster, where progress is seldom large by chance; and of a design of subsets, where all is.
 NARROW_PROGRESS_SCALE, DESIGN_PROGRESS_SCALE, DESIGN_GUIDED_SCALE = 2.8, 4.5, 3.5
+#: Bisection counts for nothing where this share of the members, or more, lie on so many lines or more that all go ways
+#: of their own: once from each of its rows is how a client searches the boundary who looks for recourse.
+APART_SHARE, LINES_APART = 0.5, 2
 #: No part counts more: a benign client that is odd in one of them alone must not ask more than this of attackers.
 MOST_OF_A_PART = 2.0
 #: Clearer than this is not told apart.
@@ -95,12 +93,12 @@ class IntentVerdict:
         ``wide_share``: share of members that differ from it in more than `NARROW_FEATURES`. ``moved``: features in
         which the medians of the first and of the last third differ. ``design``: share of the features that vary which
         have two values only. ``lines_apart``: lines on which the boundary was searched, where each goes a way of its
-        own. ``cut_links``: links that were cut. ``progress``: z of the margin lost against sign-flipped copies;
-        ``lost_margin``: that margin in nats, counted from `PROGRESS_FLOOR_SHARE` of the floor on. ``following``: log
-        ratio, 0 where it doesn't count; ``following_p``: its rank. ``bisection``: log ratio. ``halvings``: members that
-        halve the way between two answers (`lines.halvings`). ``by_scores`` and ``by_answers``: z of `feedback`.
-        ``score``: the sum of squares of what counts (`Shape`); it pages from ``needed`` on, 1 up to `PATIENCE_SIZE`
-        members. ``copies``: how many were measured. ``page``: 0 or 1.
+        own and most members lie on them, else 0. ``cut_links``: links that were cut. ``progress``: z of the margin
+        lost against sign-flipped copies; ``lost_margin``: that margin in nats, counted from `PROGRESS_FLOOR_SHARE` of
+        the floor on. ``following``: log ratio, 0 where it doesn't count; ``following_p``: its rank. ``bisection``: log
+        ratio. ``halvings``: members that divide the way between two answers (`lines.halvings`). ``by_scores`` and
+        ``by_answers``: z of `feedback`. ``score``: the sum of squares of what counts (`Shape`); it pages from
+        ``needed`` on, 1 up to `PATIENCE_SIZE` members. ``copies``: how many were measured. ``page``: 0 or 1.
     """
 
     page: bool
@@ -332,8 +330,11 @@ class IntentTest:
             typical = float(np.median(distance[1:]))
             bisection = steady_log((math.sqrt(opposite) + DISTANCE_FLOOR) / (typical + DISTANCE_FLOOR))
         begun = int(np.bincount(labels[: max(FIRST_MEMBERS, len(labels) // 3)]).argmax())
-        halved, apart = halvings(products, view.norms, labels, rows, self.frame.scale, LEAST_CHANGE_SD, NARROW_FEATURES)
-        shape = replace(shape, lines_apart=int(apart) if halved == 0 else 0)
+        halved, apart, members = halvings(
+            products, view.norms, labels, rows, self.frame.scale, LEAST_CHANGE_SD, NARROW_FEATURES
+        )
+        if halved == 0 and members >= APART_SHARE * len(rows):
+            shape = replace(shape, lines_apart=int(apart))
         by_scores, by_answers = feedback(
             products, parent, squared, self._margins(rows, labels, begun, answers), labels == begun
         )

@@ -88,7 +88,9 @@ def _wide(value: float, said: Said) -> Measure:
     text = f"of the queries differ from it in more than {NARROW_FEATURES} features"
     shape = _shape(said)
     if shape is not None and shape.narrow:
-        text += "; the cluster is narrow, so its middle must move, and only progress and feedback of scores count"
+        text += (
+            "; the cluster is narrow, so its middle must move, and only progress, halvings and feedback of scores count"
+        )
     return Measure("Wide queries", f"{value:.0%}", "", None, text)
 
 
@@ -138,7 +140,7 @@ def _bisection(value: float, said: Said) -> Measure:
 
 def _halvings(value: float, said: Said) -> Measure:
     text = (
-        "queries that halve the way between two earlier ones with different answers, as a search for the boundary "
+        "queries that divide the way between two earlier ones with different answers, as a search for the boundary "
         f"does; of each line {MOST_OF_A_LINE} at most"
     )
     return _part("Halvings", "halvings", value, said, text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 
 import numpy as np
 from rich.console import Console
@@ -21,6 +22,7 @@ from streams.incidents.repeaters import Repeaters, standing
 from streams.incidents.service import IncidentService
 from streams.store.client import connect
 from streams.store.keys import ModelKeys
+from streams.store.messages import Repeater
 from streams.training.findings import Findings, show
 from streams.training.fit import partition_count, period, writable
 from streams.training.page import render
@@ -74,7 +76,7 @@ def run(
     length = period(week_seconds, None if settings is None else settings.week_seconds)
     with Telling() as telling:
         alarms = _false_alarms(session, ensemble) if false_alarms else []
-        excused = _repeaters(session) if repeaters else []
+        known_ones = _repeaters(session) if repeaters else []
         telling("reading the pilot", 0.0)
         events = events_of(pilot, session, ensemble.schema, key, span, telling)
         try:
@@ -88,7 +90,7 @@ def run(
                 partitions=partition_count(partitions, events),
                 progress=telling,
                 alarms=alarms,
-                excused=excused,
+                excused=[int(one.client, 16) for one in known_ones],
             )
         except DetectorError as refusal:
             raise ConfigError(f"cannot calibrate: {refusal}") from None
@@ -101,7 +103,7 @@ def run(
         events=len(events.batch),
         clients=len(np.unique(events.batch.clients)),
         seconds=time.monotonic() - began,
-        notes=(*notes, *events.notes),
+        notes=(*notes, *events.notes, *_until(known_ones)),
     )
     if shown is not None:
         shown.write_text(render(found, made.schema.classes), encoding="utf-8")
@@ -118,8 +120,20 @@ def _false_alarms(session: Session, ensemble: Ensemble) -> list[FalseAlarm]:
     return approved(service, ensemble)
 
 
-def _repeaters(session: Session) -> list[int]:
-    """Hashes of the clients that are approved as repeaters of that model now."""
+def _repeaters(session: Session) -> list[Repeater]:
+    """The clients that are approved as repeaters of that model now."""
     now = time.time_ns() // 1000
-    known = Repeaters(connect(session.settings.redis), ModelKeys(session.model_settings.name)).all()
-    return [int(one.client, 16) for one in known if standing(one, now) == "approved"]
+    every = Repeaters(connect(session.settings.redis), ModelKeys(session.model_settings.name)).all()
+    return [one for one in every if standing(one, now) == "approved"]
+
+
+def _until(known: list[Repeater]) -> tuple[str, ...]:
+    """When the first approval ends, and what then."""
+    if not known:
+        return ()
+    ends = datetime.fromtimestamp(min(one.ends for one in known) / 1e6, UTC)
+    said = (
+        f"the first of these approvals ends at {ends:%Y-%m-%d %H:%M} UTC; from then on that client pages as anybody: "
+        "approve it again before, or calibrate without --repeaters"
+    )
+    return (said,)

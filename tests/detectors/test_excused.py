@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from detectors.calibration import decision
 from detectors.calibration.decision import Decision, Yardstick, excuses
 from detectors.calibration.history import History
 from detectors.calibration.weeks import ClientWeeks
+from detectors.recalibration import recalibrate
 from detectors.signals import client_name
 
 UNITS, COMING = 400, 80
@@ -83,3 +85,40 @@ def test_nobody_is_named_where_nothing_would_change() -> None:
     assert decided(history({10: 1.0, 20: 0.9})).costly == ()
     many = dict.fromkeys(range(40, 80), 3.0)
     assert decided(history(many)).costly == ()
+
+
+def test_a_pilot_is_calibrated_without_the_near_duplicates_of_who_is_excused(fitted: Any, small_world: Any) -> None:
+    """A service that searches the boundary in the pilot makes the site ask for more, until it is excused."""
+    ensemble, known = fitted
+    home, rng = small_world.world(), np.random.default_rng(21)
+    benign = small_world.benign(home, rng, clients=80, weeks=4, a_week=30)
+    service = small_world.boundary_walk(home, rng, 250)
+    pilot = small_world.batch_of(
+        home.predict,
+        np.concatenate([benign.inputs, service]),
+        np.concatenate([benign.clients.astype(np.int64), np.full(len(service), 777)]),
+        np.concatenate([benign.times.astype(np.float64), np.linspace(0, 3.9 * small_world.WEEK_US, len(service))]),
+    )
+
+    def found(excused: tuple[int, ...]) -> Any:
+        return recalibrate(
+            ensemble, known, pilot, budget=1, clients_per_week=60, week_us=small_world.WEEK_US, partitions=1,
+            progress=lambda what, share: None, excused=excused,
+        )  # fmt: skip
+
+    (loud, before), (quiet, after) = found(()), found((777,))
+    assert before.mode == after.mode == "intent"
+    assert loud.policy.page_score > 1.2 > quiet.policy.page_score
+    assert any(f"without {client_name(777)} it would be" in note for note in before.notes)
+    assert any(note.startswith("approved repeaters: 1, 1 of them in the pilot") for note in after.notes)
+    assert not any("page_score is" in note for note in after.notes)
+    assert before.data_digest != after.data_digest
+    assert before.rank == after.rank
+
+
+def test_who_is_excused_sets_no_threshold_where_crossing_one_pages() -> None:
+    past = history({})
+    past = replace(past, repeating=np.zeros(UNITS, np.bool_), same=np.where(np.arange(UNITS) == 10, 500.0, past.same))
+    plain, excused = decided(past), decided(past, (1005,))
+    assert plain.policy.mode == excused.policy.mode == "at-once"
+    assert plain.thresholds[0] > 100.0 > excused.thresholds[0]

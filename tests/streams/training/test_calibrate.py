@@ -133,7 +133,7 @@ def test_approved_repeaters_are_left_out_of_what_near_duplicates_page(
     plain = reported(capsys)
     assert invoke([*arguments, "--repeaters"]) == 0
     told = reported(capsys)
-    assert any("1 approved repeaters, 0 of them in the pilot" in note for note in told["notes"]), told["notes"]
+    assert any("approved repeaters: 1, 0 of them in the pilot" in note for note in told["notes"]), told["notes"]
     assert not any("approved repeaters" in note for note in plain["notes"])
     assert (told["thresholds"], told["rank"]) == (plain["thresholds"], plain["rank"])
     assert told["data_digest"] != plain["data_digest"]
