@@ -23,8 +23,8 @@ MOST_OF_A_LINE = 2
 #: Two lines go nearly the same way when the cosine between them is at least this.
 SAME_WAY = 0.7
 #: A row goes on in even steps where it lies within this share of a step from where that would have led; they make a
-#: path from so many in a row on.
-EVEN_STEP, LEAST_RUN = 0.1, 4
+#: path from so many in a row on, and from so many its two first rows belong to it.
+EVEN_STEP, LEAST_RUN, LONG_RUN = 0.1, 4, 8
 
 
 @njit(cache=True, nogil=True)
@@ -138,30 +138,37 @@ def halvings(
 
 
 @njit(cache=True, nogil=True)
-def even_steps(products: Any, norms: Any, out: Any) -> int:
+def even_steps(rows: Any, scale: Any, out: Any) -> int:
     """Which rows only go on in the direction and by the length of the step before, `LEAST_RUN` and more in a row.
 
     An even step or two may be an attacker's decoy, so that the next query of his own looks like one; a path is longer.
+    Of one of `LONG_RUN` steps the two rows that it begins with are told as well: he who hides his queries among such
+    paths sends ten rows for each.
 
-    products (m, m), exact inner products of the rows in order; norms (m,), their squares; out (m,) bool, filled.
-    Returns how many.
+    rows (m, d), in the units of the schema, in order; scale (d,), standard deviations; out (m,) bool, filled. Returns
+    how many.
     """
-    found, run, m = 0, 0, norms.shape[0]
+    found, run, m = 0, 0, rows.shape[0]
     for t in range(m + 1):
         even = False
         if 2 <= t < m:
-            step = norms[t - 1] + norms[t - 2] - 2.0 * products[t - 1, t - 2]
-            off = norms[t] + 4.0 * norms[t - 1] + norms[t - 2]
-            off += 2.0 * products[t, t - 2] - 4.0 * (products[t, t - 1] + products[t - 1, t - 2])
-            even = step > 0.0 and off <= EVEN_STEP * EVEN_STEP * step
+            step, off = 0.0, 0.0
+            for f in range(rows.shape[1]):
+                before = (rows[t - 1, f] - rows[t - 2, f]) / scale[f]
+                change = (rows[t, f] - rows[t - 1, f]) / scale[f] - before
+                step += before * before
+                off += change * change
+            even = 0.0 < step < np.inf and off <= EVEN_STEP * EVEN_STEP * step
         if t < m:
             out[t] = False
         if even:
             run += 1
             continue
         if run >= LEAST_RUN:
-            out[t - run : t] = True
-            found += run
+            first = t - run - 2 if run >= LONG_RUN else t - run
+            for u in range(first, t):
+                found += 0 if out[u] else 1
+                out[u] = True
         run = 0
     return found
 
@@ -170,4 +177,4 @@ def warm_up() -> None:
     """Compile, or load from the cache, with the types that the intent test passes."""
     n = 3
     halvings(np.zeros((n, n)), np.zeros(n), np.zeros(n, dtype=np.int32), np.zeros((n, 2)), np.ones(2), 1e-5, 6)
-    even_steps(np.zeros((n, n)), np.zeros(n), np.empty(n, dtype=np.bool_))
+    even_steps(np.zeros((n, 2)), np.ones(2), np.empty(n, dtype=np.bool_))

@@ -292,21 +292,16 @@ class IntentTest:
             (None, NaN) the surrogate's margins stand for all.
         """
         rows, labels = np.ascontiguousarray(rows), np.ascontiguousarray(labels, dtype=np.int32)
-        own = ~self._even_steps(rows, labels)
-        if not own.all():
-            rows, labels, answers = rows[own], labels[own], None if answers is None else answers[own]
+        even = np.empty(len(rows), dtype=np.bool_)
+        if even_steps(rows, self.frame.scale, even):
+            even[0] = False
+            rows, labels, answers = rows[~even], labels[~even], None if answers is None else answers[~even]
         whole, wide = self._judged(rows, labels, size, origin, seed, answers)
         if not LEAST_SIZE <= np.count_nonzero(wide) < len(rows):
             return whole
         given = None if answers is None else answers[wide]
         part, _ = self._judged(rows[wide], labels[wide], size, origin, seed, given)
         return part if part.ratio > whole.ratio else whole
-
-    def _even_steps(self, rows: NDArray[np.float64], labels: NDArray[np.int32]) -> NDArray[np.bool_]:
-        view = BatchView(self.frame, _batch(rows, labels))
-        found = np.empty(len(rows), dtype=np.bool_)
-        even_steps(view.standardised @ view.standardised.T, view.norms, found)
-        return found
 
     def _judged(
         self,

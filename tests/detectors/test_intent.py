@@ -243,7 +243,7 @@ def test_a_cluster_tells_what_it_touches_how_it_moves_and_whether_it_is_a_design
 
 #: How many of `REPEATERS` clients of a kind may page: 5 % of a kind is the aim, and random walks in all features and
 #: explainers are known to be worse (docs/detection.md).
-ALLOWED = {"sensor": 0, "sweep": 0, "grid": 0, "few_feature_walk": 0, "what_if": 0, "recourse": 0}
+ALLOWED = {"sensor": 0, "sweep": 0, "grid": 0, "few_feature_walk": 0, "what_if": 0, "recourse": 0, "path_explainer": 0}
 KNOWN_WORSE = (repeaters.walk_in_all_features, repeaters.shap_explainer)
 KINDS = [(kind, ALLOWED.get(kind.__name__, 1)) for kind in repeaters.KINDS if kind not in KNOWN_WORSE]
 

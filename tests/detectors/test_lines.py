@@ -16,7 +16,7 @@ WIDTH = 30
 def counted(rows: Rows, labels: NDArray[np.bool_]) -> tuple[int, int]:
     x = exact.on_grid(rows, exact.grid_for(rows.shape[1]))
     norms, even = (x * x).sum(axis=1), np.empty(len(rows), dtype=np.bool_)
-    lines.even_steps(x @ x.T, norms, even)
+    lines.even_steps(rows, np.ones(rows.shape[1]), even)
     x, norms, rows, labels = x[~even], norms[~even], rows[~even], labels[~even]
     found, apart, members = lines.halvings(
         x @ x.T, norms, labels.astype(np.int32), rows, np.ones(rows.shape[1]), 1e-5, 6
@@ -126,8 +126,13 @@ def test_only_long_runs_of_even_steps_are_told() -> None:
     rows = np.array(
         [*path, *short, short[-1], *(row for k in range(1, 5) for row in ((own[k - 1] + own[k]) / 2, own[k]))]
     )
-    x = exact.on_grid(rows, exact.grid_for(WIDTH))
-    found = np.empty(len(rows), dtype=np.bool_)
-    assert lines.even_steps(x @ x.T, (x * x).sum(axis=1), found) == 5
+    found, scale = np.empty(len(rows), dtype=np.bool_), np.full(WIDTH, 0.3)
+    assert lines.even_steps(rows, scale, found) == 5
     assert np.flatnonzero(found).tolist() == [2, 3, 4, 5, 6]
-    assert lines.even_steps(x[:7] @ x[:7].T, (x[:7] * x[:7]).sum(axis=1), found[:7]) == 5
+    assert lines.even_steps(rows[:7], scale, found[:7]) == 5
+    path = np.array([start + k * step for k in range(10)] + [own[0], *(own[0] + k * turn for k in range(1, 11))])
+    found = np.empty(len(path), dtype=np.bool_)
+    assert lines.even_steps(path, scale, found) == 21
+    assert lines.even_steps(path[:9], scale, found[:9]) == 7
+    huge = np.array([[1e308], [-1e308], [1e308], [-1e308], [1e308], [-1e308]])
+    assert lines.even_steps(huge, np.ones(1), found[:6]) == 0
