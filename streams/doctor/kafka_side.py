@@ -351,4 +351,4 @@ def age(seconds: float) -> str:
     """A duration for people."""
     if seconds < 120:
         return f"{max(0.0, seconds):.1f} s"
-    return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+    return f"{seconds / 60:,.0f} min" if round(seconds / 60) < 120 else f"{seconds / 3600:,.1f} h"
