@@ -294,7 +294,7 @@ class IntentTest:
         rows, labels = np.ascontiguousarray(rows), np.ascontiguousarray(labels, dtype=np.int32)
         even = np.empty(len(rows), dtype=np.bool_)
         if even_steps(rows, self.frame.scale, even):
-            even[0] = False
+            even[0] = False  # of nothing at all there is no verdict
             rows, labels, answers = rows[~even], labels[~even], None if answers is None else answers[~even]
         whole, wide = self._judged(rows, labels, size, origin, seed, answers)
         if not LEAST_SIZE <= np.count_nonzero(wide) < len(rows):
