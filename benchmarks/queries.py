@@ -9,7 +9,7 @@ and go from start row to start row; those of a cell are in one stream, among a w
 from a part of the data that nothing was fitted on.
 
 * undiluted, and with 4 and 20 benign queries beside each of their own;
-* over 10 accounts, one in a hundred rows of the partition;
+* over 10 accounts, one in a hundred rows of the partition, and over 100, one in three hundred;
 * benign clients of special kinds: share that page and that ticket, apart for kinds that the history held and not;
 * an attacker who tunes: strategies for noise, distance, cover and few features, 2,000 queries (benign ones included)
   for one start row. It succeeds when a row with another answer lies as near as HopSkipJump's median after 400 queries.
@@ -74,8 +74,10 @@ SEEDS, QUICK_SEEDS = 5, 1
 QUICK_TASKS: tuple[tuple[Data, Kind], ...] = (("digits", "mlp"),)
 #: Most clients a week where rows are longer than this.
 LONG_ROWS, LONG_CLIENTS = 400, 60
-#: False pages a week; one special client in so many; accounts of a campaign and rows to each of its own.
-BUDGET, SPECIAL_EVERY, ACCOUNTS, ROWS_TO_EACH = 1, 20, 10, 100
+#: False pages a week; one special client in so many.
+BUDGET, SPECIAL_EVERY = 1, 20
+#: Accounts of a campaign and rows of the partition to each of its own; campaigns of one stream.
+CAMPAIGNS, AT_ONCE = ((10, 100), (100, 300)), 5
 #: Benign queries beside each own.
 DILUTIONS = (0, 4, 20)
 #: Dilutions, attackers a cell and rows of other clients that baselines are judged with: Blacklight compares all pairs.
@@ -325,15 +327,17 @@ def hunts(world: World, rivals: Rivals, plan: Plan) -> list[Hunt]:
             for key, alarms in rivals.first(world.stream(hidden, 1, RIVAL_OTHERS, rng), few).items():
                 others[key].pages.extend(alarms)
             found += others.values()
-    spread = Hunt("Vedette", "", plan.name, 0, ACCOUNTS, [], [])
-    for start in range(0, settings.campaigns, ACCOUNTS // 2):
-        some = own[start : min(start + ACCOUNTS // 2, settings.campaigns)]
-        rows = ROWS_TO_EACH * settings.queries - len(some) * settings.queries
-        sequences = [(part, np.ones(len(part), dtype=np.bool_)) for part in some]
-        tickets, pages = world.watched(world.stream(sequences, ACCOUNTS, rows, rng), len(some))
-        spread.tickets.extend(tickets)
-        spread.pages.extend(pages)
-    return [*found, spread]
+    for accounts, rows_to_each in CAMPAIGNS:
+        spread = Hunt("Vedette", "", plan.name, 0, accounts, [], [])
+        for start in range(0, settings.campaigns, AT_ONCE):
+            some = own[start : min(start + AT_ONCE, settings.campaigns)]
+            rows = rows_to_each * settings.queries - len(some) * settings.queries
+            sequences = [(part, np.ones(len(part), dtype=np.bool_)) for part in some]
+            tickets, pages = world.watched(world.stream(sequences, accounts, rows, rng), len(some))
+            spread.tickets.extend(tickets)
+            spread.pages.extend(pages)
+        found.append(spread)
+    return found
 
 
 def benign(world: World, rivals: Rivals) -> list[Benign]:

@@ -34,6 +34,11 @@ OWN_SPREAD, STYLE_SPREAD, DRIFT_SPREAD = 0.05, 0.05, 0.03
 ROW_CHANGE, STYLE_CHANGE, DRIFT_DEGREES = (6.0, 0.035, 0.05), (4.0, 0.015, 0.03), 2.0
 #: Rows of a client of a special kind in a week.
 SPECIAL_ROWS = repeaters.ROWS
+#: Mailings a week, the share of ordinary clients that each reaches, the part of the week that it takes, the features
+#: that differ, and by how much.
+MAILINGS, REACHED, MAILED, MAIL_FEATURES, MAIL_SPREAD = 2, 0.3, 0.2, 10, 0.1
+#: Objects that many ask about, the share of rows that ask for one of them, the features that change, and by how much.
+OBJECTS, ASKED, OBJECT_FEATURES, OBJECT_SPREAD = 3, 0.01, 4, 0.02
 #: Halvings of a client who looks for recourse on a straight line.
 HALVINGS = 8
 
@@ -213,8 +218,14 @@ def poller(counter: Counter, rng: np.random.Generator) -> Rows:
     """Asks for the same few objects again and again; their counters change a little between."""
     objects = counter.some(3, rng)
     rows = objects[np.arange(SPECIAL_ROWS) % 3]
-    columns = rng.choice(rows.shape[1], min(4, rows.shape[1]), replace=False)
-    rows[:, columns] *= np.exp(0.02 * rng.standard_normal((SPECIAL_ROWS, len(columns))))
+    return _recounted(rows, rng)
+
+
+def _recounted(rows: Rows, rng: np.random.Generator) -> Rows:
+    """Rows about one thing, whose counters have changed a little since."""
+    columns = rng.choice(rows.shape[1], min(OBJECT_FEATURES, rows.shape[1]), replace=False)
+    rows = rows.copy()
+    rows[:, columns] *= np.exp(OBJECT_SPREAD * rng.standard_normal((len(rows), len(columns))))
     return np.clip(rows, 0.0, 1.0)
 
 
@@ -271,8 +282,33 @@ def week(counter: Counter, clients: int, specials: int, kinds: tuple[str, ...], 
     own = [kinds[(first + number) % len(kinds)] for number in range(specials)]
     parts += [KINDS[kind](counter, rng) for kind in own]
     order = turns([len(part) for part in parts], rng)
-    sender = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    return Week(np.concatenate(parts)[order], sender[order], ("",) * (clients - specials) + tuple(own))
+    sender = np.repeat(np.arange(len(parts)), [len(part) for part in parts])[order]
+    rows = np.concatenate(parts)[order]
+    _in_common(rows, sender, clients - specials, counter.supply, rng)
+    return Week(rows, sender, ("",) * (clients - specials) + tuple(own))
+
+
+def _in_common(rows: Rows, sender: NDArray[np.int64], ordinary: int, supply: Supply, rng: np.random.Generator) -> None:
+    """Put what accounts have in common in place of some rows (n, d) of the first `ordinary` clients, mailings first."""
+    width = rows.shape[1]
+    for _ in range(MAILINGS):
+        template, _ = supply.strangers(1, rng)
+        columns = rng.choice(width, min(MAIL_FEATURES, width), replace=False)
+        start = rng.uniform(0.0, 1.0 - MAILED) * len(rows)
+        during = np.flatnonzero(sender < ordinary)
+        during = during[(during >= start) & (during < start + MAILED * len(rows))]
+        reached = rng.permutation(ordinary)[: round(REACHED * ordinary)]
+        asked, first = np.unique(sender[during], return_index=True)
+        places = during[first[np.isin(asked, reached)]]
+        rows[places] = template
+        rows[places[:, None], columns] += MAIL_SPREAD * rng.standard_normal((len(places), len(columns)))
+        rows[places] = np.clip(rows[places], 0.0, 1.0)
+    objects, _ = supply.strangers(OBJECTS, rng)
+    asking = np.flatnonzero((sender < ordinary) & (rng.random(len(rows)) < ASKED))
+    which = rng.integers(OBJECTS, size=len(asking))
+    for number, one in enumerate(objects):
+        places = asking[which == number]
+        rows[places] = _recounted(np.repeat(one[None], len(places), axis=0), rng)
 
 
 def turns(lengths: list[int], rng: np.random.Generator) -> NDArray[np.intp]:

@@ -18,7 +18,13 @@ from streams.probes.outcome import wilson
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 #: Cells of the tables, (benign queries beside each own, accounts), and their names.
-CELLS = {(0, 1): "undiluted", (4, 1): "1:4", (20, 1): "1:20", (0, 10): "10 accounts"}
+CELLS = {
+    (0, 1): "undiluted",
+    (4, 1): "1:4",
+    (20, 1): "1:20",
+    (0, 10): "10 accounts",
+    (0, 100): "100 accounts",
+}
 #: Names of attacks that keep their queries apart.
 APART = tuple(plan.name for plan in PLANS if plan.apart)
 #: How often a strategy succeeds unmonitored that an attacker who tunes may choose.
@@ -302,7 +308,7 @@ def stream_tables(found: Sequence[Found]) -> list[str]:
         spread = ours(some, PLANS[0].name, (0, 10), page=True)
         told = (
             f"**{name}**: {len(some)} seed{'s' if len(some) > 1 else ''}, {first.total} attackers a cell "
-            f"({spread.total} campaigns over 10 accounts), N = 1 page a week of {settings.clients} clients."
+            f"({spread.total} campaigns over many accounts), N = 1 page a week of {settings.clients} clients."
         )
         head = ["attack", *(f"{where}: {level}" for where in CELLS.values() for level in ("ticket", "page"))]
         lines += [told, "", *_table(head, rows)]

@@ -340,7 +340,7 @@ def _tables(
     trace = history.measure(rows, tables, index_rows)
     close = repeaters.near(rows.rows["client"], trace["near"])
     repeating[pool.ranks] = close
-    tables = clusters.distance_tables(tables, trace, rows.rows["bin"], ~close, _full(trace, index_rows))
+    tables = clusters.distance_tables(tables, trace, rows.rows["bin"], ~close, _apart(trace, index_rows))
 
     rows = history.take(columns, pool.fusion)
     trace = history.measure(rows, tables, index_rows)
@@ -348,7 +348,7 @@ def _tables(
     repeating[pool.fusion] = close
     first, second = pools.halves(rows.rows["client"], rng)
     tables = clusters.combined_tables(
-        tables, trace, rows.rows["bin"], first & ~close, second & ~close, _full(trace, index_rows)
+        tables, trace, rows.rows["bin"], first & ~close, second & ~close, _apart(trace, index_rows)
     )
     trace = history.measure(rows, tables, index_rows)
     fresh = (trace["kind"] == PLAIN) & (rows.rows["client"] != ANONYMOUS)
@@ -363,9 +363,10 @@ def _tables(
     return tables, index_rows, repeating, residual.between_share(scores, senders)
 
 
-def _full(trace: NDArray[Any], index_rows: int) -> NDArray[np.bool_]:
-    """Rows that met a full index."""
-    return np.arange(len(trace["kind"])) >= index_rows
+def _apart(trace: NDArray[Any], index_rows: int) -> NDArray[np.bool_]:
+    """Rows that met a full index, without those that accounts have in common."""
+    full = np.arange(len(trace["kind"])) >= index_rows
+    return full & ~repeaters.in_common(np.where(full, trace["index_near"], np.nan))
 
 
 def _as_batch(rows: Reference) -> Batch:

@@ -25,7 +25,7 @@ from detectors.single import Single, part_of
 #: Columns of `Verdicts.statistics`.
 TESTS = ("client-cluster", "client-opposite", "input-sequence", "index-cluster")
 #: Version of what `Ensemble.arrays` and `Ensemble.settings` hold.
-CONTENT_VERSION = 4
+CONTENT_VERSION = 5
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -71,22 +71,26 @@ class Teller:
         clear = {"at-once": math.inf, "intent": verdict.ratio, "tickets": 0.0}[mode]
         pages = not paged and self._loud_enough(row, index, clear)
         head["check"] = 2 * size if paged or pages else next_check(size)
-        if not pages and size < 2 * told:
+        statistic, threshold, _ = self._evidence(row, index)
+        if not pages and (size < 2 * told or not (paged or statistic > threshold)):
             return None
         head["told"], head["paged"] = size, paged or pages
         level = Level.PAGE if paged or pages else Level.TICKET
         return self._cluster(row, place, index, level, verdict, clear)
 
     def _loud_enough(self, row: int, index: bool, clear: float) -> bool:
-        """Whether the row's cluster is beyond its paging threshold, where it has one.
+        """Whether the row's cluster pages.
 
-        `clear` is how clearly the intent test speaks; infinite where it isn't asked. A cluster
-        of the index has one of its own only where enough partition-weeks were seen. Else it may page at a row whose
-        client is beyond the client's: such pages count among those of client-weeks.
+        `clear` is how clearly the intent test speaks; infinite where it isn't asked. A page of the index counts among
+        those of client-weeks, as the client's at whose row it is made, unless the index may page by itself.
         """
+        if index and self._index_alone(row, clear):
+            return True
+        if index and self.ensemble.policy.mode == "intent":
+            known = int(self.scored.columns.rows[row]["client"]) != ANONYMOUS
+            return known and clear >= self.ensemble.policy.page_score
         statistic, threshold, _ = self._evidence(row, index=False)
-        client = statistic > threshold and clear >= self.ensemble.policy.page_score
-        return client or (index and self._index_alone(row, clear))
+        return statistic > threshold and clear >= self.ensemble.policy.page_score
 
     def _asked(self, verdict: IntentVerdict, index: bool) -> float:
         """The score from which the cluster pages."""
@@ -94,10 +98,12 @@ class Teller:
         return verdict.measures["needed"] * (policy.index_score if index and policy.index_pages else policy.page_score)
 
     def _index_alone(self, row: int, clear: float) -> bool:
-        """Whether a cluster of the index is beyond a paging threshold of its own."""
+        """Whether a cluster of the index is beyond a paging threshold of its own, as partition-weeks set it."""
         policy = self.ensemble.policy
+        if policy.mode == "intent":
+            return policy.index_pages and clear >= policy.index_score
         statistic, threshold, _ = self._evidence(row, index=True)
-        return policy.index_pages and statistic > threshold * policy.index_factor and clear >= policy.index_score
+        return policy.index_pages and statistic > threshold * policy.index_factor
 
     def _evidence(self, row: int, index: bool) -> tuple[float, float, float]:
         """The larger statistic of a row's cluster, its ticket threshold, and the p-value of the row in it."""
@@ -127,8 +133,8 @@ class Teller:
         if verdict is not None:
             reasons.append(_intent_reason(verdict))
         by_intent = level == Level.PAGE and policy.mode == "intent"
-        if level == Level.PAGE:
-            threshold *= policy.index_factor if index else 1.0
+        if level == Level.PAGE and index:
+            threshold = walking.INDEX_EXAMINED if by_intent else threshold * policy.index_factor
         kind = "index" if index else "query"
         leans = index and level == Level.PAGE and not self._index_alone(row, clear)
         return self._signal(
@@ -188,8 +194,8 @@ class Teller:
 
     def _index_reason(self, row: int, clients: NDArray[np.uint64]) -> Reason:
         accounts = len(np.unique(clients))
-        bits = int(self.trace["index_bits"][row])
-        text = f"another account has sent nearly the same input (signs of {bits} of 64 projections differ)"
+        near = math.sqrt(self.trace["index_near"][row])
+        text = f"another account's query lies at {near:.2g} of the distance that is usual between such inputs"
         if accounts > 1:
             text += f"; {accounts} accounts share this cluster of queries"
         return Reason("shared_index", float(self.trace["index_p"][row]), text)

@@ -40,9 +40,12 @@ def blank_tables(grain: float, fused_values: int) -> Tables:
         opposite=np.full((BINS, 1), -1.0),
         both=none.copy(),
         gain_b=np.zeros(3),
-        index_near=np.ones((BINS, SIM_PLACES)),
+        index_l2=np.full((BINS, 1), -1.0),
+        index_l0=np.ones((BINS, SKETCH_PLACES)),
+        index_combined=none.copy(),
         index_opposite=np.ones((BINS, SIM_PLACES)),
         index_both=none.copy(),
+        index_least=none.copy(),
         index_gain=np.zeros(3),
         normal=normal_scores(fused_values),
         tau=np.array([TAUS[0]]),
@@ -65,13 +68,14 @@ def distance_tables(
     """Tables of distances to near rows, from the rows that `use` selects; of the index, from those when it was full."""
     use = use & (trace["kind"] != DUPLICATE)
     near, opposite = use & np.isfinite(trace["near"]), use & np.isfinite(trace["opposite"])
-    index, index_opposite = full & (trace["index_bits"] < NO_BITS), full & (trace["index_opposite"] < NO_BITS)
+    index, across = full & np.isfinite(trace["index_near"]), full & (trace["index_opposite"] < NO_BITS)
     return tables._replace(
         near_l2=_by_bin(trace["near"][near], bins[near]),
         near_l0=_counted(trace["near_bits"][near] + SKETCH_SHIFT, bins[near], SKETCH_PLACES),
         opposite=_by_bin(trace["opposite"][opposite], bins[opposite]),
-        index_near=_counted(trace["index_bits"][index], bins[index], SIM_PLACES),
-        index_opposite=_counted(trace["index_opposite"][index_opposite], bins[index_opposite], SIM_PLACES),
+        index_l2=_by_bin(trace["index_near"][index], bins[index]),
+        index_l0=_counted(trace["index_bits"][index] + SKETCH_SHIFT, bins[index], SKETCH_PLACES),
+        index_opposite=_counted(trace["index_opposite"][across], bins[across], SIM_PLACES),
     )
 
 
@@ -88,26 +92,28 @@ def combined_tables(
     Those of the index come from the rows that `full` selects.
     """
     near = np.isfinite(trace["near"]) & (trace["kind"] != DUPLICATE)
-    smaller = np.minimum(
-        bin_pvalues(trace["near"], bins, tables.near_l2),
-        tables.near_l0[bins, np.where(near, trace["near_bits"] + SKETCH_SHIFT, 0)],
-    )
+    smaller = smaller_pvalues(trace["near"], trace["near_bits"], bins, tables.near_l2, tables.near_l0)
     combined = thinned(np.sort(smaller[near & first]), MAX_COMBINED, small=True)
     p_a = lower_pvalues(smaller, combined)
     p_o = np.where(np.isfinite(trace["opposite"]), bin_pvalues(trace["opposite"], bins, tables.opposite), 1.0)
     both = thinned(np.sort((p_a * p_o)[near & second]), MAX_COMBINED, small=True)
-    seen = trace["index_bits"] < NO_BITS
-    across = trace["index_opposite"] < NO_BITS
-    index_a = tables.index_near[bins, np.where(seen, trace["index_bits"], 0)]
-    index_o = np.where(across, tables.index_opposite[bins, np.where(across, trace["index_opposite"], 0)], 1.0)
-    index_both = thinned(np.sort((index_a * index_o)[seen & full]), MAX_COMBINED, small=True)
+    seen, across = full & np.isfinite(trace["index_near"]), trace["index_opposite"] < NO_BITS
+    smaller = smaller_pvalues(trace["index_near"], trace["index_bits"], bins, tables.index_l2, tables.index_l0)
+    index_combined = thinned(np.sort(smaller[seen]), MAX_COMBINED, small=True)
+    p_a = lower_pvalues(smaller, index_combined)
+    p_o = np.where(across, tables.index_opposite[bins, np.where(across, trace["index_opposite"], 0)], 1.0)
+    index_both = thinned(np.sort((p_a * p_o)[seen]), MAX_COMBINED, small=True)
+    least = np.minimum(p_a, lower_pvalues(p_a * p_o, index_both))
+    index_least = thinned(np.sort(least[seen]), MAX_COMBINED, small=True)
     return tables._replace(
         combined=combined,
         gain_a=gain_table(len(combined)),
         both=both,
         gain_b=gain_table(len(both)),
+        index_combined=index_combined,
         index_both=index_both,
-        index_gain=gain_table(len(index_both)),
+        index_least=index_least,
+        index_gain=gain_table(len(index_least)),
     )
 
 
@@ -121,7 +127,7 @@ def sizes(tables: Tables) -> dict[str, int]:
     """Sizes of the tables, for the report."""
     return {
         name: int(getattr(tables, name).shape[-1])
-        for name in ("near_l2", "combined", "opposite", "both", "index_both", "residual")
+        for name in ("near_l2", "combined", "opposite", "both", "index_least", "residual")
     }
 
 
@@ -145,6 +151,19 @@ def bin_pvalues(
         inside = bins == b
         found[inside] = lower_pvalues(values[inside], table[b])
     return found
+
+
+def smaller_pvalues(
+    near: NDArray[np.float64],
+    bits: NDArray[np.int32],
+    bins: NDArray[np.int32],
+    by_distance: NDArray[np.float64],
+    by_bits: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """The smaller p-value of both geometries; 1 where `near` (n,) is NaN. Tables as `near_l2` and `near_l0`."""
+    known = np.isfinite(near)
+    of_bits = by_bits[bins, np.where(known, bits + SKETCH_SHIFT, 0)]
+    return np.where(known, np.minimum(bin_pvalues(near, bins, by_distance), of_bits), 1.0)
 
 
 def _counted(values: NDArray[Any], bins: NDArray[np.int32], places: int) -> NDArray[np.float64]:

@@ -28,8 +28,6 @@ TICKET_SHARE = 0.01
 COSTLY_SCORE, MOST_COSTLY = 1.01, 5
 #: Largest logarithm of a sequential statistic.
 LARGEST_LOG = 640.0
-#: The index's ticket threshold is at least what three rows of full gain bring.
-INDEX_FLOOR = 3.0 * walking.GAIN_CAP
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +144,7 @@ def decide(
     distinct = len(np.unique(history.weeks.clients))
     everyone: NDArray[np.bool_] = np.ones(len(history.weeks), dtype=np.bool_)
     thresholds = np.full(4, np.inf)
-    thresholds[2] = max(INDEX_FLOOR, float(history.index.max()) if len(history.index) else 0.0)
+    thresholds[2] = max(walking.INDEX_EXAMINED, float(history.index.max()) if len(history.index) else 0.0)
     tested, shared = np.zeros(len(everyone)), history.index / thresholds[2]
     costly: tuple[tuple[int, float], ...] = ()
 
@@ -307,6 +305,11 @@ def _fastest(tables: Tables, thresholds: NDArray[np.float64], policy: Policy) ->
     elif policy.mode == "intent" and ticket is not None:
         kept = max(1, math.ceil(walking.KEEP_FROM * lowest / gain))
         found["page by the intent test"] = max(kept + walking.FIRST_CHECK, ticket)
+        most = float(tables.index_gain.max())
+        if most > 0.0:
+            kept = max(1, math.ceil(walking.KEEP_FROM * walking.INDEX_EXAMINED / most))
+            joined = math.ceil(walking.INDEX_EXAMINED / most)
+            found["page by the intent test, many accounts"] = max(kept + walking.FIRST_CHECK, 1 + joined)
     found[f"{word} by single inputs"] = updates_to_cross(float(thresholds[3]), float(tables.evalue.max()))
     return found
 

@@ -182,8 +182,10 @@ class History:
         self, tables: Tables, intent: IntentTest, progress: Progress
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """How clearly the intent test spoke at most (`IntentVerdict.ratio`) in each client-week (m,) and partition-week
-        (u,), of clusters beyond their ticket thresholds; 0 where it never did. It runs as it does in production, but
-        goes on after a page.
+        (u,); 0 where it never did. It runs as it does in production, but goes on after a page.
+
+        It is asked about clients' clusters beyond their ticket thresholds, and about clusters of the index from
+        `INDEX_EXAMINED` on, where it counts for the client at whose row it was asked.
         """
         clients, index, packed = self.spoke.copy(), [], tables.packed()
         for done, (columns, unit, week) in enumerate(self.parts):
@@ -195,10 +197,9 @@ class History:
                     if kind in (walking.CLUSTER_CHECK, walking.INDEX_CHECK) and pool.heads["owner"][place] == owner:
                         pool.heads["check"][place] = next_check(int(pool.heads["size"][place]))
                         clear = judge(intent, memory, int(place)).ratio
-                        if kind == walking.INDEX_CHECK and trace["index_evidence"][row] > tables.thresholds[2]:
+                        if kind == walking.INDEX_CHECK:
                             shared[row] = clear
-                        own = np.array([trace["evidence_a"][row], trace["evidence_b"][row]])
-                        if unit[row] >= 0 and np.any(own > tables.thresholds[:2]):
+                        if unit[row] >= 0:
                             clients[unit[row]] = max(clients[unit[row]], clear)
                 if row % 64 == 0:
                     progress("trying the intent test on benign clusters", (done + row / len(unit)) / len(self.parts))

@@ -42,6 +42,21 @@ def near(clients: NDArray[np.uint64], distances: NDArray[np.float64]) -> NDArray
     return np.asarray(outlying[member])
 
 
+def in_common(distances: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(n,) rows that lie far nearer to another account's than most do, as mails sent to many and popular objects.
+
+    distances (n,): squared ratio of the distance to the nearest row of another account to the density, NaN where there
+    is none. Like `near`, so that they don't become what "near" is measured by.
+    """
+    logarithm = 0.5 * np.log(distances)
+    known = logarithm[np.isfinite(logarithm)]
+    if len(known) == 0:
+        return np.zeros(len(distances), dtype=np.bool_)
+    centre = float(np.median(known))
+    spread = MAD_TO_SD * float(np.median(np.abs(known - centre)))
+    return np.asarray(logarithm < centre - max(OUTLYING_SD * spread, float(np.log(OUTLYING_RATIO))))
+
+
 def evident(evidence: NDArray[np.float64]) -> NDArray[np.bool_]:
     """(m,) client-weeks whose largest cluster evidence only endless repetition explains."""
     return np.asarray(evidence >= REPEATER_EVIDENCE)

@@ -116,6 +116,8 @@ class Index(NamedTuple):
     """The last rows of all accounts, in a ring of w."""
 
     simhash: NDArray[np.uint8]  # (8, w) byte by byte
+    codes: NDArray[np.int8]  # (w, 12)
+    sketches: NDArray[np.uint32]  # (w,)
     labels: NDArray[np.uint8]  # (w,)
     owners: NDArray[np.uint8]  # (w,) one byte of the sender's hash, 1 to 255; 0 for anonymous rows
     hashes: NDArray[np.uint64]  # (w,)
@@ -167,6 +169,8 @@ class Memory:
         self.clients.slots["place"] = -1
         self.index = Index(
             simhash=np.zeros((8, index_rows), dtype=np.uint8),
+            codes=np.zeros((index_rows, CODE_DIMS), dtype=np.int8),
+            sketches=np.zeros(index_rows, dtype=np.uint32),
             labels=np.zeros(index_rows, dtype=np.uint8),
             owners=np.zeros(index_rows, dtype=np.uint8),
             hashes=np.zeros(index_rows, dtype=np.uint64),

@@ -45,9 +45,11 @@ JOIN_P = 0.1
 DECAY = 0.05
 #: Most evidence that one row can bring: the gap it bridges is GAIN_CAP / DECAY rows.
 GAIN_CAP = 4.0
-#: The same loss for the index, where rows of all accounts lie in between.
-INDEX_DECAY = 0.02
-#: Members are kept from this share of the ticket threshold on.
+#: The same loss for the index, where rows of all accounts lie in between: a campaign may have one of a thousand.
+INDEX_DECAY = 0.002
+#: From this evidence on the intent test is asked about a cluster of the index; its ticket threshold is no lower.
+INDEX_EXAMINED = 3.0 * GAIN_CAP
+#: Members are kept from this share of the ticket threshold on; of the index from this share of `INDEX_EXAMINED`.
 KEEP_FROM = 0.34
 #: Clip of the client residual, in standard deviations.
 RESIDUAL_CLIP = 2.0
@@ -67,6 +69,12 @@ SIM_BITS = 64
 BINS = 5
 #: Places of a table by difference of sketch bits (-32 to 32), and by differing simhash bits (0 to 64).
 SKETCH_PLACES, SIM_PLACES, SKETCH_SHIFT = 65, SIM_BITS + 1, 32
+#: Rows of the index are measured when their simhash differs in so many bits more than the nearest one's, at most; the
+#: newest so many of them, up to the end of a block.
+SLACK_BITS, MOST_MEASURED = 2, 32
+#: Rows of the index that are passed over together where none of them is near, as words of eight.
+BLOCK_WORDS, WORD_ROWS = 8, 8
+BLOCK_ROWS = BLOCK_WORDS * WORD_ROWS
 #: Marks "none" where bits are counted.
 NO_BITS = 99
 #: Added to a density, in standard deviations, so that copies of reference rows stay finite.
@@ -123,11 +131,12 @@ TRACE = np.dtype(
         ("evidence_b", "f8"),
         ("residual", "f8"),  # NaN where the row is no fresh evidence
         ("sequence", "f8"),  # statistic of the client after the row
+        ("index_near", "f8"),  # as near, of the rows of other accounts; NaN where there is none
         ("index_p", "f8"),
         ("index_evidence", "f8"),
         ("near_bits", "i4"),  # sketch bits to the nearest row less those of the reference
-        ("index_bits", "i4"),  # to the nearest row of another account
-        ("index_opposite", "i4"),  # to the nearest differently answered one
+        ("index_bits", "i4"),  # the same of the rows of other accounts
+        ("index_opposite", "i4"),  # simhash bits to the nearest differently answered row of another account
         ("kind", "i4"),
     ],
     align=True,
@@ -152,9 +161,12 @@ class Tables(NamedTuple):
     opposite: NDArray[np.float64]  # (5, m'') squared ratio of the nearest differently answered row to the density
     both: NDArray[np.float64]  # (m',) p_A p_O
     gain_b: NDArray[np.float64]  # (m' + 2,)
-    index_near: NDArray[np.float64]  # (5, 65) p-value by differing simhash bits
-    index_opposite: NDArray[np.float64]  # (5, 65)
+    index_l2: NDArray[np.float64]  # (5, m) as near_l2, of the rows of other accounts
+    index_l0: NDArray[np.float64]  # (5, 65) as near_l0
+    index_combined: NDArray[np.float64]  # (m',) the smaller p
+    index_opposite: NDArray[np.float64]  # (5, 65) p-value by differing simhash bits
     index_both: NDArray[np.float64]  # (m',) product
+    index_least: NDArray[np.float64]  # (m',) the smaller of combined and both
     index_gain: NDArray[np.float64]  # (m' + 2,)
     normal: NDArray[np.float64]  # (c + 1,) standard normal score by fused rank
     tau: NDArray[np.float64]  # (1,) weight of the prior of the client residual, in rows
@@ -169,8 +181,9 @@ class Tables(NamedTuple):
         def table(name: str, *shape: int | None) -> NDArray[Any]:
             return stored(arrays, name, np.float64, *shape)
 
-        combined, both, index_both, residual = (
-            table(name, None) for name in ("combined", "both", "index_both", "residual")
+        combined, both, index_combined, index_both, index_least, residual = (
+            table(name, None)
+            for name in ("combined", "both", "index_combined", "index_both", "index_least", "residual")
         )
         thresholds = stored(arrays, "thresholds", np.float64, 4, finite=False)
         return cls(
@@ -182,10 +195,13 @@ class Tables(NamedTuple):
             opposite=table("opposite", BINS, None),
             both=both,
             gain_b=table("gain_b", len(both) + 2),
-            index_near=table("index_near", BINS, SIM_PLACES),
+            index_l2=table("index_l2", BINS, None),
+            index_l0=table("index_l0", BINS, SKETCH_PLACES),
+            index_combined=index_combined,
             index_opposite=table("index_opposite", BINS, SIM_PLACES),
             index_both=index_both,
-            index_gain=table("index_gain", len(index_both) + 2),
+            index_least=index_least,
+            index_gain=table("index_gain", len(index_least) + 2),
             normal=table("normal", fused_values + 1),
             tau=within("tau", table("tau", 1), LEAST_TAU, np.inf),
             residual=residual,
@@ -208,13 +224,13 @@ class Packed(NamedTuple):
     """All tables in one array: one by one, row by row."""
 
     values: NDArray[np.float64]
-    first: NDArray[np.int64]  # (17,) where each table starts
-    size: NDArray[np.int64]  # (17,) length of its rows
+    first: NDArray[np.int64]  # (20,) where each table starts
+    size: NDArray[np.int64]  # (20,) length of its rows
 
 
 (
-    _GRAIN, _NEAR_L2, _NEAR_L0, _COMBINED, _GAIN_A, _OPPOSITE, _BOTH, _GAIN_B, _INDEX_NEAR, _INDEX_OPPOSITE,
-    _INDEX_BOTH, _INDEX_GAIN, _NORMAL, _TAU, _RESIDUAL, _EVALUE, _THRESHOLDS,
+    _GRAIN, _NEAR_L2, _NEAR_L0, _COMBINED, _GAIN_A, _OPPOSITE, _BOTH, _GAIN_B, _INDEX_L2, _INDEX_L0, _INDEX_COMBINED,
+    _INDEX_OPPOSITE, _INDEX_BOTH, _INDEX_LEAST, _INDEX_GAIN, _NORMAL, _TAU, _RESIDUAL, _EVALUE, _THRESHOLDS,
 ) = range(len(Tables._fields))  # fmt: skip
 
 #: A kernel that only kernels call.
@@ -575,6 +591,49 @@ def _new_index_cluster(index: Any, heads: Any, total: int, weak: float) -> Any:
 
 
 @_inner
+def _nearest_of_others(row: Any, index: Any, m: int, total: int, owner: Any, limit: Any, scratch: Any) -> Any:
+    """Nearest row of another account in both geometries, of the newest whose simhash differs in at most `limit` bits.
+
+    `scratch` holds the differing bits of all m rows, and bytes beyond any limit up to the end of the last block.
+    Returns the squared distance of codes of the nearest one and its place in the index, then its sketch's differing
+    bits and its place.
+    """
+    near, near_at = _FAR, 0
+    few, few_at = np.int32(NO_BITS), 0
+    words = scratch.view(np.uint64)
+    # Of bytes below 128, those at most `limit` keep the high bit of 128 + limit when they are taken from it.
+    limits = np.uint64(limit | np.uint8(128)) * np.uint64(0x0101010101010101)
+    high = np.uint64(0x8080808080808080)
+    blocks = (m + BLOCK_ROWS - 1) // BLOCK_ROWS
+    block, measured = (total - 1) % index.simhash.shape[1] // BLOCK_ROWS, 0
+    for _ in range(blocks):
+        some = np.uint64(0)
+        for w in range(block * BLOCK_WORDS, (block + 1) * BLOCK_WORDS):
+            some |= limits - words[w]
+        if some & high:
+            for w in range((block + 1) * BLOCK_WORDS - 1, block * BLOCK_WORDS - 1, -1):
+                if (limits - words[w]) & high == 0:
+                    continue
+                for k in range((w + 1) * WORD_ROWS - 1, w * WORD_ROWS - 1, -1):
+                    if scratch[k] > limit or (owner != 0 and index.owners[k] == owner):
+                        continue
+                    square = np.int32(0)
+                    for j in range(CODE_DIMS):
+                        delta = np.int32(row.codes[j]) - np.int32(index.codes[k, j])
+                        square += delta * delta
+                    bits = np.int32(popcount32(row.sketch ^ index.sketches[k]))
+                    if square < near:
+                        near, near_at = square, k
+                    if bits < few:
+                        few, few_at = bits, k
+                    measured += 1
+            if measured >= MOST_MEASURED:
+                break
+        block = block - 1 if block > 0 else blocks - 1
+    return near, near_at, few, few_at
+
+
+@_inner
 def _walk_index(
     i: int, inputs: Any, rows: Any, tables: Any, slots: Any, index: Any, pool: Any, trace: Any, events: Any, found: int,
     scratch: Any,
@@ -606,29 +665,42 @@ def _walk_index(
                 return found
     uid: Any = np.int64(-1)
     if least < _SAME_OWNER:
+        for k in range(m, (m + BLOCK_ROWS - 1) // BLOCK_ROWS * BLOCK_ROWS):
+            scratch[k] = np.uint8(NO_BITS)
+        limit = np.uint8(least + np.uint8(SLACK_BITS))
+        near, near_at, few, few_at = _nearest_of_others(row, index, m, total, owner, limit, scratch)
         q = np.int64(row.bin)
-        out.index_bits = least
-        p = values[first[_INDEX_NEAR] + q * size[_INDEX_NEAR] + least]
+        unit = values[first[_GRAIN]] / (row.density + DENSITY_FLOOR)
+        r = (np.float64(near) + CODE_FLOOR) * (unit * unit)
+        out.index_near = r
+        n = size[_INDEX_L2]
+        p_l2 = (1.0 + _count_at_most(values, first[_INDEX_L2] + q * n, n, r)) / (n + 1.0)
+        gap = few - row.sketch_rank
+        out.index_bits = gap
+        p_l0 = values[first[_INDEX_L0] + q * size[_INDEX_L0] + gap + SKETCH_SHIFT]
+        parent: Any = near_at if p_l2 <= p_l0 else few_at
+        n = size[_INDEX_COMBINED]
+        p_a = (1.0 + _count_at_most(values, first[_INDEX_COMBINED], n, min(p_l2, p_l0))) / (n + 1.0)
+        p_o = 1.0
         if across < _SAME_OWNER:
             out.index_opposite = across
-            p *= values[first[_INDEX_OPPOSITE] + q * size[_INDEX_OPPOSITE] + across]
+            p_o = values[first[_INDEX_OPPOSITE] + q * size[_INDEX_OPPOSITE] + across]
         n = size[_INDEX_BOTH]
-        rank = 1 + _count_at_most(values, first[_INDEX_BOTH], n, p)
+        p_b = (1.0 + _count_at_most(values, first[_INDEX_BOTH], n, p_a * p_o)) / (n + 1.0)
+        n = size[_INDEX_LEAST]
+        rank = 1 + _count_at_most(values, first[_INDEX_LEAST], n, min(p_a, p_b))
         p = rank / (n + 1.0)
         out.index_p = p
         if p <= JOIN_P:
-            parent: Any = 0
-            for k in range(m):
-                if scratch[k] == least and (index.owners[k] != owner or owner == 0):
-                    parent = k
             ticket = values[first[_THRESHOLDS] + 2]
+            examined = INDEX_EXAMINED if ticket < np.inf else np.inf
             uid = index.member_of[parent]
             s = 0.0
             if uid >= 0 and index.clusters[uid % INDEX_CLUSTERS].uid == uid:
                 c = index.clusters[uid % INDEX_CLUSTERS]
                 s = max(0.0, c.evidence - INDEX_DECAY * np.float64(total - c.joined))
             else:
-                uid = _new_index_cluster(index, pool.heads, total, KEEP_FROM * ticket)
+                uid = _new_index_cluster(index, pool.heads, total, KEEP_FROM * examined)
                 index.member_of[parent] = uid
             at = uid % INDEX_CLUSTERS
             c = index.clusters[at]
@@ -636,22 +708,25 @@ def _walk_index(
             c.evidence = s
             c.joined = total + 1
             out.index_evidence = s
-            strength = s / ticket
+            strength = s / examined
             e = np.int64(c.place)
             if e < 0 and strength >= KEEP_FROM:
                 e = _take_place(slots, index.clusters, pool.heads, pool.origin, -2 - at, strength, pool.clock[0])
                 c.place = e
             if e >= 0:
                 _remember(pool, e, inputs, rows, i, strength)
-            if strength > 1.0:
-                if e >= 0 and pool.heads[e].size >= pool.heads[e].check:
-                    found = _tell(events, found, INDEX_CHECK, e, -2 - at)
-                elif c.ticketed == 0:
-                    found = _tell(events, found, INDEX_TICKET, e, -2 - at)
+            if strength >= 1.0 and e >= 0 and pool.heads[e].size >= pool.heads[e].check:
+                found = _tell(events, found, INDEX_CHECK, e, -2 - at)
+            elif s > ticket and c.ticketed == 0:
+                found = _tell(events, found, INDEX_TICKET, e, -2 - at)
+            if s > ticket:
                 c.ticketed = 1
     at = total % room
     for p in range(8):
         index.simhash[p, at] = np.uint8(mine >> np.uint64(8 * p))
+    for j in range(CODE_DIMS):
+        index.codes[at, j] = row.codes[j]
+    index.sketches[at] = row.sketch
     index.labels[at] = label
     index.owners[at] = owner
     index.hashes[at] = whole
@@ -668,7 +743,7 @@ def walk(
     """Walk from row `start`; returns the next row and the number of events at the row before it.
 
     `inputs` and `rows` as in `Columns`, `tables` as `Packed`; `trace` (n,) `TRACE` and `events` (`EVENTS`,
-    `EVENT_FIELDS`) int64 are filled; `scratch` (w,) uint8.
+    `EVENT_FIELDS`) int64 are filled; `scratch` (w,) uint8, up to the end of the index's last block.
     """
     squares = np.empty(WINDOW_ROWS, dtype=np.int32)
     bits = np.empty(WINDOW_ROWS, dtype=np.int32)
@@ -683,6 +758,7 @@ def walk(
         out.evidence_a = 0.0
         out.evidence_b = 0.0
         out.sequence = 0.0
+        out.index_near = np.nan
         out.index_p = 1.0
         out.index_evidence = 0.0
         out.near_bits = NO_BITS
@@ -709,6 +785,11 @@ def empty_events() -> NDArray[np.int64]:
     return np.zeros((EVENTS, EVENT_FIELDS), dtype=np.int64)
 
 
+def empty_scratch(index_rows: int) -> NDArray[np.uint8]:
+    """Room to compare a row with an index of so many."""
+    return np.empty(-(-index_rows // BLOCK_ROWS) * BLOCK_ROWS, dtype=np.uint8)
+
+
 def stops(
     columns: Columns, tables: Packed, memory: Memory, trace: NDArray[Any]
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
@@ -716,7 +797,7 @@ def stops(
 
     Whoever receives them may change the pool of `memory` before the walk goes on.
     """
-    events, scratch = empty_events(), np.empty(memory.index.simhash.shape[1], dtype=np.uint8)
+    events, scratch = empty_events(), empty_scratch(memory.index.simhash.shape[1])
     clients, index, pool = memory.clients, memory.index, memory.pool
     at = 0
     while True:

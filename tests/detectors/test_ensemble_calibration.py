@@ -380,7 +380,8 @@ def made_trace(n: int, rng: np.random.Generator) -> tuple[NDArray[Any], NDArray[
     trace["near"] = rng.lognormal(bins, 1.0)
     trace["near_bits"] = rng.integers(-8, 8, n) + bins
     trace["opposite"] = np.where(rng.random(n) < 0.1, np.nan, trace["near"] * rng.lognormal(1.0, 0.5, n))
-    trace["index_bits"] = rng.binomial(64, 0.2, n)
+    trace["index_near"] = rng.lognormal(bins - 1.0, 0.5)
+    trace["index_bits"] = rng.integers(-8, 8, n) + bins
     trace["index_opposite"] = np.where(rng.random(n) < 0.1, NO_BITS, rng.binomial(64, 0.3, n))
     return trace, bins
 
@@ -400,10 +401,13 @@ def test_combined_pvalues_of_the_walk_are_super_uniform() -> None:
     p_o = np.where(np.isfinite(trace["opposite"]), clusters.bin_pvalues(trace["opposite"], bins, tables.opposite), 1.0)
     p_b = lower_pvalues(p_a * p_o, tables.both)
     across = np.minimum(trace["index_opposite"], 64)
-    index = tables.index_near[bins, trace["index_bits"]] * np.where(
-        trace["index_opposite"] < NO_BITS, tables.index_opposite[bins, across], 1.0
+    index_a = lower_pvalues(
+        clusters.smaller_pvalues(trace["index_near"], trace["index_bits"], bins, tables.index_l2, tables.index_l0),
+        tables.index_combined,
     )
-    for p in (p_a, p_b, lower_pvalues(index, tables.index_both)):
+    index_o = np.where(trace["index_opposite"] < NO_BITS, tables.index_opposite[bins, across], 1.0)
+    index_b = lower_pvalues(index_a * index_o, tables.index_both)
+    for p in (p_a, p_b, index_a, index_b, lower_pvalues(np.minimum(index_a, index_b), tables.index_least)):
         for level in (0.002, 0.01, 0.1, 0.5):
             assert (p <= level).mean() <= level + 4 * math.sqrt(level / 10_000) + 0.001
             assert (p <= level).mean() >= 0.5 * level - 0.001

@@ -40,7 +40,7 @@ def history(clear: dict[int, float]) -> History:
 class _Tables:
     """What `decide` reads of the walk's tables."""
 
-    gain_a = gain_b = evalue = np.ones(1)
+    gain_a = gain_b = index_gain = evalue = np.ones(1)
     thresholds: NDArray[np.float64] = np.ones(4)
 
     def _replace(self, **_: Any) -> _Tables:

@@ -46,7 +46,7 @@ def history(seed: int) -> History:
 class _Tables:
     """What `decide` reads of the walk's tables."""
 
-    gain_a = gain_b = evalue = np.ones(1)
+    gain_a = gain_b = index_gain = evalue = np.ones(1)
 
     def _replace(self, **_: Any) -> _Tables:
         return self

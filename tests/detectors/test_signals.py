@@ -27,7 +27,7 @@ def told(
         name: np.array([value])
         for name, value in (
             ("evidence_a", 90.0), ("evidence_b", 0.0), ("p_a", 0.01), ("p_b", 1.0), ("near", 0.01),
-            ("opposite", np.inf), ("index_evidence", index_evidence), ("index_p", 0.01), ("index_bits", 3),
+            ("opposite", np.inf), ("index_evidence", index_evidence), ("index_p", 0.01), ("index_near", 0.01),
         )
     }  # fmt: skip
     batch = SimpleNamespace(inputs=np.zeros((1, 2)), labels=np.zeros(1, dtype=np.int32))
