@@ -265,7 +265,8 @@ def scored(ensemble: Ensemble, events: Batch, period_us: int) -> tuple[Maxima, N
     repeating = repeating_clients.near(events.clients, near)
     everything = np.ones(len(events), dtype=np.bool_)
     past = History.replay(columns, events.times, everything, silent, ensemble.index_rows, period_us, 1, repeating)
-    tested, _ = past.intentions(ensemble.tables, ensemble.intent, lambda _what, _share: None)
+    spoke = past.intentions(ensemble.tables, ensemble.intent, lambda _what, _share: None)
+    tested = np.maximum(spoke.own, spoke.together)
     maxima = Maxima(
         past.weeks.clients.astype(np.int64) - 1,
         past.weeks.weeks,

@@ -340,7 +340,7 @@ def _tables(
     trace = history.measure(rows, tables, index_rows)
     close = repeaters.near(rows.rows["client"], trace["near"])
     repeating[pool.ranks] = close
-    tables = clusters.distance_tables(tables, trace, rows.rows["bin"], ~close, _apart(trace, index_rows))
+    tables = clusters.distance_tables(tables, trace, rows.rows["bin"], ~close, ~close & _apart(trace, index_rows))
 
     rows = history.take(columns, pool.fusion)
     trace = history.measure(rows, tables, index_rows)
@@ -348,7 +348,7 @@ def _tables(
     repeating[pool.fusion] = close
     first, second = pools.halves(rows.rows["client"], rng)
     tables = clusters.combined_tables(
-        tables, trace, rows.rows["bin"], first & ~close, second & ~close, _apart(trace, index_rows)
+        tables, trace, rows.rows["bin"], first & ~close, second & ~close, ~close & _apart(trace, index_rows)
     )
     trace = history.measure(rows, tables, index_rows)
     fresh = (trace["kind"] == PLAIN) & (rows.rows["client"] != ANONYMOUS)

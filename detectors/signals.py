@@ -20,6 +20,8 @@ from detectors.single import Scored, Single
 REASON_P = 0.05
 #: Most detectors of single inputs among a signal's reasons.
 MAX_REASONS = 3
+#: A cluster of the index is the row's client's own where that client sent this share of its members.
+OWN_SHARE = 0.75
 #: Coordinates of a cluster's first member become the seed of its intent test: offset times this (2**64 over the golden
 #: ratio) plus row, in 64 bits.
 SEED_FACTOR, SEED_MASK = 0x9E3779B97F4A7C15, 0xFFFF_FFFF_FFFF_FFFF
@@ -55,27 +57,35 @@ class Teller:
             return self._checked(row, place, index)
         return self._crossed(row, place, index)
 
-    def _crossed(self, row: int, place: int, index: bool) -> Signal:
+    def _crossed(self, row: int, place: int, index: bool) -> Signal | None:
         """A cluster has crossed its ticket threshold: a ticket, or a page where nothing else is asked for."""
         pages = self.ensemble.policy.mode == "at-once" and self._loud_enough(row, index, math.inf)
         if place >= 0:
             head = self.memory.pool.heads[place]
+            if head["paged"]:
+                return None
             head["told"], head["paged"] = head["size"], pages
         return self._cluster(row, place, index, Level.PAGE if pages else Level.TICKET, None, math.inf)
 
     def _checked(self, row: int, place: int, index: bool) -> Signal | None:
-        """A cluster beyond its ticket threshold has reached a size at which intent is judged."""
+        """A cluster has reached a size at which intent is judged."""
         head, mode = self.memory.pool.heads[place], self.ensemble.policy.mode
         size, told, paged = int(head["size"]), int(head["told"]), bool(head["paged"])
+        statistic, threshold, _ = self._evidence(row, index)
+        ticketed = statistic > threshold
+        if (mode != "intent" and not ticketed) or (index and self._examined_elsewhere(row, place)):
+            head["check"] = next_check(size)
+            return None
         verdict = judge(self.ensemble.intent, self.memory, place)
         clear = {"at-once": math.inf, "intent": verdict.ratio, "tickets": 0.0}[mode]
-        pages = not paged and self._loud_enough(row, index, clear)
-        head["check"] = 2 * size if paged or pages else next_check(size)
-        statistic, threshold, _ = self._evidence(row, index)
-        if not pages and (size < 2 * told or not (paged or statistic > threshold)):
+        loud = self._loud_enough(row, index, clear)
+        pages = loud and not paged
+        head["check"] = 2 * size if (paged or pages) and not index else next_check(size)
+        if not pages and (size < 2 * told or not (ticketed or (paged and loud))):
             return None
         head["told"], head["paged"] = size, paged or pages
-        level = Level.PAGE if paged or pages else Level.TICKET
+        # What a client's cluster paged for goes on; rows of many accounts are each another client's.
+        level = Level.PAGE if loud or (paged and not index) else Level.TICKET
         return self._cluster(row, place, index, level, verdict, clear)
 
     def _loud_enough(self, row: int, index: bool, clear: float) -> bool:
@@ -86,16 +96,27 @@ class Teller:
         """
         if index and self._index_alone(row, clear):
             return True
-        if index and self.ensemble.policy.mode == "intent":
-            known = int(self.scored.columns.rows[row]["client"]) != ANONYMOUS
+        if self.ensemble.policy.mode == "intent":
+            known = not index or self._client(row) != ANONYMOUS
             return known and clear >= self.ensemble.policy.page_score
         statistic, threshold, _ = self._evidence(row, index=False)
-        return statistic > threshold and clear >= self.ensemble.policy.page_score
+        return statistic > threshold and clear > 0.0
 
-    def _asked(self, verdict: IntentVerdict, index: bool) -> float:
+    def _examined_elsewhere(self, row: int, place: int) -> bool:
+        """Whether a cluster of the index is one of the row's client, whose own history examines it."""
+        senders = self.memory.pool.members["client"][place, member_order(int(self.memory.pool.heads["size"][place]))]
+        statistic, threshold, _ = self._evidence(row, index=False)
+        return statistic > threshold and own_cluster(senders, self._client(row))
+
+    def _client(self, row: int) -> int:
+        return int(self.scored.columns.rows[row]["client"])
+
+    def _asked(self, verdict: IntentVerdict, row: int, index: bool) -> float:
         """The score from which the cluster pages."""
         policy = self.ensemble.policy
-        return verdict.measures["needed"] * (policy.index_score if index and policy.index_pages else policy.page_score)
+        scores = [policy.page_score] if not index or self._client(row) != ANONYMOUS else []
+        scores += [policy.index_score] if index and policy.index_pages else []
+        return verdict.measures["needed"] * min(scores, default=math.inf)
 
     def _index_alone(self, row: int, clear: float) -> bool:
         """Whether a cluster of the index is beyond a paging threshold of its own, as partition-weeks set it."""
@@ -109,7 +130,7 @@ class Teller:
         """The larger statistic of a row's cluster, its ticket threshold, and the p-value of the row in it."""
         trace, thresholds = self.trace, self.ensemble.tables.thresholds
         if index:
-            return float(trace["index_evidence"][row]), float(thresholds[2]), float(trace["index_p"][row])
+            return float(trace["index_shared"][row]), float(thresholds[2]), float(trace["index_p"][row])
         a, b = float(trace["evidence_a"][row]), float(trace["evidence_b"][row])
         if a * float(thresholds[1]) >= b * float(thresholds[0]):
             return a, float(thresholds[0]), float(trace["p_a"][row])
@@ -134,23 +155,27 @@ class Teller:
             reasons.append(_intent_reason(verdict))
         by_intent = level == Level.PAGE and policy.mode == "intent"
         if level == Level.PAGE and index:
-            threshold = walking.INDEX_EXAMINED if by_intent else threshold * policy.index_factor
-        kind = "index" if index else "query"
-        leans = index and level == Level.PAGE and not self._index_alone(row, clear)
+            if by_intent:
+                statistic, threshold = float(self.trace["index_evidence"][row]), walking.INDEX_EXAMINED
+            else:
+                threshold *= policy.index_factor
+        leans = index and level == Level.PAGE and not by_intent and not self._index_alone(row, clear)
+        shared = index and (place < 0 or not own_cluster(clients, self._client(row)))
+        kind = "index" if shared else "query"
         return self._signal(
             row,
             rule=f"{kind}-intent" if by_intent else f"{kind}-cluster",
             level=level,
             technique=Technique.CRAFT_BLACK_BOX,
-            entity="cluster" if index else "client",
-            entity_id=f"{first[0]}-{first[1]}" if index else client_name(int(columns.rows[row]["client"])),
+            entity="cluster" if shared else "client",
+            entity_id=f"{first[0]}-{first[1]}" if shared else client_name(self._client(row)),
             statistic=statistic,
             threshold=threshold,
             members=members,
             member_clients=clients,
             reasons=(*reasons, *self._detector_reasons(row)),
-            measures={} if verdict is None else {**verdict.measures, "asked": self._asked(verdict, index)},
-            rests_on=int(columns.rows[row]["client"]) if leans else ANONYMOUS,
+            measures={} if verdict is None else {**verdict.measures, "asked": self._asked(verdict, row, index)},
+            rests_on=self._client(row) if leans and shared else ANONYMOUS,
         )
 
     def _sequence(self, row: int) -> Signal:
@@ -195,7 +220,7 @@ class Teller:
     def _index_reason(self, row: int, clients: NDArray[np.uint64]) -> Reason:
         accounts = len(np.unique(clients))
         near = math.sqrt(self.trace["index_near"][row])
-        text = f"another account's query lies at {near:.2g} of the distance that is usual between such inputs"
+        text = f"a query of the last ones of all accounts lies at {near:.2g} of the distance that is usual between them"
         if accounts > 1:
             text += f"; {accounts} accounts share this cluster of queries"
         return Reason("shared_index", float(self.trace["index_p"][row]), text)
@@ -229,6 +254,11 @@ class Teller:
 def client_name(client: int) -> str:
     """16 hex digits of a client's hash."""
     return f"{client:016x}"
+
+
+def own_cluster(senders: NDArray[np.uint64], client: int) -> bool:
+    """Whether a cluster of the index, of which these (m,) sent the members, is that client's own."""
+    return client != ANONYMOUS and float(np.mean(senders == np.uint64(client))) >= OWN_SHARE
 
 
 def next_check(size: int) -> int:

@@ -8,6 +8,7 @@ one, and never falls.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from detectors.calibration.thresholds import CLEAR_POWER
 from detectors.queries.intent import clearness
+from detectors.queries.walk import INDEX_EXAMINED
 
 #: Rules whose statistic belongs to one client.
 CLUSTER_RULES = ("query-cluster", "query-intent")
@@ -56,8 +58,8 @@ class FalseAlarm:
     ) -> Self:
         """From (rule, statistic, threshold, measures) of signals.
 
-        The threshold tells evidence A from evidence B: it is the ticket threshold of one of them, `tickets` (2,). What
-        crossed neither, and rules of many clients, say nothing here.
+        The threshold tells evidence A from evidence B: it is the ticket threshold of one of them, `tickets` (2,), or
+        what the index examines from. What crossed none of these, and rules of many clients, say nothing here.
         """
         most: dict[str, float] = {}
         for rule, statistic, threshold, measures in said:
@@ -68,6 +70,7 @@ class FalseAlarm:
                 crossed = np.isclose(threshold, tickets, rtol=1e-9)
                 if crossed.any():
                     found["same" if crossed[0] else "opposite"] = statistic
+                if crossed.any() or math.isclose(threshold, INDEX_EXAMINED):
                     found["spoke"] = clearness(measures)
             for name, value in found.items():
                 most[name] = max(most.get(name, 0.0), value)

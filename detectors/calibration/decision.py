@@ -49,6 +49,8 @@ class Decision:
         Benign clients with a ticket a week.
     beyond : bool (m,)
         Client-weeks beyond the paging thresholds.
+    alone : bool (m,)
+        Those that are so by their own rows, not by a cluster of several accounts.
     fastest : dict of str to (int or None)
     costly : tuple of (int, float)
         Clients whose near-duplicates raise `Policy.page_score`, the one that costs most first, and what it would be
@@ -65,6 +67,7 @@ class Decision:
     index_needed: int
     expected_tickets: float
     beyond: NDArray[np.bool_]
+    alone: NDArray[np.bool_]
     fastest: dict[str, int | None]
     costly: tuple[tuple[int, float], ...] = ()
 
@@ -145,7 +148,7 @@ def decide(
     everyone: NDArray[np.bool_] = np.ones(len(history.weeks), dtype=np.bool_)
     thresholds = np.full(4, np.inf)
     thresholds[2] = max(walking.INDEX_EXAMINED, float(history.index.max()) if len(history.index) else 0.0)
-    tested, shared = np.zeros(len(everyone)), history.index / thresholds[2]
+    own, together, shared = np.zeros(len(everyone)), np.zeros(len(everyone)), history.index / thresholds[2]
     costly: tuple[tuple[int, float], ...] = ()
 
     quiet = np.isin(history.weeks.clients, np.array(list(excused), dtype=np.uint64))
@@ -158,15 +161,15 @@ def decide(
         policy = Policy("at-once")
     elif rank:
         thresholds[:2] = _tickets(history, yardstick, budget, coming)
-        tested, shared = history.intentions(tables._replace(thresholds=thresholds), intent, progress)
-        tested[quiet] = 0.0
+        spoke = history.intentions(tables._replace(thresholds=thresholds), intent, progress)
+        own, together, shared = np.where(quiet, 0.0, spoke.own), spoke.together, spoke.index
 
         def asked(clear: NDArray[np.float64]) -> tuple[Combined, float]:
-            scale = float(yardstick.scales[2])
-            return by_intent(np.log1p(history.sequence), clear, scale, rank, coming, shares.clients)
+            scale, most = float(yardstick.scales[2]), np.maximum(clear, together)
+            return by_intent(np.log1p(history.sequence), most, scale, rank, coming, shares.clients)
 
-        found, page_score = asked(tested)
-        costly = _costly(history.weeks.clients, tested, page_score, lambda clear: asked(clear)[1])
+        found, page_score = asked(own)
+        costly = _costly(history.weeks.clients, own, page_score, lambda clear: asked(clear)[1])
         thresholds[3] = found.values[0]
         reason = (
             f"{len(np.unique(history.weeks.clients[history.repeating]))} of {distinct} benign clients repeat "
@@ -185,9 +188,9 @@ def decide(
 
     strength = np.maximum(history.same / thresholds[0], history.opposite / thresholds[1])
     crossed = history.sequence > thresholds[3]
-    beyond = {
+    alone = {
         "at-once": crossed | (strength > 1.0),
-        "intent": crossed | (tested >= policy.page_score),
+        "intent": crossed | (own >= policy.page_score),
         "tickets": ~everyone,
     }[policy.mode]
     tickets = (strength > 1.0) | crossed
@@ -201,7 +204,8 @@ def decide(
         needed=needed,
         index_needed=order_statistics.units_needed(partitions, 0, 0.2 * RISK),
         expected_tickets=coming * float(tickets.mean()) if units else 0.0,
-        beyond=beyond,
+        beyond=alone | (together >= policy.page_score) if policy.mode == "intent" else alone,
+        alone=alone,
         fastest=_fastest(tables, thresholds, policy),
         costly=costly,
     )
@@ -328,5 +332,5 @@ def excuses(decision: Decision) -> tuple[str, ...]:
 
 
 def proposed(history: History, decision: Decision) -> tuple[str, ...]:
-    """Benign clients that would page for all that, by name."""
-    return tuple(client_name(int(client)) for client in np.unique(history.weeks.clients[decision.beyond]))
+    """Benign clients that would page by their own rows for all that, by name."""
+    return tuple(client_name(int(client)) for client in np.unique(history.weeks.clients[decision.alone]))

@@ -17,7 +17,7 @@ from detectors.queries import walk as walking
 from detectors.queries.intent import IntentTest
 from detectors.queries.memory import POOL_PLACES, Memory
 from detectors.queries.walk import Columns, Tables
-from detectors.signals import judge, next_check
+from detectors.signals import judge, member_order, next_check, own_cluster
 
 #: Multiplier of Fibonacci hashing (Knuth 6.4), to deal clients out to partitions.
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
@@ -42,6 +42,25 @@ def measure(columns: Columns, tables: Tables, index_rows: int) -> NDArray[Any]:
 
 
 @dataclass(frozen=True, slots=True)
+class Intentions:
+    """How clearly the intent test spoke at most (`IntentVerdict.ratio`); 0 where it never did.
+
+    Attributes
+    ----------
+    own : float64 (m,)
+        In each client-week, of the client's own clusters.
+    together : float64 (m,)
+        In each client-week, of clusters of several accounts, at its rows.
+    index : float64 (u,)
+        In each partition-week, of clusters of the index.
+    """
+
+    own: NDArray[np.float64]
+    together: NDArray[np.float64]
+    index: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
 class History:
     """The clients that set thresholds.
 
@@ -55,10 +74,9 @@ class History:
         Largest evidence of the index in each partition-week.
     repeating : bool (m,)
         Units of clients that repeat themselves.
-    parts : tuple of (Columns, int64 (n,))
-        Rows of each simulated partition, and the client-week of each row.
-    share : float
-        Share of all benign clients that stand here.
+    parts : tuple of (Columns, int64 (n,), int64 (n,))
+        Rows of all clients in each simulated partition, the client-week of each row (-1 where it is none of the m), and
+        the week.
     clients_a_week : int
         Most clients, of all pools, that a week saw.
     start, week_us : int
@@ -101,25 +119,25 @@ class History:
         """Replay the rows that `chosen` selects, with tables that cross nothing.
 
         `times` (n,) and `repeating` (n,), rows of clients known to repeat themselves, are of all rows of `columns`.
-        Where there is not a whole week, everything counts as one. Clients are dealt out to as many partitions as keep
-        the rows a partition has in production.
+        Where there is not a whole week, everything counts as one. The others' rows are replayed too, as the index
+        compares with them, but their statistics count for nothing.
         """
         count = whole_weeks(times, week_us)
         start = int(times.min()) if len(times) else 0
         if count == 0:
             count, week_us = 1, max(1, int(times.max()) - start + 1) if len(times) else 1
         everyone = client_weeks(columns.rows["client"], times, start, week_us, count)
-        rows, when = take(columns, chosen), times[chosen]
-        units = client_weeks(rows.rows["client"], when, start, week_us, count)
-        share = float(chosen.mean()) if len(chosen) else 0.0
-        partition = _partition_of(rows.rows["client"], max(1, round(partitions * share)))
+        units = client_weeks(columns.rows["client"][chosen], times[chosen], start, week_us, count)
+        unit_of = np.full(len(times), -1, dtype=np.int64)
+        unit_of[chosen] = units.unit
+        partition = _partition_of(columns.rows["client"], partitions)
         same, opposite, sequence = (np.zeros(len(units)) for _ in range(3))
         index: list[NDArray[np.float64]] = []
         parts = []
         for part in range(int(partition.max()) + 1 if len(partition) else 0):
             inside = partition == part
-            here, unit = take(rows, inside), units.unit[inside]
-            week = (when[inside] - start) // week_us
+            here, unit = take(columns, inside), unit_of[inside]
+            week = (times[inside] - start) // week_us
             trace = measure(here, tables, index_rows)
             for found, values in (
                 (same, trace["evidence_a"]),
@@ -127,7 +145,7 @@ class History:
                 (sequence, trace["sequence"]),
             ):
                 np.maximum.at(found, unit[unit >= 0], values[unit >= 0])
-            index.append(_week_maxima(trace["index_evidence"], week, count))
+            index.append(_week_maxima(trace["index_shared"], week, count))
             parts.append((here, unit, week))
         known = np.unique(columns.rows["client"][repeating])
         evident = repeaters.evident(np.maximum(same, opposite))
@@ -178,16 +196,13 @@ class History:
             repeating=np.concatenate([self.repeating, np.zeros(len(alarms), dtype=np.bool_)]),
         )
 
-    def intentions(
-        self, tables: Tables, intent: IntentTest, progress: Progress
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """How clearly the intent test spoke at most (`IntentVerdict.ratio`) in each client-week (m,) and partition-week
-        (u,); 0 where it never did. It runs as it does in production, but goes on after a page.
+    def intentions(self, tables: Tables, intent: IntentTest, progress: Progress) -> Intentions:
+        """How clearly the intent test spoke. It runs as it does in production, but goes on after a page.
 
         It is asked about clients' clusters beyond their ticket thresholds, and about clusters of the index from
         `INDEX_EXAMINED` on, where it counts for the client at whose row it was asked.
         """
-        clients, index, packed = self.spoke.copy(), [], tables.packed()
+        own, together, index, packed = self.spoke.copy(), np.zeros(len(self.spoke)), [], tables.packed()
         for done, (columns, unit, week) in enumerate(self.parts):
             trace = walking.empty_trace(len(unit))
             memory = memory_for(columns, self.index_rows, POOL_PLACES)
@@ -195,16 +210,28 @@ class History:
             for row, events in walking.stops(columns, packed, memory, trace):
                 for kind, place, owner in events:
                     if kind in (walking.CLUSTER_CHECK, walking.INDEX_CHECK) and pool.heads["owner"][place] == owner:
-                        pool.heads["check"][place] = next_check(int(pool.heads["size"][place]))
+                        size = int(pool.heads["size"][place])
+                        pool.heads["check"][place] = next_check(size)
+                        if kind == walking.CLUSTER_CHECK and unit[row] < 0:
+                            continue
+                        found = own
+                        if kind == walking.INDEX_CHECK:
+                            senders = pool.members["client"][place, member_order(size)]
+                            if not own_cluster(senders, int(columns.rows["client"][row])):
+                                found = together
+                            elif np.any(
+                                np.array([trace[row]["evidence_a"], trace[row]["evidence_b"]]) > tables.thresholds[:2]
+                            ):
+                                continue
                         clear = judge(intent, memory, int(place)).ratio
                         if kind == walking.INDEX_CHECK:
                             shared[row] = clear
                         if unit[row] >= 0:
-                            clients[unit[row]] = max(clients[unit[row]], clear)
+                            found[unit[row]] = max(found[unit[row]], clear)
                 if row % 64 == 0:
                     progress("trying the intent test on benign clusters", (done + row / len(unit)) / len(self.parts))
             index.append(_week_maxima(shared, week, self.weeks.whole_weeks))
-        return clients, np.concatenate([*index, np.empty(0)])
+        return Intentions(own, together, np.concatenate([*index, np.empty(0)]))
 
 
 def _partition_of(clients: NDArray[np.uint64], partitions: int) -> NDArray[np.int64]:

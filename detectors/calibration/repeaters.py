@@ -43,10 +43,10 @@ def near(clients: NDArray[np.uint64], distances: NDArray[np.float64]) -> NDArray
 
 
 def in_common(distances: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """(n,) rows that lie far nearer to another account's than most do, as mails sent to many and popular objects.
+    """(n,) rows that lie far nearer to one of the index than most do, as mails sent to many and popular objects.
 
-    distances (n,): squared ratio of the distance to the nearest row of another account to the density, NaN where there
-    is none. Like `near`, so that they don't become what "near" is measured by.
+    distances (n,): squared ratio of the distance to the nearest row of the index to the density, NaN where there is
+    none. Like `near`, so that they don't become what "near" is measured by.
     """
     logarithm = 0.5 * np.log(distances)
     known = logarithm[np.isfinite(logarithm)]

@@ -59,6 +59,7 @@ INDEX_CLUSTER = np.dtype(
         ("uid", "i8"),  # -1 free
         ("joined", "i8"),
         ("evidence", "f8"),
+        ("shared", "f8"),  # of it what rows brought whose nearest one was another account's
         ("place", "i2"),
         ("ticketed", "u1"),
         ("spare", "u1", (5,)),
@@ -70,7 +71,7 @@ INDEX_CLUSTER = np.dtype(
 HEAD = np.dtype(
     [
         ("owner", "i8"),  # -1 free; client slot * 8 + cluster; or -2 - index cluster
-        ("strength", "f8"),  # statistic over ticket threshold at the last join
+        ("strength", "f8"),  # at the last join, statistic over ticket threshold; of the index over `INDEX_EXAMINED`
         ("joined", "i8"),  # clock at the last join
         ("size", "i8"),  # members so far
         ("check", "i8"),  # size at which the intent test is due

@@ -7,8 +7,10 @@ happened that a person or the intent test must look at, so that what they see ne
 Cluster evidence: each row is compared with the client's last rows in two geometries (projected L2, L0 by sketches); its
 nearest row's distance, normalised by the density of the reference there, becomes a conformal p-value; rows with
 p <= `JOIN_P` join the cluster of their nearest row, whose evidence grows by ln(JOIN_P / p) and decays with the rows in
-between. The index does the same over the rows of all *other* accounts: what a single account repeats is the business of
-its own history.
+between. The index does the same over the last rows of all accounts. As it has thousands of rows, those whose simhash
+differs least are looked for first, and only they are measured in both geometries. A single account that hides its
+queries among hundreds of others is seen there too; but what its own history keeps and examines is that history's
+business.
 
 No logarithm is taken here, as its last bit differs between machines: squared ratios and products of p-values order as
 their logarithms do, and gains stand in tables.
@@ -45,8 +47,10 @@ JOIN_P = 0.1
 DECAY = 0.05
 #: Most evidence that one row can bring: the gap it bridges is GAIN_CAP / DECAY rows.
 GAIN_CAP = 4.0
-#: The same loss for the index, where rows of all accounts lie in between: a campaign may have one of a thousand.
+#: The same loss for the index, where rows of all accounts lie in between: an attack may have one of a thousand.
 INDEX_DECAY = 0.002
+#: Most evidence of a cluster of the index: what many ask about for weeks on end would grow without end.
+INDEX_CEILING = 50.0 * GAIN_CAP
 #: From this evidence on the intent test is asked about a cluster of the index; its ticket threshold is no lower.
 INDEX_EXAMINED = 3.0 * GAIN_CAP
 #: Members are kept from this share of the ticket threshold on; of the index from this share of `INDEX_EXAMINED`.
@@ -95,7 +99,7 @@ EVENT_FIELDS = 3
 FIND_AHEAD, FETCH_AHEAD = 16, 8
 
 _FAR = np.int32(2**30)
-_SAME_OWNER = np.uint8(128)
+_SAME_ANSWER = np.uint8(128)
 
 
 #: What the walk reads of a row.
@@ -131,12 +135,13 @@ TRACE = np.dtype(
         ("evidence_b", "f8"),
         ("residual", "f8"),  # NaN where the row is no fresh evidence
         ("sequence", "f8"),  # statistic of the client after the row
-        ("index_near", "f8"),  # as near, of the rows of other accounts; NaN where there is none
+        ("index_near", "f8"),  # as near, of the rows of all accounts; NaN where there is none
         ("index_p", "f8"),
         ("index_evidence", "f8"),
+        ("index_shared", "f8"),  # of it what rows brought whose nearest one was another account's
         ("near_bits", "i4"),  # sketch bits to the nearest row less those of the reference
-        ("index_bits", "i4"),  # the same of the rows of other accounts
-        ("index_opposite", "i4"),  # simhash bits to the nearest differently answered row of another account
+        ("index_bits", "i4"),  # the same of the rows of all accounts
+        ("index_opposite", "i4"),  # simhash bits to the nearest differently answered one
         ("kind", "i4"),
     ],
     align=True,
@@ -161,7 +166,7 @@ class Tables(NamedTuple):
     opposite: NDArray[np.float64]  # (5, m'') squared ratio of the nearest differently answered row to the density
     both: NDArray[np.float64]  # (m',) p_A p_O
     gain_b: NDArray[np.float64]  # (m' + 2,)
-    index_l2: NDArray[np.float64]  # (5, m) as near_l2, of the rows of other accounts
+    index_l2: NDArray[np.float64]  # (5, m) as near_l2, of the rows of all accounts
     index_l0: NDArray[np.float64]  # (5, 65) as near_l0
     index_combined: NDArray[np.float64]  # (m',) the smaller p
     index_opposite: NDArray[np.float64]  # (5, 65) p-value by differing simhash bits
@@ -440,9 +445,10 @@ def _fetch_ahead(i: int, rows: Any, clients: Any) -> None:
 def _walk_client(
     i: int, inputs: Any, rows: Any, tables: Any, clients: Any, clusters: Any, pool: Any, trace: Any, events: Any,
     squares: Any, bits: Any,
-) -> int:  # fmt: skip
-    """The history's part of one row; returns the number of events."""
-    found = 0
+) -> Any:  # fmt: skip
+    """The history's part of one row; returns the number of events, and whether the members of the row's cluster are
+    kept."""
+    found, kept = 0, False
     values, first, size = tables.values, tables.first, tables.size
     row, out, slots = rows[i], trace[i], clients.slots
     slot = _client(
@@ -480,7 +486,7 @@ def _walk_client(
                 out.sequence = s.sequence
                 clients.scalars[DUPLICATES] += 1
                 _renew(s, k, count)
-                return 0
+                return 0, False
     cluster: Any = NO_CLUSTER
     if near_at >= 0:
         q = np.int64(row.bin)
@@ -529,6 +535,7 @@ def _walk_client(
                 s.place[cluster] = e
             if e >= 0:
                 _remember(pool, e, inputs, rows, i, strength)
+                kept = True
             if strength > 1.0:
                 if e >= 0 and pool.heads[e].size >= pool.heads[e].check:
                     found = _tell(events, found, CLUSTER_CHECK, e, owner)
@@ -559,7 +566,7 @@ def _walk_client(
         s.sequence = sequence
     else:
         out.sequence = s.sequence
-    return found
+    return found, kept
 
 
 @_inner
@@ -571,12 +578,12 @@ def _owner_tag(client: Any) -> Any:
 
 
 @_inner
-def _new_index_cluster(index: Any, heads: Any, total: int, weak: float) -> Any:
+def _new_index_cluster(index: Any, heads: Any, total: int) -> Any:
     """Uid of a new cluster of the index, in place of one whose evidence is gone."""
     uid = index.scalars[NEXT_UID]
     for _ in range(INDEX_CLUSTERS):
         c = index.clusters[uid % INDEX_CLUSTERS]
-        if c.uid < 0 or c.evidence - INDEX_DECAY * np.float64(total - c.joined) < weak:
+        if c.uid < 0 or c.evidence - INDEX_DECAY * np.float64(total - c.joined) < KEEP_FROM * INDEX_EXAMINED:
             break
         uid += 1
     index.scalars[NEXT_UID] = uid + 1
@@ -586,13 +593,14 @@ def _new_index_cluster(index: Any, heads: Any, total: int, weak: float) -> Any:
         c.place = -1
     c.uid = uid
     c.evidence = 0.0
+    c.shared = 0.0
     c.ticketed = 0
     return uid
 
 
 @_inner
-def _nearest_of_others(row: Any, index: Any, m: int, total: int, owner: Any, limit: Any, scratch: Any) -> Any:
-    """Nearest row of another account in both geometries, of the newest whose simhash differs in at most `limit` bits.
+def _nearest_in_index(row: Any, index: Any, m: int, total: int, limit: Any, scratch: Any) -> Any:
+    """Nearest row in both geometries, of the newest whose simhash differs in at most `limit` bits.
 
     `scratch` holds the differing bits of all m rows, and bytes beyond any limit up to the end of the last block.
     Returns the squared distance of codes of the nearest one and its place in the index, then its sketch's differing
@@ -615,7 +623,7 @@ def _nearest_of_others(row: Any, index: Any, m: int, total: int, owner: Any, lim
                 if (limits - words[w]) & high == 0:
                     continue
                 for k in range((w + 1) * WORD_ROWS - 1, w * WORD_ROWS - 1, -1):
-                    if scratch[k] > limit or (owner != 0 and index.owners[k] == owner):
+                    if scratch[k] > limit:
                         continue
                     square = np.int32(0)
                     for j in range(CODE_DIMS):
@@ -636,9 +644,10 @@ def _nearest_of_others(row: Any, index: Any, m: int, total: int, owner: Any, lim
 @_inner
 def _walk_index(
     i: int, inputs: Any, rows: Any, tables: Any, slots: Any, index: Any, pool: Any, trace: Any, events: Any, found: int,
-    scratch: Any,
+    scratch: Any, kept: bool,
 ) -> int:  # fmt: skip
-    """The index's part of one row; returns the number of events so far."""
+    """The index's part of one row; returns the number of events so far. `kept`: whether the client's history keeps the
+    members of the row's cluster: then the index doesn't begin to."""
     values, first, size = tables.values, tables.first, tables.size
     row, out = rows[i], trace[i]
     room = index.simhash.shape[1]
@@ -648,27 +657,23 @@ def _walk_index(
     label = np.uint8(row.label & 255)
     owner = _owner_tag(row.client)
     differing_bits(mine, index.simhash, m, scratch)
-    least, across, any_owner = np.uint8(255), np.uint8(255), np.uint8(255)
-    hidden = owner if owner != 0 else np.uint8(1)
-    masked = np.uint8(0) if owner == 0 else _SAME_OWNER
+    least, across = np.uint8(255), np.uint8(255)
     for k in range(m):
         # Every step is cast back to a byte, so that the loop runs on vectors of bytes.
-        any_bits = scratch[k]
-        any_owner = any_bits if any_bits < any_owner else any_owner  # noqa: FURB136  (min would widen)
-        bits = np.uint8(any_bits | (masked if index.owners[k] == hidden else np.uint8(0)))
-        least = bits if bits < least else least  # noqa: FURB136
-        bits = np.uint8(bits | (_SAME_OWNER if index.labels[k] == label else np.uint8(0)))
+        bits = scratch[k]
+        least = bits if bits < least else least  # noqa: FURB136  (min would widen)
+        bits = np.uint8(bits | (_SAME_ANSWER if index.labels[k] == label else np.uint8(0)))
         across = bits if bits < across else across  # noqa: FURB136
-    if any_owner == 0:
+    if least == 0:
         for k in range(m):
             if scratch[k] == 0 and index.hashes[k] == whole:
                 return found
     uid: Any = np.int64(-1)
-    if least < _SAME_OWNER:
+    if m > 0:
         for k in range(m, (m + BLOCK_ROWS - 1) // BLOCK_ROWS * BLOCK_ROWS):
             scratch[k] = np.uint8(NO_BITS)
         limit = np.uint8(least + np.uint8(SLACK_BITS))
-        near, near_at, few, few_at = _nearest_of_others(row, index, m, total, owner, limit, scratch)
+        near, near_at, few, few_at = _nearest_in_index(row, index, m, total, limit, scratch)
         q = np.int64(row.bin)
         unit = values[first[_GRAIN]] / (row.density + DENSITY_FLOOR)
         r = (np.float64(near) + CODE_FLOOR) * (unit * unit)
@@ -682,7 +687,7 @@ def _walk_index(
         n = size[_INDEX_COMBINED]
         p_a = (1.0 + _count_at_most(values, first[_INDEX_COMBINED], n, min(p_l2, p_l0))) / (n + 1.0)
         p_o = 1.0
-        if across < _SAME_OWNER:
+        if across < _SAME_ANSWER:
             out.index_opposite = across
             p_o = values[first[_INDEX_OPPOSITE] + q * size[_INDEX_OPPOSITE] + across]
         n = size[_INDEX_BOTH]
@@ -695,31 +700,36 @@ def _walk_index(
             ticket = values[first[_THRESHOLDS] + 2]
             examined = INDEX_EXAMINED if ticket < np.inf else np.inf
             uid = index.member_of[parent]
-            s = 0.0
-            if uid >= 0 and index.clusters[uid % INDEX_CLUSTERS].uid == uid:
-                c = index.clusters[uid % INDEX_CLUSTERS]
-                s = max(0.0, c.evidence - INDEX_DECAY * np.float64(total - c.joined))
-            else:
-                uid = _new_index_cluster(index, pool.heads, total, KEEP_FROM * examined)
+            if uid < 0 or index.clusters[uid % INDEX_CLUSTERS].uid != uid:
+                uid = _new_index_cluster(index, pool.heads, total)
                 index.member_of[parent] = uid
             at = uid % INDEX_CLUSTERS
             c = index.clusters[at]
-            s += values[first[_INDEX_GAIN] + rank]
+            gain = values[first[_INDEX_GAIN] + rank]
+            loss = INDEX_DECAY * np.float64(total - c.joined)
+            s = min(INDEX_CEILING, max(0.0, c.evidence - loss) + gain)
+            shared = max(0.0, c.shared - loss)
+            if owner == 0 or index.owners[parent] != owner:
+                shared = min(INDEX_CEILING, shared + gain)
             c.evidence = s
+            c.shared = shared
             c.joined = total + 1
             out.index_evidence = s
+            out.index_shared = shared
             strength = s / examined
             e = np.int64(c.place)
-            if e < 0 and strength >= KEEP_FROM:
+            if e < 0 and strength >= KEEP_FROM and not kept:
                 e = _take_place(slots, index.clusters, pool.heads, pool.origin, -2 - at, strength, pool.clock[0])
                 c.place = e
             if e >= 0:
                 _remember(pool, e, inputs, rows, i, strength)
-            if strength >= 1.0 and e >= 0 and pool.heads[e].size >= pool.heads[e].check:
+            # A page counts for the row's client, so a row without one waits for one that has, as long as that may come.
+            turns = 2 if owner == 0 else 1
+            if strength >= 1.0 and e >= 0 and pool.heads[e].size >= turns * pool.heads[e].check:
                 found = _tell(events, found, INDEX_CHECK, e, -2 - at)
-            elif s > ticket and c.ticketed == 0:
+            elif shared > ticket and c.ticketed == 0:
                 found = _tell(events, found, INDEX_TICKET, e, -2 - at)
-            if s > ticket:
+            if shared > ticket:
                 c.ticketed = 1
     at = total % room
     for p in range(8):
@@ -761,15 +771,18 @@ def walk(
         out.index_near = np.nan
         out.index_p = 1.0
         out.index_evidence = 0.0
+        out.index_shared = 0.0
         out.near_bits = NO_BITS
         out.index_bits = NO_BITS
         out.index_opposite = NO_BITS
         pool.clock[0] += 1
-        found = 0
+        found, kept = 0, False
         _fetch_ahead(i, rows, clients)
         if rows[i].client != np.uint64(0):
-            found = _walk_client(i, inputs, rows, tables, clients, index.clusters, pool, trace, events, squares, bits)
-        found = _walk_index(i, inputs, rows, tables, clients.slots, index, pool, trace, events, found, scratch)
+            found, kept = _walk_client(
+                i, inputs, rows, tables, clients, index.clusters, pool, trace, events, squares, bits
+            )
+        found = _walk_index(i, inputs, rows, tables, clients.slots, index, pool, trace, events, found, scratch, kept)
         if found > 0:
             return i + 1, found
     return rows.shape[0], 0

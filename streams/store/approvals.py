@@ -13,6 +13,7 @@ from typing import Self
 import msgspec
 
 from detectors.contract import ANONYMOUS, Level, Signal
+from detectors.signals import OWN_SHARE
 from streams.store.messages import Repeater
 
 log = logging.getLogger("vedette.store")
@@ -56,8 +57,8 @@ class Approvals:
     def excuse(self, signal: Signal, at: int) -> bool:
         """Whether a page becomes a ticket: its evidence is near-duplicates of approved repeaters and of nobody else.
 
-        A cluster of many accounts is excused where all of them are approved, or where it pages only because of one
-        approved client's own near-duplicates.
+        A cluster of many accounts is excused where approved ones sent three of four of its members, or where it pages
+        only because of one approved client's own near-duplicates.
         """
         if not self.spans or signal.level != Level.PAGE:
             return False
@@ -66,8 +67,8 @@ class Approvals:
         if signal.rule in SHARED_RULES:
             if signal.rests_on != ANONYMOUS and self.hold(signal.rests_on, at):
                 return True
-            members = set(signal.member_clients.tolist())
-            return bool(members) and all(self.hold(client, at) for client in members)
+            approved = [self.hold(client, at) for client in signal.member_clients.tolist()]
+            return bool(approved) and sum(approved) >= OWN_SHARE * len(approved)
         return False
 
 

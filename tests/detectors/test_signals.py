@@ -27,7 +27,8 @@ def told(
         name: np.array([value])
         for name, value in (
             ("evidence_a", 90.0), ("evidence_b", 0.0), ("p_a", 0.01), ("p_b", 1.0), ("near", 0.01),
-            ("opposite", np.inf), ("index_evidence", index_evidence), ("index_p", 0.01), ("index_near", 0.01),
+            ("opposite", np.inf), ("index_evidence", index_evidence), ("index_shared", index_evidence),
+            ("index_p", 0.01), ("index_near", 0.01),
         )
     }  # fmt: skip
     batch = SimpleNamespace(inputs=np.zeros((1, 2)), labels=np.zeros(1, dtype=np.int32))
@@ -53,9 +54,9 @@ def told(
         (Policy("at-once", 1.0, True, 2.0), 30.0, np.inf, CLIENT),  # and here has not reached it
         (Policy("at-once", 1.0, True, 2.0), 41.0, np.inf, ANONYMOUS),
         (Policy("intent", 1.0, True), 21.0, 1.0, ANONYMOUS),
-        (Policy("intent", 1.0, True, index_score=3.0), 90.0, 2.9, CLIENT),  # not clear enough for the index
+        (Policy("intent", 1.0, True, index_score=3.0), 90.0, 2.9, ANONYMOUS),  # the intent test speaks of all members
         (Policy("intent", 1.0, True, index_score=3.0), 21.0, 3.0, ANONYMOUS),
-        (Policy("intent"), 90.0, 9.0, CLIENT),
+        (Policy("intent"), 90.0, 9.0, ANONYMOUS),
     ],
 )
 def test_a_page_of_the_index_rests_on_the_rows_client_unless_it_stands_alone(
