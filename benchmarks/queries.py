@@ -8,7 +8,8 @@ on the next seed, and never one that searches the boundary itself. Attackers are
 and go from start row to start row; those of a cell are in one stream, among a week of other clients whose rows come
 from a part of the data that nothing was fitted on.
 
-* undiluted, and with 4 and 20 benign queries beside each of their own;
+* undiluted, and with 4 and 20 benign queries beside each of their own; some also with 60, more than the history of a
+  client remembers;
 * over 10 accounts, one in a hundred rows of the partition, and over 100, one in three hundred;
 * benign clients of special kinds: share that page and that ticket, apart for kinds that the history held and not;
 * an attacker who tunes: strategies for noise, distance, cover and few features, 2,000 queries (benign ones included)
@@ -78,8 +79,8 @@ LONG_ROWS, LONG_CLIENTS = 400, 60
 BUDGET, SPECIAL_EVERY = 1, 20
 #: Accounts of a campaign and rows of the partition to each of its own; campaigns of one stream.
 CAMPAIGNS, AT_ONCE = ((10, 100), (100, 300)), 5
-#: Benign queries beside each own.
-DILUTIONS = (0, 4, 20)
+#: Benign queries beside each own; beyond the second figure as few attackers as campaigns.
+DILUTIONS, FAR = (0, 4, 20, 60), 20
 #: Dilutions, attackers a cell and rows of other clients that baselines are judged with: Blacklight compares all pairs.
 RIVAL_DILUTIONS, RIVAL_ATTACKERS, RIVAL_OTHERS = (0, 4), 6, 3000
 #: Budget of the attacker who tunes, over that of the others.
@@ -309,7 +310,8 @@ def hunts(world: World, rivals: Rivals, plan: Plan) -> list[Hunt]:
     for each in DILUTIONS:
         hunt = Hunt("Vedette", "", plan.name, each, 1, [], [])
         others = {key: Hunt(key[0], key[1], plan.name, each, 1, [], []) for key in rivals.thresholds}
-        for lot in lots(settings.attackers, settings.queries * (1 + each) * made.schema.width):
+        count = settings.attackers if each <= FAR else min(settings.attackers, settings.campaigns)
+        for lot in lots(count, settings.queries * (1 + each) * made.schema.width):
             hidden = [
                 covered(own[at], each, supply.client(each * len(own[at]), rng) if each else own[at], rng) for at in lot
             ]

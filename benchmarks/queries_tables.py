@@ -22,6 +22,7 @@ CELLS = {
     (0, 1): "undiluted",
     (4, 1): "1:4",
     (20, 1): "1:20",
+    (60, 1): "1:60",
     (0, 10): "10 accounts",
     (0, 100): "100 accounts",
 }
@@ -308,7 +309,7 @@ def stream_tables(found: Sequence[Found]) -> list[str]:
         spread = ours(some, PLANS[0].name, (0, 10), page=True)
         told = (
             f"**{name}**: {len(some)} seed{'s' if len(some) > 1 else ''}, {first.total} attackers a cell "
-            f"({spread.total} campaigns over many accounts), N = 1 page a week of {settings.clients} clients."
+            f"({spread.total} at 1:60, and campaigns over many accounts), N = 1 page a week of {settings.clients} clients."
         )
         head = ["attack", *(f"{where}: {level}" for where in CELLS.values() for level in ("ticket", "page"))]
         lines += [told, "", *_table(head, rows)]
