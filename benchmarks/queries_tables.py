@@ -309,7 +309,8 @@ def stream_tables(found: Sequence[Found]) -> list[str]:
         spread = ours(some, PLANS[0].name, (0, 10), page=True)
         told = (
             f"**{name}**: {len(some)} seed{'s' if len(some) > 1 else ''}, {first.total} attackers a cell "
-            f"({spread.total} at 1:60, and campaigns over many accounts), N = 1 page a week of {settings.clients} clients."
+            f"({spread.total} at 1:60, and campaigns over many accounts), "
+            f"N = 1 page a week of {settings.clients} clients."
         )
         head = ["attack", *(f"{where}: {level}" for where in CELLS.values() for level in ("ticket", "page"))]
         lines += [told, "", *_table(head, rows)]

@@ -258,8 +258,8 @@ class Signal:
     measures : mapping of str to float
         The parts of the decision by name (for the intent test: gate, progress, following, bisection, size ...).
     rests_on : int
-        The client without whose own near-duplicates a cluster of many accounts would not page; `ANONYMOUS` (0) where
-        it pages by itself, and for every other rule.
+        The client without whose own near-duplicates a cluster of many accounts would not page, where crossing pages;
+        `ANONYMOUS` (0) where it pages by itself or by the intent test, and for every other rule.
     """
 
     row: int

@@ -10,17 +10,18 @@ Mode = Literal["tickets", "at-once", "intent"]
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What becomes of a statistic that crosses its ticket threshold.
+    """What pages.
 
     Attributes
     ----------
     mode : {"tickets", "at-once", "intent"}
-        ``tickets``: nothing pages. ``at-once``: crossing pages. ``intent``: a cluster opens a ticket, and pages when
-        the intent test speaks clearly enough too; the sequential test pages by itself.
+        ``tickets``: nothing pages. ``at-once``: crossing pages. ``intent``: a cluster pages when the intent test, which
+        is asked about clients' clusters with a ticket and those of the index from `walk.INDEX_EXAMINED` on, speaks
+        clearly enough; the sequential test pages by itself.
     page_score : float
         What the intent test's score must be of what the test itself asks for (`IntentVerdict.ratio`), 1 or more.
     index_pages : bool
-        Whether the index may page at all.
+        Whether the index may page on a budget of its own: also by rows without a client.
     index_factor : float
         ``at-once``: the index's ticket threshold times this is its paging threshold.
     index_score : float

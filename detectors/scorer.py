@@ -131,7 +131,7 @@ class Ensemble:
         found[:, 0] = trace["evidence_a"] / thresholds[0]
         found[:, 1] = trace["evidence_b"] / thresholds[1]
         found[:, 2] = trace["sequence"] / thresholds[3]
-        found[:, 3] = trace["index_evidence"] / (thresholds[2] * policy.index_factor)
+        found[:, 3] = trace["index_shared"] / (thresholds[2] * policy.index_factor)
         return found
 
     def settings(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Split:
 
 
 def split(budget: int, partitions: int, partition_weeks: int) -> Split:
-    """Split N. The index only tickets, and leaves everything to the clients, until its partition-weeks are enough."""
+    """Split N. The index gets nothing of its own until its partition-weeks are enough."""
     index = int(INDEX_SHARE * budget)
     index_risk = INDEX_SHARE * RISK
     if partition_weeks > 0 and best_rank(partitions, partition_weeks, index, index_risk) > 0:

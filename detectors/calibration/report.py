@@ -97,6 +97,18 @@ class FitReport:
         """Whether anything can page."""
         return self.mode != "tickets"
 
+    @property
+    def index_pages(self) -> str:
+        """What the index of all accounts may do, in words."""
+        if not self.pages:
+            return "tickets only"
+        wanted = f"{self.partition_weeks} partition-weeks, of {self.partition_weeks_needed} with which it would"
+        if self.partition_weeks >= self.partition_weeks_needed:
+            return "pages on a budget of its own"
+        if self.mode == "intent":
+            return f"its pages count as clients' ({wanted} page by itself), and rows without a client only ticket"
+        return f"tickets only, but for clients beyond their own thresholds ({wanted} page by itself)"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return asdict(self)
@@ -142,10 +154,7 @@ class FitReport:
         for rule, queries in self.fastest.items():
             lines.append(f"fastest possible {rule}: " + ("never" if queries is None else f"{queries} queries"))
         if self.partition_weeks_needed > self.partition_weeks:
-            lines.append(
-                f"index: tickets only; it has {self.partition_weeks} partition-weeks and needs "
-                f"{self.partition_weeks_needed} to page"
-            )
+            lines.append(f"index: {self.index_pages}")
         if self.repeaters:
             lines.append(f"repeaters in the benign history: {len(self.repeaters)} ({', '.join(self.repeaters[:5])})")
         if self.proposed_repeaters:

@@ -151,10 +151,7 @@ def lines(found: Findings) -> list[tuple[str, str]]:
         for rule, queries in report.fastest.items()
     ]
     if report.partition_weeks < report.partition_weeks_needed:
-        wanted = (
-            f"{report.partition_weeks} partition-weeks, of {report.partition_weeks_needed} with which it could page"
-        )
-        told.append(("index", f"tickets only: {wanted}"))
+        told.append(("index", report.index_pages))
     told += [
         ("repeaters seen", _named(report.repeaters)),
         ("proposed repeaters", _named(report.proposed_repeaters)),

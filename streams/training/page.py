@@ -51,10 +51,7 @@ def refusals(report: FitReport) -> list[str]:
     if not report.pages:
         told.append(f"Nothing pages: {report.reason}.")
     if report.partition_weeks < report.partition_weeks_needed:
-        told.append(
-            f"The account-oblivious index opens tickets only: it saw {report.partition_weeks} partition-weeks, and "
-            f"a promise takes {report.partition_weeks_needed}."
-        )
+        told.append(f"The account-oblivious index: {report.index_pages}.")
     if report.would_page > report.budget_clients:
         told.append(
             f"{report.would_page} benign client-weeks of the calibration would have paged; a responder should look at "
