@@ -26,6 +26,9 @@ class Policy:
         ``at-once``: the index's ticket threshold times this is its paging threshold.
     index_score : float
         ``intent``: `page_score` of a cluster of the index.
+    shared_score : float
+        So many times more clearly it must speak of a cluster of several accounts: what strangers have in common is
+        judged again and again, and lies in no order that anybody chose.
     """
 
     mode: Mode = "tickets"
@@ -33,10 +36,11 @@ class Policy:
     index_pages: bool = False
     index_factor: float = 1.0
     index_score: float = 1.0
+    shared_score: float = 1.0
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
             raise ValueError(f"mode {self.mode!r} is none of {', '.join(get_args(Mode))}")
-        for name in ("page_score", "index_factor", "index_score"):
+        for name in ("page_score", "shared_score", "index_factor", "index_score"):
             if not getattr(self, name) >= 1.0:
                 raise ValueError(f"{name} {getattr(self, name)} must be 1 or more")

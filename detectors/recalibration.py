@@ -90,7 +90,7 @@ def recalibrate(
         partitions,
         repeaters.near(pilot.clients, trace["near"]),
     )
-    yardstick = Yardstick.known(ensemble.tables.thresholds)
+    yardstick = Yardstick.known(ensemble.tables.thresholds, ensemble.policy)
 
     def decided(history: History, done: float) -> Decision:
         return decide(

@@ -77,7 +77,8 @@ class Teller:
             head["check"] = next_check(size)
             return None
         verdict = judge(self.ensemble.intent, self.memory, place)
-        clear = {"at-once": math.inf, "intent": verdict.ratio, "tickets": 0.0}[mode]
+        several = index and not own_cluster(self._senders(place), self._client(row))
+        clear = {"at-once": math.inf, "intent": self._clear(verdict, several), "tickets": 0.0}[mode]
         loud = self._loud_enough(row, index, clear)
         pages = loud and not paged
         head["check"] = 2 * size if (paged or pages) and not index else next_check(size)
@@ -104,19 +105,26 @@ class Teller:
 
     def _examined_elsewhere(self, row: int, place: int) -> bool:
         """Whether a cluster of the index is one of the row's client, whose own history examines it."""
-        senders = self.memory.pool.members["client"][place, member_order(int(self.memory.pool.heads["size"][place]))]
         statistic, threshold, _ = self._evidence(row, index=False)
-        return statistic > threshold and own_cluster(senders, self._client(row))
+        return statistic > threshold and own_cluster(self._senders(place), self._client(row))
+
+    def _senders(self, place: int) -> NDArray[np.uint64]:
+        pool = self.memory.pool
+        return np.asarray(pool.members["client"][place, member_order(int(pool.heads["size"][place]))])
+
+    def _clear(self, verdict: IntentVerdict, several: bool) -> float:
+        """How clearly the intent test speaks of a cluster, of several accounts or not."""
+        return verdict.ratio / self.ensemble.policy.shared_score if several else verdict.ratio
 
     def _client(self, row: int) -> int:
         return int(self.scored.columns.rows[row]["client"])
 
-    def _asked(self, verdict: IntentVerdict, row: int, index: bool) -> float:
-        """The score from which the cluster pages."""
+    def _asked(self, verdict: IntentVerdict, row: int, index: bool, shared: bool) -> float:
+        """The score from which the cluster pages; infinite where none is enough."""
         policy = self.ensemble.policy
         scores = [policy.page_score] if not index or self._client(row) != ANONYMOUS else []
         scores += [policy.index_score] if index and policy.index_pages else []
-        return verdict.measures["needed"] * min(scores, default=math.inf)
+        return verdict.measures["needed"] * min(scores, default=math.inf) * (policy.shared_score if shared else 1.0)
 
     def _index_alone(self, row: int, clear: float) -> bool:
         """Whether a cluster of the index is beyond a paging threshold of its own, as partition-weeks set it."""
@@ -174,7 +182,7 @@ class Teller:
             members=members,
             member_clients=clients,
             reasons=(*reasons, *self._detector_reasons(row)),
-            measures={} if verdict is None else {**verdict.measures, "asked": self._asked(verdict, row, index)},
+            measures={} if verdict is None else {**verdict.measures, "asked": self._asked(verdict, row, index, shared)},
             rests_on=self._client(row) if leans and shared else ANONYMOUS,
         )
 

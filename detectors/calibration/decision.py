@@ -26,6 +26,8 @@ from detectors.signals import client_name
 TICKET_SHARE = 0.01
 #: Where the page score is larger, the clients that set it are named, so many at most.
 COSTLY_SCORE, MOST_COSTLY = 1.01, 5
+#: Of clusters of several accounts the intent test must speak so many times more clearly, at least.
+SHARED_LEAST = 1.5
 #: Largest logarithm of a sequential statistic.
 LARGEST_LOG = 640.0
 
@@ -82,10 +84,13 @@ class Yardstick:
         Of evidence A, evidence B, and ln(1 + R) of the sequential test.
     tickets : float64 (2,) or None
         Ticket thresholds A and B; None leaves them to the clients that set thresholds.
+    shared : float
+        Least `Policy.shared_score`: rows of other clients that are replayed beside may raise it.
     """
 
     scales: NDArray[np.float64]
     tickets: NDArray[np.float64] | None = None
+    shared: float = SHARED_LEAST
 
     @classmethod
     def of(cls, history: History, budget: int, coming: int) -> Yardstick:
@@ -99,9 +104,10 @@ class Yardstick:
         return cls(scales, tickets)
 
     @classmethod
-    def known(cls, thresholds: NDArray[np.float64]) -> Yardstick:
-        """From the thresholds of an ensemble that was calibrated on other clients."""
-        return cls(np.array([thresholds[0], thresholds[1], np.log1p(min(thresholds[3], walking.SEQUENCE_CEILING))]))
+    def known(cls, thresholds: NDArray[np.float64], policy: Policy) -> Yardstick:
+        """From the thresholds and the policy of an ensemble that was calibrated on other clients."""
+        sequence = np.log1p(min(thresholds[3], walking.SEQUENCE_CEILING))
+        return cls(np.array([thresholds[0], thresholds[1], sequence]), shared=max(SHARED_LEAST, policy.shared_score))
 
 
 def decide(
@@ -162,7 +168,9 @@ def decide(
     elif rank:
         thresholds[:2] = _tickets(history, yardstick, budget, coming)
         spoke = history.intentions(tables._replace(thresholds=thresholds), intent, progress)
-        own, together, shared = np.where(quiet, 0.0, spoke.own), spoke.together, spoke.index
+        more = max(yardstick.shared, spoke.elsewhere)
+        own, together = np.where(quiet, 0.0, spoke.own), spoke.together / more
+        shared = np.maximum(spoke.index, spoke.shared / more)
 
         def asked(clear: NDArray[np.float64]) -> tuple[Combined, float]:
             scale, most = float(yardstick.scales[2]), np.maximum(clear, together)
@@ -175,7 +183,7 @@ def decide(
             f"{len(np.unique(history.weeks.clients[history.repeating]))} of {distinct} benign clients repeat "
             "themselves, so a cluster pages only when the intent test speaks too"
         )
-        policy = Policy("intent", page_score)
+        policy = Policy("intent", page_score, shared_score=more)
     else:
         ordinary, accepted = _ordinary(history), _accepted(budget, coming)
         ticket_rank = max(1, order_statistics.best_rank(coming, int(ordinary.sum()), accepted))

@@ -51,13 +51,17 @@ class Intentions:
         In each client-week, of the client's own clusters.
     together : float64 (m,)
         In each client-week, of clusters of several accounts, at its rows.
-    index : float64 (u,)
-        In each partition-week, of clusters of the index.
+    index, shared : float64 (u,)
+        In each partition-week, of clusters of the index of one account, and of several.
+    elsewhere : float
+        Of clusters of several accounts, at rows of clients that are none of the m client-weeks'.
     """
 
     own: NDArray[np.float64]
     together: NDArray[np.float64]
     index: NDArray[np.float64]
+    shared: NDArray[np.float64]
+    elsewhere: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,11 +206,12 @@ class History:
         It is asked about clients' clusters beyond their ticket thresholds, and about clusters of the index from
         `INDEX_EXAMINED` on, where it counts for the client at whose row it was asked.
         """
-        own, together, index, packed = self.spoke.copy(), np.zeros(len(self.spoke)), [], tables.packed()
+        own, together, elsewhere = self.spoke.copy(), np.zeros(len(self.spoke)), 0.0
+        of_one, of_several, packed = [], [], tables.packed()
         for done, (columns, unit, week) in enumerate(self.parts):
             trace = walking.empty_trace(len(unit))
             memory = memory_for(columns, self.index_rows, POOL_PLACES)
-            pool, shared = memory.pool, np.zeros(len(unit))
+            pool, index, shared = memory.pool, np.zeros(len(unit)), np.zeros(len(unit))
             for row, events in walking.stops(columns, packed, memory, trace):
                 for kind, place, owner in events:
                     if kind in (walking.CLUSTER_CHECK, walking.INDEX_CHECK) and pool.heads["owner"][place] == owner:
@@ -214,24 +219,26 @@ class History:
                         pool.heads["check"][place] = next_check(size)
                         if kind == walking.CLUSTER_CHECK and unit[row] < 0:
                             continue
-                        found = own
+                        several, client = False, int(columns.rows["client"][row])
                         if kind == walking.INDEX_CHECK:
-                            senders = pool.members["client"][place, member_order(size)]
-                            if not own_cluster(senders, int(columns.rows["client"][row])):
-                                found = together
-                            elif np.any(
-                                np.array([trace[row]["evidence_a"], trace[row]["evidence_b"]]) > tables.thresholds[:2]
-                            ):
+                            several = not own_cluster(pool.members["client"][place, member_order(size)], client)
+                            strong = np.array([trace[row]["evidence_a"], trace[row]["evidence_b"]])
+                            if not several and np.any(strong > tables.thresholds[:2]):
                                 continue
                         clear = judge(intent, memory, int(place)).ratio
                         if kind == walking.INDEX_CHECK:
-                            shared[row] = clear
+                            (shared if several else index)[row] = clear
                         if unit[row] >= 0:
+                            found = together if several else own
                             found[unit[row]] = max(found[unit[row]], clear)
+                        elif several and client != ANONYMOUS:
+                            elsewhere = max(elsewhere, clear)
                 if row % 64 == 0:
                     progress("trying the intent test on benign clusters", (done + row / len(unit)) / len(self.parts))
-            index.append(_week_maxima(shared, week, self.weeks.whole_weeks))
-        return Intentions(own, together, np.concatenate([*index, np.empty(0)]))
+            of_one.append(_week_maxima(index, week, self.weeks.whole_weeks))
+            of_several.append(_week_maxima(shared, week, self.weeks.whole_weeks))
+        index, shared = (np.concatenate([*parts, np.empty(0)]) for parts in (of_one, of_several))
+        return Intentions(own, together, index, shared, elsewhere)
 
 
 def _partition_of(clients: NDArray[np.uint64], partitions: int) -> NDArray[np.int64]:

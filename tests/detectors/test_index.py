@@ -271,7 +271,7 @@ def test_a_benign_campaign_in_the_history_makes_the_site_ask_for_more(
     of_campaign = past.weeks.clients >= FIRST_ACCOUNT
     assert spoke.together[of_campaign].max() > 1.0
     assert (spoke.together[of_campaign] > 0.0).sum() <= 10  # of those at whose rows it was asked
-    assert spoke.index.max() == spoke.together.max()
+    assert spoke.shared.max() == spoke.together.max()
     assert not spoke.own.any()
     tickets = np.maximum(past.same / ensemble.tables.thresholds[0], past.opposite / ensemble.tables.thresholds[1])
     assert tickets[of_campaign].max() < 1.0
