@@ -167,7 +167,9 @@ def test_a_campaign_pages_where_no_account_could(
     assert np.cumsum(own)[first.row] <= 120
     assert first.rests_on == ANONYMOUS
     assert first.statistic >= first.threshold == INDEX_EXAMINED
-    assert first.measures["asked"] == first.measures["needed"] * ensemble.policy.page_score
+    policy = ensemble.policy
+    assert first.measures["asked"] == first.measures["needed"] * policy.page_score * policy.shared_score
+    assert first.measures["score"] >= first.measures["asked"]
     theirs = first.member_clients >= FIRST_ACCOUNT
     assert theirs.mean() > 0.8
     assert len(np.unique(first.member_clients[theirs])) >= min(accounts, 10)
