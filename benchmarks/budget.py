@@ -47,7 +47,7 @@ from benchmarks import report
 from benchmarks.repeaters import KINDS, Site
 from benchmarks.report import Figure, Target
 from detectors.calibration import repeaters as repeating_clients
-from detectors.calibration.decision import by_intent
+from detectors.calibration.decision import SHARED_LEAST, by_intent
 from detectors.calibration.drift import BLOCKS, RISK, TICKET_RISK, DriftWatch, crossing_limit
 from detectors.calibration.history import History, measure
 from detectors.calibration.order_statistics import best_rank
@@ -266,7 +266,7 @@ def scored(ensemble: Ensemble, events: Batch, period_us: int) -> tuple[Maxima, N
     everything = np.ones(len(events), dtype=np.bool_)
     past = History.replay(columns, events.times, everything, silent, ensemble.index_rows, period_us, 1, repeating)
     spoke = past.intentions(ensemble.tables, ensemble.intent, lambda _what, _share: None)
-    tested = np.maximum(spoke.own, spoke.together)
+    tested = np.maximum(spoke.own, spoke.together / max(SHARED_LEAST, spoke.elsewhere))
     maxima = Maxima(
         past.weeks.clients.astype(np.int64) - 1,
         past.weeks.weeks,

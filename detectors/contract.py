@@ -260,6 +260,8 @@ class Signal:
     rests_on : int
         The client without whose own near-duplicates a cluster of many accounts would not page, where crossing pages;
         `ANONYMOUS` (0) where it pages by itself or by the intent test, and for every other rule.
+    of_index : bool
+        Whether the index of all accounts saw the cluster, be it of one client or of several.
     """
 
     row: int
@@ -279,6 +281,7 @@ class Signal:
     nearest_label: int
     measures: Mapping[str, float] = field(default_factory=dict)
     rests_on: int = ANONYMOUS
+    of_index: bool = False
 
 
 @dataclass(frozen=True, slots=True)

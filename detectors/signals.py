@@ -59,6 +59,8 @@ class Teller:
 
     def _crossed(self, row: int, place: int, index: bool) -> Signal | None:
         """A cluster has crossed its ticket threshold: a ticket, or a page where nothing else is asked for."""
+        if index and place >= 0 and own_cluster(self._senders(place), self._client(row)):
+            return None  # the client's own history tells of it
         pages = self.ensemble.policy.mode == "at-once" and self._loud_enough(row, index, math.inf)
         if place >= 0:
             head = self.memory.pool.heads[place]
@@ -78,6 +80,7 @@ class Teller:
             return None
         verdict = judge(self.ensemble.intent, self.memory, place)
         several = index and not own_cluster(self._senders(place), self._client(row))
+        ticketed = ticketed and (several or not index)
         clear = {"at-once": math.inf, "intent": self._clear(verdict, several), "tickets": 0.0}[mode]
         loud = self._loud_enough(row, index, clear)
         pages = loud and not paged
@@ -157,6 +160,7 @@ class Teller:
             first = (int(head["offset"]), int(head["row"]))
         else:
             members, clients = self._own_place(row)
+            clients = np.zeros_like(clients) if index else clients  # who the others are isn't known
             first = (int(columns.rows[row]["offset"]), int(columns.rows[row]["row"]))
         reasons = [self._index_reason(row, clients) if index else self._history_reason(row, pvalue)]
         if verdict is not None:
@@ -169,6 +173,9 @@ class Teller:
                 threshold *= policy.index_factor
         leans = index and level == Level.PAGE and not by_intent and not self._index_alone(row, clear)
         shared = index and (place < 0 or not own_cluster(clients, self._client(row)))
+        if not shared:
+            own = clients == np.uint64(self._client(row))
+            members, clients = members[own], clients[own]
         kind = "index" if shared else "query"
         return self._signal(
             row,
@@ -184,6 +191,7 @@ class Teller:
             reasons=(*reasons, *self._detector_reasons(row)),
             measures={} if verdict is None else {**verdict.measures, "asked": self._asked(verdict, row, index, shared)},
             rests_on=self._client(row) if leans and shared else ANONYMOUS,
+            of_index=index,
         )
 
     def _sequence(self, row: int) -> Signal:

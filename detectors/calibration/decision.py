@@ -28,6 +28,8 @@ TICKET_SHARE = 0.01
 COSTLY_SCORE, MOST_COSTLY = 1.01, 5
 #: Of clusters of several accounts the intent test must speak so many times more clearly, at least.
 SHARED_LEAST = 1.5
+#: The index's ticket threshold is at most this share of the most evidence that there is.
+MOST_TICKET = 0.9
 #: Largest logarithm of a sequential statistic.
 LARGEST_LOG = 640.0
 
@@ -143,7 +145,7 @@ def decide(
     progress : callable
     excused : sequence of int
         Clients that are approved as repeaters: their near-duplicates never page, so they don't set what pages either.
-        Clusters of many accounts count as ever.
+        Clusters of several accounts count, but for those of which they sent three of four members.
     """
     coming = clients_per_week or max(1, history.clients_a_week)
     shares = split(budget, partitions, len(history.index) if real else 0)
@@ -153,7 +155,8 @@ def decide(
     distinct = len(np.unique(history.weeks.clients))
     everyone: NDArray[np.bool_] = np.ones(len(history.weeks), dtype=np.bool_)
     thresholds = np.full(4, np.inf)
-    thresholds[2] = max(walking.INDEX_EXAMINED, float(history.index.max()) if len(history.index) else 0.0)
+    most = float(history.index.max()) if len(history.index) else 0.0
+    thresholds[2] = min(max(walking.INDEX_EXAMINED, most), MOST_TICKET * walking.INDEX_CEILING)
     own, together, shared = np.zeros(len(everyone)), np.zeros(len(everyone)), history.index / thresholds[2]
     costly: tuple[tuple[int, float], ...] = ()
 
@@ -167,7 +170,7 @@ def decide(
         policy = Policy("at-once")
     elif rank:
         thresholds[:2] = _tickets(history, yardstick, budget, coming)
-        spoke = history.intentions(tables._replace(thresholds=thresholds), intent, progress)
+        spoke = history.intentions(tables._replace(thresholds=thresholds), intent, progress, excused)
         more = max(yardstick.shared, spoke.elsewhere)
         own, together = np.where(quiet, 0.0, spoke.own), spoke.together / more
         shared = np.maximum(spoke.index, spoke.shared / more)
@@ -327,7 +330,19 @@ def _fastest(tables: Tables, thresholds: NDArray[np.float64], policy: Policy) ->
 
 
 def excuses(decision: Decision) -> tuple[str, ...]:
-    """A sentence on the clients that make the site ask for more of everybody; none where nobody does."""
+    """Sentences on what makes the site ask for more of everybody; none where nothing does."""
+    said = _costly_said(decision)
+    shared = decision.policy.shared_score
+    if shared > SHARED_LEAST:
+        said += (
+            f"shared_score is {shared:.3g}: accounts of the history have something in common of which the intent test "
+            "spoke, so it must speak so many times more clearly of clusters of several accounts",
+        )
+    return said
+
+
+def _costly_said(decision: Decision) -> tuple[str, ...]:
+    """On clients that make the site ask for more."""
     if not decision.costly:
         return ()
     steps = "; without ".join(f"{client_name(client)} it would be {score:.3g}" for client, score in decision.costly)

@@ -17,7 +17,7 @@ from detectors.queries import walk as walking
 from detectors.queries.intent import IntentTest
 from detectors.queries.memory import POOL_PLACES, Memory
 from detectors.queries.walk import Columns, Tables
-from detectors.signals import judge, member_order, next_check, own_cluster
+from detectors.signals import OWN_SHARE, judge, member_order, next_check, own_cluster
 
 #: Multiplier of Fibonacci hashing (Knuth 6.4), to deal clients out to partitions.
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
@@ -39,6 +39,10 @@ def measure(columns: Columns, tables: Tables, index_rows: int) -> NDArray[Any]:
     for _ in walking.stops(columns, tables.packed(), memory_for(columns, index_rows), trace):
         pass
     return trace
+
+
+#: Stands for the client-week of rows whose clients set no thresholds.
+OTHERS = -2
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +83,8 @@ class History:
     repeating : bool (m,)
         Units of clients that repeat themselves.
     parts : tuple of (Columns, int64 (n,), int64 (n,))
-        Rows of all clients in each simulated partition, the client-week of each row (-1 where it is none of the m), and
-        the week.
+        Rows of all clients in each simulated partition; the client-week of each row, -1 where its client has one of the
+        m but not in that week, `OTHERS` where it has none; and the week.
     clients_a_week : int
         Most clients, of all pools, that a week saw.
     start, week_us : int
@@ -132,7 +136,7 @@ class History:
             count, week_us = 1, max(1, int(times.max()) - start + 1) if len(times) else 1
         everyone = client_weeks(columns.rows["client"], times, start, week_us, count)
         units = client_weeks(columns.rows["client"][chosen], times[chosen], start, week_us, count)
-        unit_of = np.full(len(times), -1, dtype=np.int64)
+        unit_of = np.full(len(times), OTHERS, dtype=np.int64)
         unit_of[chosen] = units.unit
         partition = _partition_of(columns.rows["client"], partitions)
         same, opposite, sequence = (np.zeros(len(units)) for _ in range(3))
@@ -200,12 +204,16 @@ class History:
             repeating=np.concatenate([self.repeating, np.zeros(len(alarms), dtype=np.bool_)]),
         )
 
-    def intentions(self, tables: Tables, intent: IntentTest, progress: Progress) -> Intentions:
+    def intentions(
+        self, tables: Tables, intent: IntentTest, progress: Progress, excused: Sequence[int] = ()
+    ) -> Intentions:
         """How clearly the intent test spoke. It runs as it does in production, but goes on after a page.
 
         It is asked about clients' clusters beyond their ticket thresholds, and about clusters of the index from
-        `INDEX_EXAMINED` on, where it counts for the client at whose row it was asked.
+        `INDEX_EXAMINED` on, where it counts for the client at whose row it was asked. Of clusters of the index most of
+        which clients sent that are `excused`, it isn't.
         """
+        quiet = np.array(list(excused), dtype=np.uint64)
         own, together, elsewhere = self.spoke.copy(), np.zeros(len(self.spoke)), 0.0
         of_one, of_several, packed = [], [], tables.packed()
         for done, (columns, unit, week) in enumerate(self.parts):
@@ -221,7 +229,10 @@ class History:
                             continue
                         several, client = False, int(columns.rows["client"][row])
                         if kind == walking.INDEX_CHECK:
-                            several = not own_cluster(pool.members["client"][place, member_order(size)], client)
+                            senders = pool.members["client"][place, member_order(size)]
+                            several = not own_cluster(senders, client)
+                            if np.mean(np.isin(senders, quiet)) >= OWN_SHARE:
+                                continue
                             strong = np.array([trace[row]["evidence_a"], trace[row]["evidence_b"]])
                             if not several and np.any(strong > tables.thresholds[:2]):
                                 continue
@@ -231,7 +242,7 @@ class History:
                         if unit[row] >= 0:
                             found = together if several else own
                             found[unit[row]] = max(found[unit[row]], clear)
-                        elif several and client != ANONYMOUS:
+                        elif several and unit[row] == OTHERS and client != ANONYMOUS:
                             elsewhere = max(elsewhere, clear)
                 if row % 64 == 0:
                     progress("trying the intent test on benign clusters", (done + row / len(unit)) / len(self.parts))

@@ -49,6 +49,8 @@ DECAY = 0.05
 GAIN_CAP = 4.0
 #: The same loss for the index, where rows of all accounts lie in between: an attack may have one of a thousand.
 INDEX_DECAY = 0.002
+#: The index keeps members that a client's own history keeps too where other accounts' rows brought this share.
+SHARED_SHARE = 0.5
 #: Most evidence of a cluster of the index: what many ask about for weeks on end would grow without end.
 INDEX_CEILING = 50.0 * GAIN_CAP
 #: From this evidence on the intent test is asked about a cluster of the index; its ticket threshold is no lower.
@@ -647,7 +649,7 @@ def _walk_index(
     scratch: Any, kept: bool,
 ) -> int:  # fmt: skip
     """The index's part of one row; returns the number of events so far. `kept`: whether the client's history keeps the
-    members of the row's cluster: then the index doesn't begin to."""
+    members of the row's cluster: then the index begins to only where several accounts share it."""
     values, first, size = tables.values, tables.first, tables.size
     row, out = rows[i], trace[i]
     room = index.simhash.shape[1]
@@ -718,7 +720,7 @@ def _walk_index(
             out.index_shared = shared
             strength = s / examined
             e = np.int64(c.place)
-            if e < 0 and strength >= KEEP_FROM and not kept:
+            if e < 0 and strength >= KEEP_FROM and (not kept or shared >= SHARED_SHARE * s):
                 e = _take_place(slots, index.clusters, pool.heads, pool.origin, -2 - at, strength, pool.clock[0])
                 c.place = e
             if e >= 0:

@@ -194,8 +194,6 @@ class CalibrationWatch:
                 ticketed |= clients
                 if incident.level == "page" or incident.pilot:
                     paged |= clients
-            elif incident.entity == "cluster" and (incident.level == "page" or incident.pilot):
-                paged.add(incident.entity_id)  # a cluster of many accounts pages as one client of them
         limits = self._limits_of(status.bundle)
         hours, wealth = len(self._watch.hours), round(log10_wealth(self._watch), 2)
         reasons = {

@@ -55,7 +55,7 @@ class Approvals:
         return client != ANONYMOUS and since <= at < until
 
     def excuse(self, signal: Signal, at: int) -> bool:
-        """Whether a page becomes a ticket: its evidence is near-duplicates of approved repeaters and of nobody else.
+        """Whether a page becomes a ticket: its evidence is near-duplicates of approved repeaters, all but a quarter.
 
         A cluster of many accounts is excused where approved ones sent three of four of its members, or where it pages
         only because of one approved client's own near-duplicates.

@@ -388,7 +388,7 @@ class PartitionScoring:
             # The index of all accounts would see the campaigns of earlier probes: only the client's own tests count.
             own = [place for place, test in enumerate(verdicts.tests) if not test.startswith("index-")]
             ratio = _finite(verdicts.statistics[first:last, own].max(initial=0.0))
-            mine = (s.level for s in verdicts.signals if first <= s.row < last and s.entity == "client")
+            mine = (s.level for s in verdicts.signals if first <= s.row < last and not s.of_index)
             level = int(max(mine, default=Level.SILENT))
             fused = _finite(verdicts.fused[first:last].min())
             smallest = verdicts.pvalues[first:last].min(axis=0).tolist()

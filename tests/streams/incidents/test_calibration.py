@@ -216,28 +216,6 @@ def test_real_attacks_do_not_count(site: Site, redis: Redis, send: Send, make_si
     assert (status.stale, status.stale_at, status.reasons) == (False, None, {})
 
 
-def test_a_page_of_a_cluster_of_many_accounts_counts_as_one_clients(
-    site: Site, redis: Redis, send: Send, make_signal: SignalFactory
-) -> None:
-    site.traffic(3)
-    limit = crossing_limit(200, 1, 400, 0.01)
-    for number in range(limit + 1):
-        at = site.hour * HOUR_US + number * 61_000_000
-        clients = [f"{7 * number + turn + 1:016x}" for turn in range(2)]
-        send(
-            make_signal(
-                offset=number, time=at, rule="index-intent", entity="cluster", entity_id=f"{900 + number}-0",
-                level="page", clients=clients, nearest=[float(number)],
-            )
-        )  # fmt: skip
-        site.correlator.step(1)
-        site.traffic(1)
-        status = read_calibration(redis, KEYS)
-        assert status is not None
-        assert status.paged == number + 1
-    assert "pages" in status.reasons
-
-
 def test_a_correlator_that_lost_its_lease_writes_nothing(site: Site, redis: Redis) -> None:
     site.traffic(3)
     redis.incr(KEYS.fence("correlator"))
