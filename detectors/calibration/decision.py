@@ -334,10 +334,11 @@ def excuses(decision: Decision) -> tuple[str, ...]:
     said = _costly_said(decision)
     shared = decision.policy.shared_score
     if shared > SHARED_LEAST:
-        said += (
+        text = (
             f"shared_score is {shared:.3g}: accounts of the history have something in common of which the intent test "
-            "spoke, so it must speak so many times more clearly of clusters of several accounts",
+            "spoke, so it must speak so many times more clearly of clusters of several accounts"
         )
+        said = (*said, text)
     return said
 
 
