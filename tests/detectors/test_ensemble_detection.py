@@ -57,18 +57,10 @@ def quiet(small_world: Any) -> Any:
     return fit_to(small_world, None)
 
 
-def sent(home: Any, inputs: NDArray[np.float64], clients: int | NDArray[Any], first: int = 1000) -> Batch:
-    """Rows in this order, of one client or of several."""
-    n = len(inputs)
-    inputs = np.ascontiguousarray(inputs)
-    return Batch(
-        inputs=inputs,
-        labels=home.predict(inputs),
-        clients=np.broadcast_to(np.asarray(clients, dtype=np.uint64), n).copy(),
-        times=np.arange(n, dtype=np.int64) * 1000,
-        offsets=np.arange(first, first + n, dtype=np.int64),
-        rows=np.zeros(n, dtype=np.int32),
-    )
+@pytest.fixture(scope="module")
+def sent(small_world: Any) -> Any:
+    """`world.sent`."""
+    return small_world.sent
 
 
 def signals_of(ensemble: Ensemble, batch: Batch, state: Memory | None = None) -> tuple[Signal, ...]:
@@ -87,7 +79,7 @@ def first_at(signals: tuple[Signal, ...], level: Level, own: NDArray[np.bool_]) 
 @pytest.mark.parametrize("share", [0, 4])
 @pytest.mark.parametrize("attack", ["boundary_walk", "score_descent", "pixel_search"])
 def test_every_attacker_is_ticketed_within_a_few_queries(
-    ensemble: Ensemble, small_world: Any, home: Any, attack: str, share: int
+    ensemble: Ensemble, small_world: Any, home: Any, sent: Any, attack: str, share: int
 ) -> None:
     rng, tickets = np.random.default_rng(31), []
     for _ in range(TRACES):
@@ -97,7 +89,9 @@ def test_every_attacker_is_ticketed_within_a_few_queries(
 
 
 @pytest.mark.parametrize("share", [0, 4])
-def test_attacker_at_the_boundary_is_paged(ensemble: Ensemble, small_world: Any, home: Any, share: int) -> None:
+def test_attacker_at_the_boundary_is_paged(
+    ensemble: Ensemble, small_world: Any, home: Any, sent: Any, share: int
+) -> None:
     rng, pages = np.random.default_rng(32), []
     for _ in range(TRACES):
         rows, own = small_world.diluted(home, small_world.boundary_walk(home, rng, 150), share, rng)
@@ -106,7 +100,7 @@ def test_attacker_at_the_boundary_is_paged(ensemble: Ensemble, small_world: Any,
     assert np.median(pages) <= 60
 
 
-def test_sensor_is_ticketed_but_never_paged(ensemble: Ensemble, small_world: Any, home: Any) -> None:
+def test_sensor_is_ticketed_but_never_paged(ensemble: Ensemble, small_world: Any, home: Any, sent: Any) -> None:
     rng = np.random.default_rng(33)
     for _ in range(TRACES):
         signals = signals_of(ensemble, sent(home, small_world.sensor_rows(home, 300, rng), 5))
@@ -124,14 +118,14 @@ def test_ordinary_clients_page_within_the_budget(ensemble: Ensemble, small_world
         assert not {f"{small_world.SENSOR + sensor:016x}" for sensor in range(2)} & paged
 
 
-def test_exact_repetition_says_nothing(ensemble: Ensemble, home: Any) -> None:
+def test_exact_repetition_says_nothing(ensemble: Ensemble, home: Any, sent: Any) -> None:
     row = home.fresh(1, np.random.default_rng(37))
     state = ensemble.new_state(10, 100)
     assert not signals_of(ensemble, sent(home, np.repeat(row, 200, axis=0), 5), state)
     assert state.clients.scalars[4] == 199
 
 
-def test_burst_of_odd_inputs_pages_without_near_duplicates(ensemble: Ensemble, home: Any) -> None:
+def test_burst_of_odd_inputs_pages_without_near_duplicates(ensemble: Ensemble, home: Any, sent: Any) -> None:
     rng = np.random.default_rng(38)
     rows = home.fresh(20, rng)
     odd = np.clip(rows + 0.25 * rng.choice([-1.0, 1.0], rows.shape), 0, 1)
@@ -144,7 +138,9 @@ def test_burst_of_odd_inputs_pages_without_near_duplicates(ensemble: Ensemble, h
     assert {reason.detector for reason in paged[0].reasons[1:]} <= set(ensemble.detectors)
 
 
-def test_attack_over_ten_accounts_is_seen_by_the_index(ensemble: Ensemble, small_world: Any, home: Any) -> None:
+def test_attack_over_ten_accounts_is_seen_by_the_index(
+    ensemble: Ensemble, small_world: Any, home: Any, sent: Any
+) -> None:
     rng = np.random.default_rng(39)
     trace = small_world.boundary_walk(home, rng, 150)
     rows, own = small_world.diluted(home, trace, 4, rng)
@@ -160,7 +156,7 @@ def test_attack_over_ten_accounts_is_seen_by_the_index(ensemble: Ensemble, small
     assert row == 0
 
 
-def test_nobodys_rows_are_seen_by_the_index_alone(ensemble: Ensemble, small_world: Any, home: Any) -> None:
+def test_nobodys_rows_are_seen_by_the_index_alone(ensemble: Ensemble, small_world: Any, home: Any, sent: Any) -> None:
     trace = small_world.boundary_walk(home, np.random.default_rng(40), 150)
     state = ensemble.new_state(10, 1000)
     signals = signals_of(ensemble, sent(home, trace, 0), state)
@@ -170,12 +166,16 @@ def test_nobodys_rows_are_seen_by_the_index_alone(ensemble: Ensemble, small_worl
     assert state.clients.scalars[0] == 0
 
 
-def test_single_account_is_not_the_business_of_the_index(ensemble: Ensemble, small_world: Any, home: Any) -> None:
+def test_single_account_is_not_the_business_of_the_index(
+    ensemble: Ensemble, small_world: Any, home: Any, sent: Any
+) -> None:
     trace = small_world.boundary_walk(home, np.random.default_rng(41), 150)
     assert all(signal.entity == "client" for signal in signals_of(ensemble, sent(home, trace, ATTACKER)))
 
 
-def test_flood_of_repeaters_does_not_hide_an_attacker(ensemble: Ensemble, small_world: Any, home: Any) -> None:
+def test_flood_of_repeaters_does_not_hide_an_attacker(
+    ensemble: Ensemble, small_world: Any, home: Any, sent: Any
+) -> None:
     rng = np.random.default_rng(42)
     state = Memory(64, 500, 500, pool=6)
     noise = np.concatenate([small_world.sensor_rows(home, 40, rng) for _ in range(30)])
@@ -205,7 +205,7 @@ def test_site_with_a_sensor_asks_for_intent(fitted: Any) -> None:
     assert report.fastest["page by the intent test"] >= 17
 
 
-def test_site_without_repeaters_pages_at_once(at_once: Any, small_world: Any, home: Any) -> None:
+def test_site_without_repeaters_pages_at_once(at_once: Any, small_world: Any, home: Any, sent: Any) -> None:
     ensemble, report = at_once
     assert report.mode == "at-once"
     assert "no client" in report.reason
@@ -223,7 +223,7 @@ def test_history_without_repeaters_holds_the_rank_it_promises(at_once: Any) -> N
     assert len(report.proposed_repeaters) <= report.would_page
 
 
-def test_reference_alone_only_tickets(quiet: Any, small_world: Any, home: Any) -> None:
+def test_reference_alone_only_tickets(quiet: Any, small_world: Any, home: Any, sent: Any) -> None:
     ensemble, report = quiet
     assert report.mode == "tickets"
     assert not report.pages
@@ -325,7 +325,7 @@ def test_fit_needs_enough_reference_rows(small_world: Any, home: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def paged(ensemble: Ensemble, small_world: Any, home: Any) -> tuple[Batch, tuple[Signal, ...]]:
+def paged(ensemble: Ensemble, small_world: Any, home: Any, sent: Any) -> tuple[Batch, tuple[Signal, ...]]:
     """An attack diluted 1:4, between other clients' rows."""
     rng = np.random.default_rng(61)
     rows, _ = small_world.diluted(home, small_world.boundary_walk(home, rng, 120), 4, rng)
@@ -352,7 +352,7 @@ def test_ticket_comes_first_and_becomes_a_page_with_the_measures_of_intent(paged
 
 
 def test_the_intent_test_gets_the_scores_that_came_with_the_members(
-    ensemble: Ensemble, small_world: Any, home: Any, monkeypatch: pytest.MonkeyPatch
+    ensemble: Ensemble, small_world: Any, home: Any, sent: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = sent(home, small_world.boundary_walk(home, np.random.default_rng(61), 120), ATTACKER)
     outputs = np.random.default_rng(62).dirichlet(np.ones(len(ensemble.schema.classes)), len(batch))
@@ -379,7 +379,7 @@ def test_the_intent_test_gets_the_scores_that_came_with_the_members(
 
 
 def test_a_page_needs_the_intent_test_to_speak_as_clearly_as_the_policy_asks(
-    ensemble: Ensemble, small_world: Any, home: Any
+    ensemble: Ensemble, small_world: Any, home: Any, sent: Any
 ) -> None:
     attack = sent(home, small_world.boundary_walk(home, np.random.default_rng(61), 120), ATTACKER)
 
@@ -436,7 +436,7 @@ def test_reasons_are_few_and_in_plain_words(paged: Any) -> None:
     )
 
 
-def test_signals_of_a_long_attack_stay_few(ensemble: Ensemble, small_world: Any, home: Any) -> None:
+def test_signals_of_a_long_attack_stay_few(ensemble: Ensemble, small_world: Any, home: Any, sent: Any) -> None:
     rng = np.random.default_rng(62)
     trace = np.concatenate([small_world.boundary_walk(home, rng, 400) for _ in range(3)])
     assert len(signals_of(ensemble, sent(home, trace, ATTACKER))) <= 60
@@ -466,12 +466,12 @@ def test_ring_of_members_is_read_oldest_first() -> None:
     assert member_order(MEMBERS + 2).tolist() == [*range(2, MEMBERS), 0, 1]
 
 
-def test_foreign_state_is_refused(ensemble: Ensemble, home: Any) -> None:
+def test_foreign_state_is_refused(ensemble: Ensemble, home: Any, sent: Any) -> None:
     with pytest.raises(TypeError, match="must come from new_state"):
         ensemble.score(sent(home, home.fresh(1, np.random.default_rng(0)), 1), object())  # type: ignore[arg-type]
 
 
-def test_refused_batch_changes_nothing(ensemble: Ensemble, home: Any) -> None:
+def test_refused_batch_changes_nothing(ensemble: Ensemble, home: Any, sent: Any) -> None:
     state = ensemble.new_state(10, 10)
     before = state.digest()
     batch = sent(home, home.fresh(5, np.random.default_rng(0)), 1)
@@ -481,7 +481,7 @@ def test_refused_batch_changes_nothing(ensemble: Ensemble, home: Any) -> None:
     assert state.digest() == before
 
 
-def test_empty_batch_is_scored(ensemble: Ensemble, home: Any) -> None:
+def test_empty_batch_is_scored(ensemble: Ensemble, home: Any, sent: Any) -> None:
     batch = sent(home, home.fresh(1, np.random.default_rng(0)), 1).take(slice(0, 0))
     state = ensemble.new_state(10, 10)
     before = state.digest()

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from detectors.calibration import history, repeaters
-from detectors.contract import ANONYMOUS, Batch, Level, Signal
+from detectors.contract import ANONYMOUS, Level, Signal
 from detectors.queries.walk import BLOCK_ROWS, INDEX_EXAMINED, MOST_MEASURED, NO_BITS, SLACK_BITS
 from detectors.scorer import Ensemble
 
@@ -28,17 +28,10 @@ def home(small_world: Any) -> Any:
     return small_world.world()
 
 
-def sent(home: Any, inputs: NDArray[np.float64], clients: NDArray[Any]) -> Batch:
-    n = len(inputs)
-    inputs = np.ascontiguousarray(inputs)
-    return Batch(
-        inputs=inputs,
-        labels=home.predict(inputs),
-        clients=clients.astype(np.uint64),
-        times=np.arange(n, dtype=np.int64) * 1000,
-        offsets=np.arange(1000, 1000 + n, dtype=np.int64),
-        rows=np.zeros(n, dtype=np.int32),
-    )
+@pytest.fixture(scope="module")
+def sent(small_world: Any) -> Any:
+    """`world.sent`."""
+    return small_world.sent
 
 
 def mailed(home: Any, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -100,7 +93,7 @@ def in_plain_words(columns: Any, room: int, grain: float) -> list[tuple[float, i
 
 @pytest.mark.parametrize("room", [1, 63, 64, 200])
 def test_the_nearest_row_of_another_account_is_found_as_in_plain_words(
-    ensemble: Ensemble, home: Any, room: int
+    ensemble: Ensemble, home: Any, sent: Any, room: int
 ) -> None:
     """Strangers, many near-duplicates in common (more than are measured), a client that repeats itself, anonymous rows,
     exact copies of other accounts."""
@@ -123,7 +116,7 @@ def test_the_nearest_row_of_another_account_is_found_as_in_plain_words(
 
 
 def test_a_near_duplicate_is_told_from_a_stranger_whose_projections_have_the_same_signs(
-    ensemble: Ensemble, home: Any
+    ensemble: Ensemble, home: Any, sent: Any
 ) -> None:
     """What is nearest in both geometries decides, not the signs of projections, which thousands of rows share."""
     rng = np.random.default_rng(3)
@@ -155,7 +148,7 @@ def paged(signals: tuple[Signal, ...]) -> list[Signal]:
 
 @pytest.mark.parametrize(("accounts", "each"), [(10, 4), (200, 4), (200, 30)])
 def test_a_campaign_pages_where_no_account_could(
-    ensemble: Ensemble, small_world: Any, home: Any, accounts: int, each: int
+    ensemble: Ensemble, small_world: Any, home: Any, sent: Any, accounts: int, each: int
 ) -> None:
     rng = np.random.default_rng(accounts + each)
     rows, clients, own = campaign(small_world, home, accounts, each, rng)
@@ -177,7 +170,7 @@ def test_a_campaign_pages_where_no_account_could(
 
 @pytest.mark.parametrize("each", [60, 150])
 def test_a_client_that_hides_among_its_own_rows_pages(
-    ensemble: Ensemble, small_world: Any, home: Any, each: int
+    ensemble: Ensemble, small_world: Any, home: Any, sent: Any, each: int
 ) -> None:
     """More benign rows than the client's history remembers lie between two of the attack's."""
     rng = np.random.default_rng(each)
@@ -190,7 +183,9 @@ def test_a_client_that_hides_among_its_own_rows_pages(
     assert pages[0].threshold == INDEX_EXAMINED
 
 
-def test_a_page_is_not_taken_back_by_the_ticket_that_follows(ensemble: Ensemble, small_world: Any, home: Any) -> None:
+def test_a_page_is_not_taken_back_by_the_ticket_that_follows(
+    ensemble: Ensemble, small_world: Any, home: Any, sent: Any
+) -> None:
     """A cluster of several accounts may page long before it opens a ticket."""
     rows, clients, _ = campaign(small_world, home, 200, 4, np.random.default_rng(204))
     thresholds = ensemble.tables.thresholds.copy()
@@ -210,7 +205,7 @@ def test_a_page_is_not_taken_back_by_the_ticket_that_follows(ensemble: Ensemble,
 
 
 def test_a_row_without_a_client_leaves_the_check_to_one_that_has(
-    ensemble: Ensemble, small_world: Any, home: Any
+    ensemble: Ensemble, small_world: Any, home: Any, sent: Any
 ) -> None:
     """Whichever row of a campaign comes when it is to be judged, it pages."""
     for turn in range(8):
@@ -222,7 +217,7 @@ def test_a_row_without_a_client_leaves_the_check_to_one_that_has(
         assert all(clients[signal.row] != ANONYMOUS for signal in pages)
 
 
-def test_what_nobody_sent_never_pages_by_a_client(ensemble: Ensemble, small_world: Any, home: Any) -> None:
+def test_what_nobody_sent_never_pages_by_a_client(ensemble: Ensemble, small_world: Any, home: Any, sent: Any) -> None:
     """The same campaign by rows without a client: their pages would count among no client-weeks."""
     rng = np.random.default_rng(204)
     rows, clients, own = campaign(small_world, home, 200, 4, rng)
@@ -232,7 +227,7 @@ def test_what_nobody_sent_never_pages_by_a_client(ensemble: Ensemble, small_worl
 
 
 def test_a_mail_to_many_is_judged_and_is_no_news_below_the_sites_own_mails(
-    ensemble: Ensemble, small_world: Any, home: Any
+    ensemble: Ensemble, small_world: Any, home: Any, sent: Any
 ) -> None:
     """Where a site's history holds mails sent to many, its index tickets later; the intent test is asked as ever."""
     rng = np.random.default_rng(6)
@@ -256,7 +251,7 @@ def test_a_mail_to_many_is_judged_and_is_no_news_below_the_sites_own_mails(
 
 
 def test_a_benign_campaign_in_the_history_makes_the_site_ask_for_more(
-    ensemble: Ensemble, small_world: Any, home: Any
+    ensemble: Ensemble, small_world: Any, home: Any, sent: Any
 ) -> None:
     """What pages by a cluster of many accounts is a statistic of client-weeks like any other: where it speaks of
     benign ones, the threshold rises."""

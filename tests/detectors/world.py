@@ -129,6 +129,20 @@ def batch_of(
     )
 
 
+def sent(home: World, inputs: NDArray[np.float64], clients: int | NDArray[Any], first: int = 1000) -> Batch:
+    """Rows in this order, of one client or of several."""
+    n = len(inputs)
+    inputs = np.ascontiguousarray(inputs)
+    return Batch(
+        inputs=inputs,
+        labels=home.predict(inputs),
+        clients=np.broadcast_to(np.asarray(clients, dtype=np.uint64), n).copy(),
+        times=np.arange(n, dtype=np.int64) * 1000,
+        offsets=np.arange(first, first + n, dtype=np.int64),
+        rows=np.zeros(n, dtype=np.int32),
+    )
+
+
 # --- attackers --------------------------------------------------------------------------------------------------------
 
 
