@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
@@ -32,6 +33,8 @@ CODE_DIMS = 12
 CODE_RANGE_SD = 6.0
 #: Bytes that are counted at a time; their number stays below 256.
 COUNT_ROWS = 128
+#: Bytes of which `at_most` tells in one word.
+MASK_BYTES = 64
 #: Unit roundoff of float32.
 SINGLE_ROUNDOFF = 2.0**-24
 #: What a feature adds that was constant in the reference and is not now.
@@ -586,6 +589,37 @@ def popcount8(typing: Any, value: Any) -> Any:
         return builder.ctpop(arguments[0])
 
     return types.uint8(types.uint8), generate
+
+
+@intrinsic
+def at_most(typing: Any, values: Any, first: Any, limit: Any) -> Any:
+    """Which of the bytes values[first : first + 64] are at most `limit`: bit k of a word for byte k.
+
+    The processor compares 16 to 64 of them at once; a loop over words of eight takes four times as long.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        byte, index, lanes = ir.IntType(8), ir.IntType(32), ir.VectorType(ir.IntType(8), MASK_BYTES)
+        loaded = builder.load(builder.bitcast(builder.gep(data, [arguments[1]]), lanes.as_pointer()))
+        loaded.align = byte.width // 8
+        one = builder.insert_element(ir.Constant(lanes, ir.Undefined), arguments[2], ir.Constant(index, 0))
+        every = ir.Constant(ir.VectorType(index, MASK_BYTES), [0] * MASK_BYTES)
+        limits = builder.shuffle_vector(one, ir.Constant(lanes, ir.Undefined), every)
+        return builder.bitcast(builder.icmp_unsigned("<=", loaded, limits), ir.IntType(MASK_BYTES))
+
+    return types.uint64(values, types.intp, types.uint8), generate
+
+
+@intrinsic
+def highest_bit(typing: Any, word: Any) -> Any:
+    """Place of the highest set bit of a word that isn't zero, 0 to 63."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        zeros = builder.ctlz(arguments[0], ir.Constant(ir.IntType(1), 1))
+        return builder.sub(ir.Constant(ir.IntType(64), 63), zeros)
+
+    return types.int64(types.uint64), generate
 
 
 @njit(cache=True, nogil=True)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from detectors.kernels.prefetch import prefetch
 from detectors.kernels.recency import TAKEN_OVER, home, use
-from detectors.kernels.rows import CODE_DIMS, differing_bits, popcount32
+from detectors.kernels.rows import CODE_DIMS, MASK_BYTES, at_most, differing_bits, highest_bit, popcount32
 from detectors.queries.memory import (
     CLUSTERS,
     DUPLICATES,
@@ -78,9 +78,8 @@ SKETCH_PLACES, SIM_PLACES, SKETCH_SHIFT = 65, SIM_BITS + 1, 32
 #: Rows of the index are measured when their simhash differs in so many bits more than the nearest one's, at most; the
 #: newest so many of them, up to the end of a block.
 SLACK_BITS, MOST_MEASURED = 2, 32
-#: Rows of the index that are passed over together where none of them is near, as words of eight.
-BLOCK_WORDS, WORD_ROWS = 8, 8
-BLOCK_ROWS = BLOCK_WORDS * WORD_ROWS
+#: Rows of the index that are passed over together where none of them is near.
+BLOCK_ROWS = MASK_BYTES
 #: Marks "none" where bits are counted.
 NO_BITS = 99
 #: Added to a density, in standard deviations, so that copies of reference rows stay finite.
@@ -610,35 +609,26 @@ def _nearest_in_index(row: Any, index: Any, m: int, total: int, limit: Any, scra
     """
     near, near_at = _FAR, 0
     few, few_at = np.int32(NO_BITS), 0
-    words = scratch.view(np.uint64)
-    # Of bytes below 128, those at most `limit` keep the high bit of 128 + limit when they are taken from it.
-    limits = np.uint64(limit | np.uint8(128)) * np.uint64(0x0101010101010101)
-    high = np.uint64(0x8080808080808080)
     blocks = (m + BLOCK_ROWS - 1) // BLOCK_ROWS
     block, measured = (total - 1) % index.simhash.shape[1] // BLOCK_ROWS, 0
     for _ in range(blocks):
-        some = np.uint64(0)
-        for w in range(block * BLOCK_WORDS, (block + 1) * BLOCK_WORDS):
-            some |= limits - words[w]
-        if some & high:
-            for w in range((block + 1) * BLOCK_WORDS - 1, block * BLOCK_WORDS - 1, -1):
-                if (limits - words[w]) & high == 0:
-                    continue
-                for k in range((w + 1) * WORD_ROWS - 1, w * WORD_ROWS - 1, -1):
-                    if scratch[k] > limit:
-                        continue
-                    square = np.int32(0)
-                    for j in range(CODE_DIMS):
-                        delta = np.int32(row.codes[j]) - np.int32(index.codes[k, j])
-                        square += delta * delta
-                    bits = np.int32(popcount32(row.sketch ^ index.sketches[k]))
-                    if square < near:
-                        near, near_at = square, k
-                    if bits < few:
-                        few, few_at = bits, k
-                    measured += 1
-            if measured >= MOST_MEASURED:
-                break
+        hits = at_most(scratch, block * BLOCK_ROWS, limit)
+        while hits != np.uint64(0):
+            top = highest_bit(hits)
+            hits ^= np.uint64(1) << np.uint64(top)
+            k = block * BLOCK_ROWS + top
+            square = np.int32(0)
+            for j in range(CODE_DIMS):
+                delta = np.int32(row.codes[j]) - np.int32(index.codes[k, j])
+                square += delta * delta
+            bits = np.int32(popcount32(row.sketch ^ index.sketches[k]))
+            if square < near:
+                near, near_at = square, k
+            if bits < few:
+                few, few_at = bits, k
+            measured += 1
+        if measured >= MOST_MEASURED:
+            break
         block = block - 1 if block > 0 else blocks - 1
     return near, near_at, few, few_at
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 from numpy.typing import NDArray
 
 from detectors import kernels
@@ -350,6 +351,33 @@ def test_differing_bits_match_python() -> None:
     rows.differing_bits(words[5], rows.byte_planes(words), 300, out)
     assert out[:300].tolist() == [int(words[5] ^ word).bit_count() for word in words[:300]]
     assert (out[300:] == 77).all()
+
+
+@njit
+def hits_of(values: Any, first: int, limit: int) -> Any:
+    """The mask of 64 bytes, and its bits from the highest down."""
+    mask = rows.at_most(values, first, np.uint8(limit))
+    left, found = mask, [np.int64(0) for _ in range(0)]
+    while left != np.uint64(0):
+        top = rows.highest_bit(left)
+        left ^= np.uint64(1) << np.uint64(top)
+        found.append(top)
+    return mask, found
+
+
+@pytest.mark.parametrize("limit", [0, 1, 9, 127, 128, 254, 255])
+def test_a_mask_of_bytes_at_most_a_limit_matches_numpy(limit: int) -> None:
+    values = np.random.default_rng(limit).integers(0, 256, 200, dtype=np.uint8)
+    values[[3, 3 + rows.MASK_BYTES - 1]] = limit
+    mask, found = hits_of(values, 3, limit)
+    expected = np.flatnonzero(values[3 : 3 + rows.MASK_BYTES] <= limit)
+    assert found == expected[::-1].tolist()
+    assert int(mask) == sum(1 << int(k) for k in expected)
+
+
+def test_a_mask_of_bytes_above_the_limit_is_empty() -> None:
+    mask, found = hits_of(np.full(rows.MASK_BYTES, 8, dtype=np.uint8), 0, 7)
+    assert int(mask) == 0 and found == []
 
 
 def projection_of(width: int) -> NDArray[np.float64]:
