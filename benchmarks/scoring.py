@@ -1,8 +1,8 @@
 """What scoring costs: microseconds a row of the full default ensemble on one core, in all and by stage.
 
 64 features, 10 classes, a reference condensed to about 1,000 rows, 20,000 clients with histories, a full index of
-10,000 rows. Every row is new. ``python -m benchmarks.scoring --check`` compares with the target; ``--write`` puts the table
-into docs/detection.md.
+10,000 rows; every row is new. ``python -m benchmarks.scoring --check`` compares with the target; ``--write`` puts the
+table into docs/detection.md.
 """
 
 from __future__ import annotations
