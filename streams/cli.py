@@ -205,8 +205,14 @@ def topics(session: Session, partitions: int, replication: int) -> int:
 @click.option(
     "--model",
     "model_object",
-    metavar="MODULE:NAME",
-    help="The watched model as a Python object, for detectors that read it at their fit (oc_score). Runs its module.",
+    metavar="MODEL",
+    help="The watched model: MODULE:NAME, a Python object, for detectors that read it at their fit (oc_score); that, a "
+    "URL http://HOST:PORT/v2/models/NAME or a FILE.onnx for --inquiries. Runs its module.",
+)
+@click.option(
+    "--inquiries",
+    metavar="NAMES",
+    help="Inquiries that ask the watched model again about rows that raised something: all, or names with commas.",
 )
 @click.option("--out", required=True, metavar="FILE", help="Where to write the bundle.")
 @click.option("--report", "report_to", metavar="FILE.html", help="Write the report as one HTML page, too.")
