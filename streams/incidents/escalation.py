@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -204,18 +204,31 @@ def inquirer(settings: Settings, model: ModelSettings, redis: Redis) -> Inquirer
     ConfigError, BundleMismatch, EndpointError
         When the model, its bundle or, for an endpoint, the probe key is missing or unusable.
     """
-    wanted = model.escalation
-    if wanted is None:
+    if model.escalation is None:
         return None
+    asked = model_to_ask(settings, model, model.escalation)
+    return Inquirer(redis, ModelKeys(model.name), model.bundle, asked, model.escalation)
+
+
+def model_to_ask(
+    settings: Settings, model: ModelSettings, wanted: EscalationSettings, environ: Mapping[str, str] | None = None
+) -> Model:
+    """The model that the settings of escalation name; questions to an endpoint carry a mark.
+
+    Raises
+    ------
+    ConfigError, EndpointError
+        When the model or, for an endpoint, the probe key is missing or unusable.
+    """
     option = f"models.{model.name}.escalation.model"
     spec = wanted.model or f"{(model.endpoint or '').rstrip('/')}/v2/models/{model.name}"
     marks = None
     if named.is_url(spec):
         try:
-            marks = Marks(secret(settings, "probe"), model.topic)
+            marks = Marks(secret(settings, "probe", environ), model.topic)
         except ConfigError as missing:
             raise ConfigError(f"{option}: questions to an endpoint carry a mark of probes: {missing}") from None
-    asked = named.load(
+    return named.load(
         spec,
         option=option,
         client=CLIENT,
@@ -223,7 +236,6 @@ def inquirer(settings: Settings, model: ModelSettings, redis: Redis) -> Inquirer
         request_id=marks,
         timeout_seconds=wanted.timeout_seconds,
     )
-    return Inquirer(redis, ModelKeys(model.name), model.bundle, asked, wanted)
 
 
 def _changed(path: str) -> int:

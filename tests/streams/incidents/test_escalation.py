@@ -25,6 +25,7 @@ from detectors.contract import Reference
 from detectors.ensemble import fit
 from detectors.schema import FeatureSchema
 from streams.config import EscalationSettings, parse
+from streams.doctor import installation
 from streams.errors import BundleMismatch, ConfigError
 from streams.incidents.correlator import Correlator
 from streams.incidents.escalation import MOST_ROWS, MOST_TICKETS, Inquirer, inquirer
@@ -393,3 +394,29 @@ def test_the_command_asks_the_endpoint_with_marks(
             process.wait(10)
     assert all(body["id"].startswith("vp1.") for _, _, body, _ in seen)
     assert {headers["X-Client-Id"] for _, headers, _, _ in seen} == {"vedette-escalation"}
+
+
+def test_the_doctor_says_whether_the_model_can_be_asked(bundles: dict[str, str], tmp_path: Path) -> None:
+    def told(path: str, environ: dict[str, str], **model: Any) -> list[tuple[str, int, str]]:
+        settings = settings_of(bundle=path, **model)
+        found = installation.escalation(settings, settings.models[0], environ)
+        return [(finding.status, finding.exit_code, finding.text) for finding in found]
+
+    key = {"VEDETTE_PROBE_KEY": "00" * 32}
+    assert told(bundles["asking"], key) == []
+    with endpoint(reply) as (url, _):
+        served: dict[str, Any] = {"endpoint": url, "escalation": {}}
+        ((status, _, text),) = told(bundles["asking"], key, **served)
+        assert status == "ok"
+        assert text == "feature_squeezing, noise_stability: 101 questions a row, answered"
+        for path, environ, code, says in (
+            (bundles["asking"], {}, 2, "carry a mark of probes"),
+            (bundles["plain"], key, 2, "has no inquiries"),
+            (str(tmp_path / "gone"), key, 12, "no bundle at"),
+        ):
+            ((status, exit_code, text),) = told(path, environ, **served)
+            assert (status, exit_code) == ("problem", code)
+            assert says in text
+    ((status, exit_code, text),) = told(bundles["asking"], key, **served)
+    assert (status, exit_code) == ("warning", 0)
+    assert "the model cannot be asked" in text
