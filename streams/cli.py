@@ -358,7 +358,7 @@ def redteam() -> None:
     "--model",
     required=True,
     metavar="URL|FILE|module:name",
-    help="http://HOST:PORT/v2/models/NAME, a file (.npz, .joblib, .pkl), or an estimator or function of this "
+    help="http://HOST:PORT/v2/models/NAME, a file (.onnx, .npz, .joblib, .pkl), or an estimator or function of this "
     "environment.",
 )
 @click.option("--data", required=True, metavar="FILE", help="Rows with true classes that the model never learned from.")

@@ -23,6 +23,8 @@ KINDS: dict[str, type[Inquiry]] = {kind.name: kind for kind in (NoiseStability, 
 """Inquiries by name."""
 #: Benign rows that inquiries are calibrated on, at most and at least.
 MAX_ROWS, LEAST_ROWS = 2_000, 100
+#: With so many benign rows beyond those, inquiries are fitted on them: models are too sure of rows they learned from.
+LEAST_FRESH = 1_000
 #: A class with fewer benign rows than this is compared with those of all classes.
 MIN_CLASS_ROWS = 100
 #: Share of benign rows whose recorded label the model must give again: below it another model is asked.
@@ -89,14 +91,14 @@ class Escalation:
         names: Sequence[str] = tuple(KINDS),
         progress: Progress | None = None,
     ) -> Self:
-        """Fit inquiries on the reference and calibrate them on other benign rows.
+        """Fit inquiries on the reference, or on benign rows if there are plenty; calibrate them on other benign rows.
 
         Parameters
         ----------
         reference : Reference
         schema : FeatureSchema
         inputs : float64 (n, d)
-            Benign rows that are not in the reference; of many, `MAX_ROWS` are drawn.
+            Benign rows that are not in the reference; of many, `MAX_ROWS` are drawn for the calibration.
         labels : int32 (n,)
             The model's recorded answers to them.
         ask : callable
@@ -119,7 +121,9 @@ class Escalation:
         rows, given = judged(inputs, labels, schema.width, len(schema.classes))
         if len(rows) < LEAST_ROWS:
             raise FitError(f"{len(rows)} benign rows are too few to calibrate inquiries on; give {LEAST_ROWS}")
-        chosen = np.sort(rng.permutation(len(rows))[:MAX_ROWS])
+        order = rng.permutation(len(rows))
+        chosen, rest = np.sort(order[:MAX_ROWS]), np.sort(order[MAX_ROWS:])
+        known = Reference(rows[rest], given[rest]) if len(rest) >= LEAST_FRESH else reference
         rows, given = rows[chosen], given[chosen]
         starts = range(0, len(rows), BLOCK_ROWS)
         again = [asked(ask, rows[at : at + BLOCK_ROWS], len(schema.classes)).argmax(axis=1) for at in starts]
@@ -132,7 +136,7 @@ class Escalation:
         fitted, scores = [], np.empty((len(names), len(rows)))
         for place, name in enumerate(names):
             told = f"asking the model: {name}"
-            inquiry = KINDS[name]().fit(reference, schema, ask, rng.spawn(1)[0])
+            inquiry = KINDS[name]().fit(known, schema, ask, rng.spawn(1)[0])
             for at in starts:
                 if progress is not None:
                     progress(told, (place + at / len(rows)) / len(names))

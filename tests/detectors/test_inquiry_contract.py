@@ -273,6 +273,21 @@ def test_a_p_value_counts_the_benign_rows_of_its_class_that_score_as_much(tier: 
             assert p == pytest.approx((1 + np.count_nonzero(known >= score)) / (len(known) + 1), abs=1e-15)
 
 
+def test_with_plenty_of_benign_rows_inquiries_are_fitted_on_those_that_do_not_calibrate_them(tier: Tier) -> None:
+    _, benign, _ = MAKERS["table"](3_000, np.random.default_rng(31))
+    benign[:, 0] = 1e6 + np.arange(3_000)  # far from the reference, and every row known by it
+    given = tier.model(benign).argmax(axis=1).astype(np.int32)
+    name = ("feature_squeezing",)
+    fitted, sparing = (
+        Escalation.fit(tier.reference, tier.schema, benign[:n], given[:n], tier.model, np.random.default_rng(5), name)
+        for n in (3_000, 2_999)
+    )
+    low, high = (fitted.inquiries[0].arrays()[end][0] for end in ("low", "high"))
+    assert 1e6 <= low < high < 1e6 + 3_000
+    assert fitted.values.shape == (1, escalation.MAX_ROWS)
+    assert sparing.inquiries[0].arrays()["high"][0] == tier.reference.inputs[:, 0].max() < low
+
+
 def test_a_class_with_few_benign_rows_is_compared_with_all_classes(tier: Tier) -> None:
     most = int(np.bincount(tier.labels).argmax())
     few = np.concatenate([np.flatnonzero(tier.labels == most)[:150], np.flatnonzero(tier.labels != most)[:20]])
