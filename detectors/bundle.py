@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from detectors.calibration.report import FitReport
 from detectors.errors import BundleError, DetectorError
 from detectors.manifest import BROKEN, BUNDLE_VERSION, MANIFEST, read_manifest, sentence
+from detectors.responses.escalation import Escalation
 from detectors.schema import FeatureSchema
-from detectors.scorer import Ensemble
+from detectors.scorer import INQUIRIES, Ensemble, escalation_of
 
 
 def save(path: str | Path, ensemble: Ensemble, report: FitReport) -> None:
@@ -83,6 +84,23 @@ def load(path: str | Path, schema: FeatureSchema | None = None) -> Ensemble:
     return ensemble
 
 
+def load_escalation(path: str | Path) -> tuple[Escalation | None, str]:
+    """The inquiries of a bundle, None where it has none, and the bundle's digest; no other array is read.
+
+    Raises
+    ------
+    BundleError
+        As `load`.
+    """
+    manifest, arrays = _read(path, INQUIRIES + ".")
+    settings = manifest["settings"]
+    try:
+        found = escalation_of(arrays, settings, FeatureSchema.from_dict(settings["schema"]))
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, DetectorError) as wrong:
+        raise BundleError(f"bundle {path}: its inquiries do not fit together: {wrong}; fit it anew") from None
+    return found, manifest["digest"]
+
+
 def checksum(data: bytes) -> str:
     """32 hex digits over the bytes of one array's file."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
@@ -99,13 +117,15 @@ def _entry(name: str) -> zipfile.ZipInfo:
     return zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
 
 
-def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+def _read(path: str | Path, prefix: str = "") -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     manifest = read_manifest(path)
     names: Mapping[str, Any] = manifest["arrays"]
     arrays: dict[str, NDArray[Any]] = {}
     try:
         with zipfile.ZipFile(path) as archive:
             for name, wanted in names.items():
+                if not name.startswith(prefix):
+                    continue
                 data = archive.read(name + ".npy")
                 if checksum(data) != wanted:
                     raise BundleError(f"bundle {path} is damaged: array {name} does not have its checksum")

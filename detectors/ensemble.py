@@ -27,6 +27,8 @@ from detectors.errors import FitError
 from detectors.queries.codes import Coder
 from detectors.queries.intent import IntentTest
 from detectors.queries.walk import BINS, PLAIN, Columns, Tables
+from detectors.responses.contract import Ask
+from detectors.responses.escalation import Escalation
 from detectors.schema import FeatureSchema
 from detectors.scorer import Ensemble
 from detectors.signals import client_name
@@ -75,6 +77,8 @@ def fit(
     model: Any = None,
     scheme: Scheme = DEFAULT_SCHEME,
     probes: Reference | None = None,
+    inquiries: Sequence[str] = (),
+    ask: Ask | None = None,
 ) -> tuple[Ensemble, FitReport]:
     """Fit detectors, the default ones unless others are named, and calibrate what decides.
 
@@ -107,6 +111,10 @@ def fit(
         How scores are made comparable and how they become one.
     probes : Reference or None
         Adversarial rows that nothing is learned from; the report says how many of them are found.
+    inquiries : sequence of str
+        Names in `detectors.responses.escalation.KINDS`: the escalation tier, which no decision depends on.
+    ask : callable, optional
+        The watched model, for `inquiries`: rows (m, d) in, probabilities (m, k) out.
 
     Returns
     -------
@@ -121,6 +129,8 @@ def fit(
     _check(reference, schema, benign, crafted, budget, clients_per_week, week_us, partitions)
     _check_rows("probe", probes, schema)
     chosen = _chosen(detectors, model)
+    if inquiries and ask is None:
+        raise FitError("inquiries ask the watched model at their fit; give it (`--model`)")
     kept = correct_rows(reference, len(schema.classes), schema.width)
     traffic = benign
     if traffic is None:
@@ -154,6 +164,19 @@ def fit(
         partitions=partitions,
         progress=lambda what, share: progress(what, 0.8 + 0.2 * share),
     )
+    escalation = None
+    if inquiries and ask is not None:
+        # Drawn from a generator of their own, and last: everything else is the same with them and without.
+        escalation = Escalation.fit(
+            kept,
+            schema,
+            traffic.inputs,
+            traffic.labels,
+            ask,
+            rng.spawn(1)[0],
+            inquiries,
+            lambda what, share: progress(what, 0.98 + 0.02 * share),
+        )
     ensemble = Ensemble(
         schema=schema,
         single=single,
@@ -161,6 +184,7 @@ def fit(
         intent=intent,
         policy=decision.policy,
         index_rows=index_rows,
+        escalation=escalation,
     )
     counts = {name: int(np.count_nonzero(getattr(pool, name))) for name in ("shape", "ranks", "fusion", "thresholds")}
     counts = {"reference": len(kept), **counts, **clusters.sizes(tables), "index": index_rows}

@@ -15,3 +15,7 @@ class FitError(DetectorError, ValueError):
 
 class BundleError(DetectorError):
     """A bundle is damaged, of another version, or for another schema."""
+
+
+class InquiryError(DetectorError, ValueError):
+    """An inquiry can't judge these rows, or the model that it asks does not answer as it must."""

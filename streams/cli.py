@@ -205,8 +205,14 @@ def topics(session: Session, partitions: int, replication: int) -> int:
 @click.option(
     "--model",
     "model_object",
-    metavar="MODULE:NAME",
-    help="The watched model as a Python object, for detectors that read it at their fit (oc_score). Runs its module.",
+    metavar="MODEL",
+    help="The watched model: MODULE:NAME, a Python object, for detectors that read it at their fit (oc_score); that, a "
+    "URL http://HOST:PORT/v2/models/NAME or a FILE.onnx for --inquiries. Runs its module.",
+)
+@click.option(
+    "--inquiries",
+    metavar="NAMES",
+    help="Inquiries that ask the watched model again about rows that raised something: all, or names with commas.",
 )
 @click.option("--out", required=True, metavar="FILE", help="Where to write the bundle.")
 @click.option("--report", "report_to", metavar="FILE.html", help="Write the report as one HTML page, too.")
@@ -352,7 +358,7 @@ def redteam() -> None:
     "--model",
     required=True,
     metavar="URL|FILE|module:name",
-    help="http://HOST:PORT/v2/models/NAME, a file (.npz, .joblib, .pkl), or an estimator or function of this "
+    help="http://HOST:PORT/v2/models/NAME, a file (.onnx, .npz, .joblib, .pkl), or an estimator or function of this "
     "environment.",
 )
 @click.option("--data", required=True, metavar="FILE", help="Rows with true classes that the model never learned from.")

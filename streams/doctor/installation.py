@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from streams import config
 from streams.config import ModelSettings, Settings
 from streams.doctor.finding import Finding, Findings, ok, problem, warning
-from streams.errors import BundleMismatch, ConfigError
+from streams.errors import BundleMismatch, ConfigError, EndpointError
 
 if TYPE_CHECKING:
     from detectors.contract import Scorer
@@ -108,6 +110,38 @@ def bundle(model: ModelSettings) -> tuple[Scorer | None, Finding]:
         return None, problem("bundle", f"{model.bundle}: {error}", remedy, BundleMismatch)
     shape = f"{scorer.schema.width} features, {len(scorer.schema.classes)} classes"
     return scorer, ok("bundle", f"{model.bundle}: {shape}, digest {scorer.digest[:12]}")
+
+
+def escalation(settings: Settings, model: ModelSettings, environ: Mapping[str, str]) -> Findings:
+    """Whether the bundle has inquiries, and the model that they ask answers; nothing where escalation is off."""
+    if model.escalation is None:
+        return
+    from detectors.bundle import load_escalation
+    from detectors.errors import DetectorError
+    from streams.incidents.escalation import model_to_ask
+
+    where, remedy = "escalation", "set models.escalation right, or leave the table out"
+    try:
+        tier, _ = load_escalation(model.bundle)
+        asked = model_to_ask(settings, model, model.escalation, environ)
+    except (DetectorError, OSError) as error:
+        yield problem(where, str(error), "make a bundle with `vedette fit --inquiries all`", BundleMismatch)
+        return
+    except (ConfigError, EndpointError) as error:
+        yield problem(where, str(error), remedy, type(error))
+        return
+    if tier is None:
+        text = f"{model.bundle} has no inquiries"
+        yield problem(where, text, "fit it with `vedette fit --inquiries all`", ConfigError)
+        return
+    # Any row will do: what counts is that probabilities of the schema's classes come back.
+    row, label = np.zeros((1, tier.width)), np.zeros(1, dtype=np.int32)
+    try:
+        tier.judge(row, label, asked.predict)
+    except (DetectorError, EndpointError) as error:
+        yield warning(where, f"the model cannot be asked: {error}", "incidents get no answers of it until it can")
+        return
+    yield ok(where, f"{', '.join(tier.names)}: {tier.questions} questions a row, answered")
 
 
 def endpoint(model: ModelSettings) -> Finding:

@@ -18,7 +18,7 @@ from detectors.schema import FeatureSchema
 from streams import tables
 from streams.cli import print_json
 from streams.errors import ConfigError
-from streams.training.choice import detectors_of, model_of
+from streams.training.choice import ask_of, detectors_of, inquiries_of, model_of
 from streams.training.findings import Findings, show
 from streams.training.page import render
 from streams.training.sources import PARTITIONS, Events, Session, Span, client_key, events_of, schema_of, settings_of
@@ -40,6 +40,7 @@ def run(
     model_object: str | None = None,
     spread: Spread = "median",
     fusion: Fusion = "product",
+    inquiries: str | None = None,
     out: str,
     report_to: str | None = None,
     budget: int,
@@ -58,14 +59,21 @@ def run(
         A file, a setting, or what the data can't support, in a sentence.
     BrokerError, MissingTopic
         When benign events are to come from the topic.
+    EndpointError
+        When the watched model, whom inquiries ask, does not answer.
     """
     began = time.monotonic()
     limit_blas_threads()
     target = writable(out)
     shown = None if report_to is None else writable(report_to, "--report")
-    chosen, watched = detectors_of(detectors), model_of(model_object)
+    chosen, wanted = detectors_of(detectors), inquiries_of(inquiries, model_object)
+    watched = model_of(model_object)
     settings = settings_of(session)
     key, notes = client_key(settings)
+    ask = None
+    if wanted and model_object is not None:
+        ask, told = ask_of(model_object, settings, lambda: session.model_settings.topic)
+        notes = (*notes, *told)
     with Telling() as telling:
         telling("reading the reference", 0.0)
         rows, schema = tables.read(reference, schema_of(schema_path), key)
@@ -92,6 +100,8 @@ def run(
                 model=watched,
                 scheme=Scheme(spread, fusion),
                 probes=held,
+                inquiries=wanted,
+                ask=ask,
             )
         except DetectorError as refusal:
             raise ConfigError(f"cannot fit: {refusal}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -297,3 +298,38 @@ def test_probes_that_do_not_fit_the_schema_are_refused(
     out = str(tmp_path / "none.vedette")
     assert invoke([*fit_arguments(files), "--probes", "probes.npz", "--out", out]) == 2
     assert "4" in refused(capsys)
+
+
+def test_inquiries_are_fitted_with_the_model_at_hand(
+    files: Files, bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "weights.npz", weights=files.shop.weights)
+    (tmp_path / "shopmodel.py").write_text(
+        "import numpy as np\n"
+        "weights = np.load('weights.npz')['weights']\n"
+        "def answer(rows):\n"
+        "    powers = np.exp(rows @ weights - (rows @ weights).max(axis=1, keepdims=True))\n"
+        "    return powers / powers.sum(axis=1, keepdims=True)\n"
+        "def backwards(rows):\n"
+        "    return answer(rows)[:, ::-1]\n"
+    )
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    out = str(tmp_path / "asking.vedette")
+    arguments = [*fit_arguments(files), "--benign", files.benign, "--out", out, "--json", "--inquiries"]
+    try:
+        assert invoke([*arguments, "feature_squeezing", "--model", "shopmodel:answer"]) == 0
+        reported(capsys)
+        fitted, plain = bundles.load(out), bundles.load(bundle)
+        assert fitted.escalation is not None
+        assert fitted.escalation.names == ("feature_squeezing",)
+        assert int(fitted.escalation.counts.sum()) == 2000
+        mine = {name: array for name, array in fitted.arrays().items() if not name.startswith("inquiries.")}
+        assert {name: array.tobytes() for name, array in mine.items()} == {
+            name: array.tobytes() for name, array in plain.arrays().items()
+        }
+        assert invoke([*arguments, "feature_squeezing", "--model", "shopmodel:backwards"]) == 2
+        assert "of 2000 benign rows the label that was recorded" in refused(capsys)
+        assert invoke([*arguments, "all", "--model", "http://127.0.0.1:9/v2/models/m"]) == 22
+        assert "cannot be asked" in refused(capsys)
+    finally:
+        sys.modules.pop("shopmodel", None)
