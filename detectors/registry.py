@@ -22,6 +22,7 @@ from detectors.inputs.outliers.mcd import Mcd
 from detectors.inputs.outliers.pca import Pca
 from detectors.inputs.outliers.uncompiled import PREFIX, uncompiled
 from detectors.inputs.pattern import Pattern
+from detectors.inputs.relations import Relations
 from detectors.inputs.residual import PcaResidual
 from detectors.inputs.trust_ratio import TrustRatio
 from detectors.queries.extraction import Extraction
@@ -54,6 +55,7 @@ _OWN: dict[str, type[Any]] = {
         Disagreement,
         Margin,
         Pattern,
+        Relations,
         Hbos,
         Ecod,
         Pca,
