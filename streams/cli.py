@@ -208,6 +208,7 @@ def topics(session: Session, partitions: int, replication: int) -> int:
     metavar="MODULE:NAME",
     help="The watched model as a Python object, for detectors that read it at their fit (oc_score). Runs its module.",
 )
+@click.option("--model-version", metavar="TEXT", help="Version of the watched model, kept in the bundle.")
 @click.option("--out", required=True, metavar="FILE", help="Where to write the bundle.")
 @click.option("--report", "report_to", metavar="FILE.html", help="Write the report as one HTML page, too.")
 @click.option("--budget", default=1, show_default=True, type=click.IntRange(0), help="False pages a week, at most.")

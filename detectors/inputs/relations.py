@@ -63,7 +63,7 @@ class Relations:
     ----------
     Relations between features of tables and attacks that keep them: Simonetto, Dyrmishi, Ghamizi, Cordy & Le Traon, "A
     Unified Framework for Adversarial Attack and Defense in Constrained Feature Space", IJCAI 2022; Simonetto, Ghamizi &
-    Cordy, "TabularBench", NeurIPS 2024. Learning them so, and the score, are Vedette's own.
+    Cordy, "TabularBench", NeurIPS 2024. Learning them so, and the score, are Vedette's own method.
     """
 
     name = "relations"
