@@ -95,7 +95,8 @@ class Origin:
 
     def made_by(self) -> str:
         """The packages and their versions in words; empty where they are not known."""
-        return ", ".join(f"{name} {version}" for name, version in self.packages.items())
+        ours_first = sorted(self.packages.items(), key=lambda package: (package[0] != "vedette", package))
+        return ", ".join(f"{name} {version}" for name, version in ours_first)
 
 
 def read_origin(path: str | Path) -> Origin:
