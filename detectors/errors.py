@@ -9,6 +9,19 @@ class SchemaError(DetectorError, ValueError):
     """A feature schema is malformed, or an array does not fit it."""
 
 
+class MissingDetector(DetectorError):
+    """No detector of that name is installed here.
+
+    Attributes
+    ----------
+    name : str
+    """
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(text)
+        self.name = name
+
+
 class FitError(DetectorError, ValueError):
     """The data cannot support what was asked of `fit`; the message says what would."""
 

@@ -214,6 +214,7 @@ def topics(session: Session, partitions: int, replication: int) -> int:
     metavar="NAMES",
     help="Inquiries that ask the watched model again about rows that raised something: all, or names with commas.",
 )
+@click.option("--model-version", metavar="TEXT", help="Version of the watched model, kept in the bundle.")
 @click.option("--out", required=True, metavar="FILE", help="Where to write the bundle.")
 @click.option("--report", "report_to", metavar="FILE.html", help="Write the report as one HTML page, too.")
 @click.option("--budget", default=1, show_default=True, type=click.IntRange(0), help="False pages a week, at most.")

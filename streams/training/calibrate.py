@@ -12,7 +12,7 @@ from detectors import bundle as bundles
 from detectors.calibration.alarms import FalseAlarm
 from detectors.errors import BundleError, DetectorError
 from detectors.kernels import limit_blas_threads
-from detectors.manifest import read_report
+from detectors.manifest import read_origin, read_report
 from detectors.recalibration import recalibrate
 from detectors.scorer import Ensemble
 from streams.cli import print_json
@@ -70,7 +70,7 @@ def run(
         bundle = session.model_settings.bundle
     key, notes = client_key(settings)
     try:
-        ensemble, known = bundles.load(bundle), read_report(bundle)
+        ensemble, known, origin = bundles.load(bundle), read_report(bundle), read_origin(bundle)
     except BundleError as refusal:
         raise BundleMismatch(str(refusal)) from None
     length = period(week_seconds, None if settings is None else settings.week_seconds)
@@ -94,7 +94,7 @@ def run(
             )
         except DetectorError as refusal:
             raise ConfigError(f"cannot calibrate: {refusal}") from None
-        bundles.save(target, made, report)
+        bundles.save(target, made, report, origin)
     found = Findings(
         bundle=str(target),
         digest=made.digest,
@@ -104,6 +104,7 @@ def run(
         clients=len(np.unique(events.batch.clients)),
         seconds=time.monotonic() - began,
         notes=(*notes, *events.notes, *_until(known_ones)),
+        origin=origin,
     )
     if shown is not None:
         shown.write_text(render(found, made.schema.classes), encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Console
@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from detectors.calibration.report import FitReport, ordinal
+from detectors.manifest import Origin
 
 #: The weekly count of false pages lies between these quantiles in 90 % of weeks.
 QUANTILES = (0.05, 0.95)
@@ -45,6 +46,8 @@ class Findings:
         What it took.
     notes : tuple of str
         Beside those of the report.
+    origin : Origin
+        The watched model, and what made the bundle.
     """
 
     bundle: str
@@ -55,6 +58,7 @@ class Findings:
     clients: int
     seconds: float
     notes: tuple[str, ...] = ()
+    origin: Origin = field(default_factory=Origin)
 
     @property
     def pages_a_week(self) -> tuple[int, int] | None:
@@ -91,6 +95,7 @@ class Findings:
         return {
             "bundle": self.bundle,
             "digest": self.digest,
+            "origin": asdict(self.origin),
             "week_seconds": self.week_seconds,
             "events": self.events,
             "clients": self.clients,
@@ -117,6 +122,8 @@ def lines(found: Findings) -> list[tuple[str, str]]:
     loud = {"tickets": "tickets only", "at-once": "pages at once", "intent": "ticket, then page by the intent test"}
     told = [
         ("bundle", f"{found.bundle}  ({found.digest})"),
+        ("model", found.origin.named() or "not named"),
+        ("made by", found.origin.made_by() or "not known"),
         ("mode", f"{loud[report.mode]}: {report.reason}"),
         ("detectors", _weighed(report)),
         ("reference rows", f"{report.rows.get('reference', 0):,}"),

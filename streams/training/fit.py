@@ -17,6 +17,7 @@ from detectors.kernels import limit_blas_threads
 from detectors.schema import FeatureSchema
 from streams import tables
 from streams.cli import print_json
+from streams.config import Settings
 from streams.errors import ConfigError
 from streams.training.choice import ask_of, detectors_of, inquiries_of, model_of
 from streams.training.findings import Findings, show
@@ -38,6 +39,7 @@ def run(
     probes: str | None = None,
     detectors: str | None = None,
     model_object: str | None = None,
+    model_version: str | None = None,
     spread: Spread = "median",
     fusion: Fusion = "product",
     inquiries: str | None = None,
@@ -105,7 +107,8 @@ def run(
             )
         except DetectorError as refusal:
             raise ConfigError(f"cannot fit: {refusal}") from None
-        bundles.save(target, fitted, report)
+        made = bundles.origin(fitted, _model_name(session, settings), model_version or "")
+        bundles.save(target, fitted, report, made)
     found = Findings(
         bundle=str(target),
         digest=fitted.digest,
@@ -115,6 +118,7 @@ def run(
         clients=0 if events is None else len(np.unique(events.batch.clients)),
         seconds=time.monotonic() - began,
         notes=notes,
+        origin=made,
     )
     if shown is not None:
         shown.write_text(render(found, schema.classes), encoding="utf-8")
@@ -123,6 +127,13 @@ def run(
     else:
         show(found, Console())
     return 0
+
+
+def _model_name(session: Session, settings: Settings | None) -> str:
+    """The watched model's name, as far as an option or the settings tell."""
+    if settings is None or (session.model is None and len(settings.models) != 1):
+        return session.model or ""
+    return session.model_settings.name
 
 
 def writable(out: str, option: str = "--out") -> Path:

@@ -43,6 +43,7 @@ class Session(Protocol):
     """What the commands need of the command line's context object."""
 
     config: str | None
+    model: str | None
 
     @property
     def settings(self) -> Settings: ...

@@ -14,7 +14,7 @@ import pytest
 from redis import Redis
 
 from detectors import bundle as bundles
-from detectors.manifest import read_report
+from detectors.manifest import read_origin, read_report
 from streams.cli import invoke
 from streams.incidents.ledger import Ledger, fold
 from streams.incidents.repeaters import Repeaters
@@ -30,7 +30,7 @@ OPTIONS = ["--week-seconds", str(WEEK), "--clients-per-week", "12", "--partition
 def silent(files: Files) -> str:
     """A bundle of the reference alone."""
     out = str(files.folder / "silent.vedette")
-    assert invoke([*fit_arguments(files), "--out", out, "--json"]) == 0
+    assert invoke(["--model", "shop", *fit_arguments(files), "--out", out, "--json"]) == 0
     return out
 
 
@@ -55,6 +55,8 @@ def test_a_pilot_makes_a_bundle_page_and_every_client_of_it_counts(
     changed = {name for name in old if not np.array_equal(old[name], new[name])}
     assert changed == {"walk.thresholds"}
     assert read_report("paging.vedette").data_digest != read_report(silent).data_digest
+    assert read_origin("paging.vedette") == read_origin(silent)
+    assert read_origin(silent).model == "shop"
 
 
 def test_at_most_rank_clients_of_the_pilot_would_have_paged(

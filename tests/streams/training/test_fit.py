@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from detectors import bundle as bundles
-from detectors.manifest import read_report
+from detectors.manifest import read_origin, read_report
 from streams import tables
 from streams.cli import invoke
 from streams.training.findings import Findings
@@ -84,8 +84,11 @@ def test_reference_alone_makes_a_bundle_that_only_tickets(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = str(tmp_path / "only.vedette")
-    assert invoke([*fit_arguments(files), "--out", out, "--json"]) == 0
+    assert invoke(["--model", "shop", *fit_arguments(files), "--model-version", "7", "--out", out, "--json"]) == 0
     told = reported(capsys)
+    assert (told["origin"]["model"], told["origin"]["model_version"]) == ("shop", "7")
+    assert read_origin(out).named() == "shop, version 7"
+    assert told["origin"]["packages"]["numpy"] == np.__version__
     assert told["mode"] == bundles.load(out).policy.mode == "tickets"
     assert told["pages_a_week_90"] is None
     assert "no benign events" in told["reason"]
