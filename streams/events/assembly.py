@@ -15,7 +15,7 @@ from streams.events.batch import DeadLetter, DecodeOptions, InferenceBatch, Prob
 from streams.events.identity import find_header, hash_clients, hash_slices
 from streams.events.kernels import OIP
 from streams.events.refusal import Refusal
-from streams.events.rows import Layout, Rows
+from streams.events.rows import EMBEDDING, Layout, Rows
 from streams.events.scan import Scan, scan
 
 #: Header of records that say they are probes, and how front-door ids begin (`streams.probes.marks` verifies both).
@@ -36,6 +36,8 @@ _parts = attrgetter("offset", "timestamp", "key", "value", "headers")
 
 #: First bytes of what may be a JSON object.
 _OPENING = b"{ \t\r\n"
+#: What a record with an embedding holds.
+_EMBEDDING = f'"{EMBEDDING}"'.encode()
 
 
 def assemble(records: Sequence[Record], options: DecodeOptions, read: Read, forms: int = 0) -> InferenceBatch:
@@ -91,6 +93,8 @@ class _Assembly:
         self.tried = [
             place for place, value in enumerate(self.values) if value and value[0] in _OPENING and len(value) <= limit
         ]
+        if self.layout.embedding_width is not None:  # the compiled reader knows no embeddings, and leaves escaped names
+            self.tried = [place for place in self.tried if _EMBEDDING not in (self.values[place] or b"")]
         lengths: dict[int, int] = {}
         for place, headers in enumerate(self.headers):
             if headers and (stated := find_header(headers, LENGTH_HEADER)) is not None:
@@ -158,6 +162,7 @@ class _Assembly:
             source_partitions=None if sources is None else sources[0],
             source_offsets=None if sources is None else sources[1],
             source_rows=None if sources is None else sources[2],
+            embeddings=self._embeddings(),
             dead=tuple(self.dead),
             records=len(self.records),
         )
@@ -189,6 +194,17 @@ class _Assembly:
             if outputs is not None and rows.outputs is not None:
                 outputs[where] = rows.outputs
         return inputs, outputs, labels
+
+    def _embeddings(self) -> NDArray[np.float64] | None:
+        """Embeddings of all rows, NaN where there are none."""
+        width = self.layout.embedding_width
+        having = [place for place, rows in self.blocks.items() if rows.embeddings is not None]
+        if width is None or not having:
+            return None
+        embeddings = np.full((self.total, width), np.nan)
+        for place in having:
+            embeddings[self._where(place)] = self.blocks[place].embeddings
+        return embeddings
 
     def _clients(self) -> NDArray[np.uint64]:
         """The client of each record."""
