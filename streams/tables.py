@@ -160,8 +160,6 @@ def _read_npz(path: Path, schema: FeatureSchema | None) -> tuple[Rows, FeatureSc
     if schema is None:
         k = outputs.shape[1] if outputs is not None else int(labels.max(initial=1)) + 1
         schema = infer_schema(inputs, [f"feature_{i}" for i in range(inputs.shape[1])], [str(c) for c in range(k)])
-        if "embeddings" in arrays and arrays["embeddings"].ndim == 2:
-            schema = replace(schema, embedding_width=arrays["embeddings"].shape[1])
     n = len(inputs)
     stated = "embeddings" in arrays and schema.embedding_width is not None
     rows = Rows(
@@ -259,8 +257,8 @@ def _from_table(
     names = list(table.column_names)
     lists = EMBEDDING in names and _is_list(table.schema.field(EMBEDDING).type)
     embeddings = None
-    if lists and (schema is None or schema.embedding_width is not None):
-        embeddings = _embeddings(table.column(EMBEDDING), None if schema is None else schema.embedding_width, path)
+    if lists and schema is not None and schema.embedding_width is not None:
+        embeddings = _embeddings(table.column(EMBEDDING), schema.embedding_width, path)
     output_names = sorted((n for n in names if n.startswith("output_")), key=lambda n: (len(n), n))
     if schema is None:
         features = [n for n in names if n not in RESERVED and n not in output_names and not (n == EMBEDDING and lists)]
@@ -281,7 +279,6 @@ def _from_table(
     )
     if schema is None:
         schema = infer_schema(inputs, features, classes)
-        schema = replace(schema, embedding_width=None if embeddings is None else embeddings.shape[1])
     rows = Rows(
         inputs=np.ascontiguousarray(inputs),
         labels=labels,
@@ -305,24 +302,23 @@ def _is_list(kind: Any) -> bool:
     return any(is_one(kind) for is_one in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
 
 
-def _embeddings(column: Any, width: int | None, path: Path) -> NDArray[np.float64] | None:
-    """A column of lists of `width` numbers (None: as many as the first has) as (n, width), NaN where it is null."""
+def _embeddings(column: Any, width: int, path: Path) -> NDArray[np.float64] | None:
+    """A column of lists of `width` numbers as (n, width), NaN where it is null; None where it is null throughout."""
     there = column.is_valid().to_numpy()
     if not there.any():
         return None
     lists = column.drop_null()
     lengths = pc.list_value_length(lists).to_numpy()
-    wanted = int(lengths[0]) if width is None else width
-    wrong = np.flatnonzero(lengths != wanted)
+    wrong = np.flatnonzero(lengths != width)
     if len(wrong):
         row = int(np.flatnonzero(there)[wrong[0]])
-        raise ConfigError(f"{path}: row {row} has an embedding of {lengths[wrong[0]]} values; {wanted} are expected")
+        raise ConfigError(f"{path}: row {row} has an embedding of {lengths[wrong[0]]} values; {width} are expected")
     try:
         values = pc.cast(pc.list_flatten(lists), pa.float64()).to_numpy(zero_copy_only=False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         raise ConfigError(f"{path}: column {EMBEDDING!r} does not hold lists of numbers") from None
-    found = np.full((len(there), wanted), np.nan)
-    found[there] = values.reshape(-1, wanted)
+    found = np.full((len(there), width), np.nan)
+    found[there] = values.reshape(-1, width)
     return found
 
 

@@ -324,9 +324,12 @@ def test_bundle_of_another_width_does_not_fit_together(ensemble: Ensemble) -> No
 def test_reference_alone_calibrates_embeddings_too() -> None:
     alone, _ = fitted_to(None, ("trust_ratio", "embedding_dknn"))
     batch = events(400, 8, bare=0.0)
+    assert batch.embeddings is not None
     moved = replace(batch, embeddings=np.roll(batch.embeddings, 1, axis=0))
     other = np.roll(batch.labels, 1) != batch.labels
-    assert np.median(pvalues(alone, moved)["embedding_dknn"][other]) < 0.01
+    found = pvalues(alone, moved)["embedding_dknn"]  # a few dozen rows calibrate it
+    assert np.median(found[other]) < 0.05
+    assert np.median(found[~other]) > 0.5
 
 
 def test_crafted_rows_weigh_embeddings_only_where_they_carry_them() -> None:
