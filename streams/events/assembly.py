@@ -15,7 +15,7 @@ from streams.events.batch import DeadLetter, DecodeOptions, InferenceBatch, Prob
 from streams.events.identity import find_header, hash_clients, hash_slices
 from streams.events.kernels import OIP
 from streams.events.refusal import Refusal
-from streams.events.rows import EMBEDDING, Layout, Rows
+from streams.events.rows import Layout, Rows
 from streams.events.scan import Scan, scan
 
 #: Header of records that say they are probes, and how front-door ids begin (`streams.probes.marks` verifies both).
@@ -36,8 +36,6 @@ _parts = attrgetter("offset", "timestamp", "key", "value", "headers")
 
 #: First bytes of what may be a JSON object.
 _OPENING = b"{ \t\r\n"
-#: What a record with an embedding holds.
-_EMBEDDING = f'"{EMBEDDING}"'.encode()
 
 
 def assemble(records: Sequence[Record], options: DecodeOptions, read: Read, forms: int = 0) -> InferenceBatch:
@@ -93,8 +91,6 @@ class _Assembly:
         self.tried = [
             place for place, value in enumerate(self.values) if value and value[0] in _OPENING and len(value) <= limit
         ]
-        if self.layout.embedding_width is not None:  # the compiled reader knows no embeddings, and leaves escaped names
-            self.tried = [place for place in self.tried if _EMBEDDING not in (self.values[place] or b"")]
         lengths: dict[int, int] = {}
         for place, headers in enumerate(self.headers):
             if headers and (stated := find_header(headers, LENGTH_HEADER)) is not None:
@@ -180,9 +176,7 @@ class _Assembly:
         if (scanned is not None and scanned.scored) or any(rows.outputs is not None for rows in blocks.values()):
             outputs = np.full((self.total, self.layout.k), np.nan)
         if scanned is not None and len(scanned.inputs):
-            own = np.zeros(len(self.records), dtype=np.bool_)
-            own[self.tried] = scanned.counts > 0
-            rows_of_scan = np.repeat(own, self.counts)
+            rows_of_scan = self._scanned_rows(scanned)
             inputs[rows_of_scan] = scanned.inputs
             labels[rows_of_scan] = scanned.labels
             if outputs is not None:
@@ -198,13 +192,21 @@ class _Assembly:
     def _embeddings(self) -> NDArray[np.float64] | None:
         """Embeddings of all rows, NaN where there are none."""
         width = self.layout.embedding_width
-        having = [place for place, rows in self.blocks.items() if rows.embeddings is not None]
-        if width is None or not having:
+        if width is None:
             return None
         embeddings = np.full((self.total, width), np.nan)
-        for place in having:
-            embeddings[self._where(place)] = self.blocks[place].embeddings
-        return embeddings
+        if self.scanned is not None and self.scanned.embeddings is not None:
+            embeddings[self._scanned_rows(self.scanned)] = self.scanned.embeddings
+        for place, rows in self.blocks.items():
+            if rows.embeddings is not None:
+                embeddings[self._where(place)] = rows.embeddings
+        return None if np.isnan(embeddings).all() else embeddings
+
+    def _scanned_rows(self, scanned: Scan) -> NDArray[np.bool_]:
+        """Which rows the compiled reader read."""
+        own = np.zeros(len(self.records), dtype=np.bool_)
+        own[self.tried] = scanned.counts > 0
+        return np.repeat(own, self.counts)
 
     def _clients(self) -> NDArray[np.uint64]:
         """The client of each record."""

@@ -71,16 +71,18 @@ def test_an_unknown_format_is_named_with_the_known_ones() -> None:
         decoder("xml")
 
 
+@pytest.mark.parametrize("embedding", [None, EMBEDDING_WIDTH])
 @pytest.mark.parametrize("name", FORMATS)
-def test_nothing_is_compiled_after_the_warm_up(name: str) -> None:
-    warm_up(name)
-    before = len(kernels.records.signatures)
+def test_nothing_is_compiled_after_the_warm_up(name: str, embedding: int | None) -> None:
+    options = options_for(3, 2, CLIENT_PATHS[name], embedding=embedding)
+    warm_up(name, options.schema)
+    before = len(kernels.records.signatures), len(kernels.embeddings.signatures)
     records = []
     for offset, encode in enumerate(ENCODERS[name]):
-        value, headers = encode(Event(np.ones((2, 3)), np.ones((2, 2))))
+        value, headers = encode(Event(np.ones((2, 3)), np.ones((2, 2)), embeddings=np.ones((2, EMBEDDING_WIDTH))))
         records.append(Sent(offset, value, headers=headers))
-    decoder(name).decode(records, options_for(3, 2, CLIENT_PATHS[name]))
-    assert len(kernels.records.signatures) == before
+    decoder(name).decode(records, options)
+    assert (len(kernels.records.signatures), len(kernels.embeddings.signatures)) == before
 
 
 @pytest.mark.parametrize("name", FORMATS)
