@@ -344,3 +344,11 @@ def test_a_column_of_numbers_called_embedding_is_a_feature(tmp_path: Path) -> No
     path = written(tmp_path / "rows.parquet", {**COLUMNS, "embedding": [1.0, 2.0, 3.0, 4.0]})
     _, schema = tables.read(path, None, KEY)
     assert [feature.name for feature in schema.features] == ["height", "width", "embedding"]
+
+
+def test_parts_without_vectors_are_rows_of_nan_among_others() -> None:
+    one, other = np.ones((2, 3)), np.zeros((1, 3))
+    np.testing.assert_array_equal(
+        tables.stacked([one, None, other], [2, 1, 1]), np.concatenate([one, np.full((1, 3), np.nan), other])
+    )
+    assert tables.stacked([None, None], [2, 1]) is None
