@@ -23,7 +23,8 @@ from detectors.calibration.rehearsal import rehearse
 from detectors.calibration.report import FitReport
 from detectors.calibration.scheme import Scheme
 from detectors.contract import ANONYMOUS, Batch, Detector, HistoryDetector, Progress, Reference
-from detectors.errors import FitError
+from detectors.embeddings.space import embedded_rows, needs_embedding
+from detectors.errors import FitError, SchemaError
 from detectors.queries.codes import Coder
 from detectors.queries.intent import IntentTest
 from detectors.queries.walk import BINS, PLAIN, Columns, Tables
@@ -131,6 +132,7 @@ def fit(
     chosen = _chosen(detectors, model)
     if inquiries and ask is None:
         raise FitError("inquiries ask the watched model at their fit; give it (`--model`)")
+    _check_embeddings(chosen, schema, benign)
     kept = correct_rows(reference, len(schema.classes), schema.width)
     traffic = benign
     if traffic is None:
@@ -240,6 +242,10 @@ def _check_rows(what: str, rows: Batch | Reference | None, schema: FeatureSchema
     wrong = np.flatnonzero((labels < 0) | (labels >= len(schema.classes)))
     if len(wrong):
         raise FitError(f"{what} row {wrong[0]} has label {labels[wrong[0]]}; labels are 0 to {len(schema.classes) - 1}")
+    try:
+        embedded_rows(rows, schema.embedding_width)
+    except SchemaError as odd:
+        raise FitError(f"{what} rows: {odd}") from None
 
 
 def _chosen(names: Sequence[str], model: Any) -> tuple[Detector | HistoryDetector, ...]:
@@ -252,6 +258,18 @@ def _chosen(names: Sequence[str], model: Any) -> tuple[Detector | HistoryDetecto
     if twice:
         raise FitError(f"detectors are named once; given twice: {', '.join(twice)}")
     return made
+
+
+def _check_embeddings(
+    detectors: Sequence[Detector | HistoryDetector], schema: FeatureSchema, benign: Batch | None
+) -> None:
+    """Refuse detectors of embeddings where benign events carry none: any embedding would be odd beside them."""
+    asking = [detector.name for detector in detectors if needs_embedding(detector)]
+    if asking and benign is not None and not len(embedded_rows(benign, schema.embedding_width)):
+        raise FitError(
+            f"{asking[0]} is calibrated on embeddings, and the benign events carry none; give events with the field "
+            f"`embedding`, or leave {' and '.join(asking)} out"
+        )
 
 
 def _stand_in(kept: Reference, rng: np.random.Generator) -> tuple[Reference, Batch]:
@@ -268,9 +286,11 @@ def _stand_in(kept: Reference, rng: np.random.Generator) -> tuple[Reference, Bat
         times=place,
         offsets=place,
         rows=np.zeros(count, dtype=np.int32),
+        embeddings=None if kept.embeddings is None else kept.embeddings[held],
     )
     outputs = None if kept.outputs is None else kept.outputs[rest]
-    return Reference(kept.inputs[rest], kept.labels[rest], outputs), traffic
+    embeddings = None if kept.embeddings is None else kept.embeddings[rest]
+    return Reference(kept.inputs[rest], kept.labels[rest], outputs, embeddings=embeddings), traffic
 
 
 def _single(
@@ -316,7 +336,8 @@ def _single(
         view = BatchView(frame, _as_batch(rows))
         return np.asarray(calibration.surprise[calibration.ranks(raw_scores(detectors, view), view.batch.labels)])
 
-    alone = np.array([not remembers(detector) for detector in detectors])
+    bare = crafted is None or not len(embedded_rows(crafted, schema.embedding_width))
+    alone = np.array([not (remembers(one) or (bare and needs_embedding(one))) for one in detectors])
     if scheme.fusion == "mean":
         weights = equal_weights(len(detectors))
     elif crafted is not None:
@@ -403,6 +424,7 @@ def _as_batch(rows: Reference) -> Batch:
         offsets=nothing,
         rows=nothing.astype(np.int32),
         outputs=rows.outputs,
+        embeddings=rows.embeddings,
     )
 
 
@@ -486,6 +508,9 @@ def _data_digest(reference: Reference, benign: Batch | None, crafted: Reference 
         parts += [benign.inputs, benign.labels, benign.clients, benign.times]
     if crafted is not None:
         parts += [crafted.inputs, crafted.labels]
+    for rows in (reference, benign, crafted):
+        if rows is not None and rows.embeddings is not None:
+            parts.append(rows.embeddings)
     for part in parts:
         total.update(f"{part.dtype.str}{part.shape}".encode())
         total.update(np.ascontiguousarray(part).data)

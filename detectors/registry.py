@@ -6,6 +6,8 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from detectors.contract import Detector, HistoryDetector
+from detectors.embeddings.dknn import EmbeddingNeighbours
+from detectors.embeddings.trust_ratio import EmbeddingTrustRatio
 from detectors.errors import DetectorError, FitError, MissingDetector
 from detectors.inputs.constraints import Constraints
 from detectors.inputs.dknn import DeepNeighbours
@@ -54,6 +56,8 @@ _OWN: dict[str, type[Any]] = {
         IsolationForest,
         Constraints,
         DeepNeighbours,
+        EmbeddingTrustRatio,
+        EmbeddingNeighbours,
         LeafDistance,
         Disagreement,
         Margin,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from detectors import kernels
 from detectors.contract import Batch, PartitionState, Signal, Verdicts
+from detectors.embeddings.space import embedded_rows
 from detectors.policy import Policy
 from detectors.queries import walk as walking
 from detectors.queries.intent import IntentTest
@@ -21,7 +22,8 @@ from detectors.queries.walk import Packed, Tables
 from detectors.responses.escalation import Escalation
 from detectors.schema import FeatureSchema
 from detectors.signals import Teller
-from detectors.single import Single, part_of
+from detectors.single import Single
+from detectors.stored import part_of
 
 #: Columns of `Verdicts.statistics`.
 TESTS = ("client-cluster", "client-opposite", "input-sequence", "index-cluster")
@@ -87,6 +89,7 @@ class Ensemble:
         frame = self.single.frame
         count = min(2, len(frame.inputs))
         nothing = np.zeros(count, dtype=np.int64)
+        width = self.schema.embedding_width
         batch = Batch(
             inputs=frame.inputs[:count],
             labels=frame.labels[:count],
@@ -94,6 +97,7 @@ class Ensemble:
             times=nothing,
             offsets=nothing,
             rows=nothing.astype(np.int32),
+            embeddings=None if width is None else np.zeros((count, width)),
         )
         self.score(batch, self.new_state(clients=2, index_rows=2))
 
@@ -103,12 +107,14 @@ class Ensemble:
         Raises
         ------
         SchemaError
-            When the batch does not fit the schema (`BatchView`); the state is then unchanged.
+            When the batch does not fit the schema (`BatchView`, `embedded_rows`); the state is then unchanged.
         TypeError
             When the state was not made by `new_state`.
         """
         if not isinstance(state, Memory):
             raise TypeError(f"the state must come from new_state, not be a {type(state).__name__}")
+        if batch.embeddings is not None:
+            embedded_rows(batch, self.schema.embedding_width)
         scored = self.single.score(batch, state.past)
         trace = walking.empty_trace(len(batch))
         levels = np.zeros(len(batch), dtype=np.uint8)

@@ -18,7 +18,7 @@ from detectors.queries.codes import Coder
 from detectors.queries.past import Past
 from detectors.queries.walk import BINS, ROW, Columns
 from detectors.schema import FeatureSchema
-from detectors.stored import stored
+from detectors.stored import part_of, stored
 from detectors.view import BatchView, ReferenceFrame
 
 
@@ -156,9 +156,3 @@ def columns_of(view: BatchView, coder: Coder, edges: NDArray[np.float64], rank: 
         strongest(np.ascontiguousarray(batch.outputs, dtype=np.float64), batch.labels, own, rival)
         rows["own"], rows["rival"] = own, rival
     return Columns(batch.inputs, rows)
-
-
-def part_of(arrays: Mapping[str, NDArray[Any]], part: str) -> dict[str, NDArray[Any]]:
-    """The arrays of one part, without its prefix."""
-    prefix = part + "."
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

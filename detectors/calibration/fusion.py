@@ -82,9 +82,10 @@ def hedged(weights: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def spread_over(weights: NDArray[np.float64], alone: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """(D,) weights of all detectors from those of detectors of single rows, which `alone` (D,) marks.
+    """(D,) weights of all detectors from those of the detectors that crafted rows weigh, which `alone` (D,) marks.
 
-    No single row tells what a client's history is worth: each detector of histories gets an equal share.
+    No single row tells what a client's history is worth, nor a row without an embedding what embeddings are: each
+    detector of these gets an equal share.
     """
     found = equal_weights(len(alone))
     found[alone] = weights * np.count_nonzero(alone) / len(alone)

@@ -87,6 +87,15 @@ def ledger_rows(n: int, rng: np.random.Generator) -> tuple[FeatureSchema, NDArra
 
 
 MAKERS = {"picture": picture_rows, "table": table_rows, "ledger": ledger_rows}
+EMBEDDING_WIDTH = 5
+
+
+def embeddings_of(labels: NDArray[np.int32], rng: np.random.Generator) -> NDArray[np.float64]:
+    """A region for each class; some rows carry none."""
+    found = np.random.default_rng(4).normal(0, 3, (4, EMBEDDING_WIDTH))[labels]
+    found += rng.normal(size=found.shape)
+    found[::11] = np.nan
+    return found
 
 
 @functools.cache
@@ -100,8 +109,9 @@ class Case:
     """A fitted detector, its frame, and rows it has not seen."""
 
     def __init__(self, name: str, rows: str) -> None:
-        self.schema, inputs, labels = MAKERS[rows](ROWS, np.random.default_rng(1))
-        self.reference = Reference(inputs, labels)
+        plain, inputs, labels = MAKERS[rows](ROWS, np.random.default_rng(1))
+        self.schema = replace(plain, embedding_width=EMBEDDING_WIDTH)
+        self.reference = Reference(inputs, labels, embeddings=embeddings_of(labels, np.random.default_rng(6)))
         self.frame = ReferenceFrame.fit(self.reference, len(self.schema.classes), np.random.default_rng(2), size=200)
         self.name, self.rows = name, rows
         self.kind: Any = registry.kind(name)
@@ -112,10 +122,12 @@ class Case:
         odd = fresh[5 * n // 6 :]
         odd += np.random.default_rng(8).normal(0, 2, odd.shape)
         odd[-1] = 1e300
+        embeddings = embeddings_of(fresh_labels, np.random.default_rng(13))
+        embeddings[-2] = 1e300
         fresh_labels[::3] = np.random.default_rng(9).integers(0, len(self.schema.classes), len(fresh_labels[::3]))
         outputs = np.random.default_rng(10).dirichlet(np.ones(len(self.schema.classes)), len(fresh))
         outputs[::7] = np.nan  # events without scores among others
-        self.batch = replace(batch_of(fresh, fresh_labels), outputs=outputs)
+        self.batch = replace(batch_of(fresh, fresh_labels), outputs=outputs, embeddings=embeddings)
 
     def fit(self, seed: int, reference: Reference | None = None) -> Detector:
         rows = self.reference if reference is None else reference
@@ -185,14 +197,18 @@ def test_scores_do_not_depend_on_order(case: Case) -> None:
 def test_scores_do_not_depend_on_memory_layout(case: Case) -> None:
     scores = case.score(case.batch).tobytes()
     inputs, labels = np.asfortranarray(case.batch.inputs), case.batch.labels.copy()
-    inputs.flags.writeable = labels.flags.writeable = False
-    assert case.score(replace(case.batch, inputs=inputs, labels=labels)).tobytes() == scores
+    assert case.batch.embeddings is not None
+    embeddings = np.asfortranarray(case.batch.embeddings)
+    inputs.flags.writeable = labels.flags.writeable = embeddings.flags.writeable = False
+    assert case.score(replace(case.batch, inputs=inputs, labels=labels, embeddings=embeddings)).tobytes() == scores
 
 
 def test_score_leaves_batch_and_detector_alone(case: Case) -> None:
     batch = case.batch.take(slice(None))
     before = {name: array.tobytes() for name, array in case.detector.arrays().items()}
     case.score(batch)
+    assert batch.embeddings is not None and case.batch.embeddings is not None
+    assert batch.embeddings.tobytes() == case.batch.embeddings.tobytes()
     assert batch.inputs.tobytes() == case.batch.inputs.tobytes()
     assert {name: array.tobytes() for name, array in case.detector.arrays().items()} == before
 
@@ -239,7 +255,10 @@ def test_fit_refuses_rows_that_are_not_finite(case: Case) -> None:
 
 def test_class_without_reference_rows_is_scored(case: Case) -> None:
     seen = case.reference.labels != 1
-    reference = Reference(case.reference.inputs[seen], case.reference.labels[seen])
+    assert case.reference.embeddings is not None
+    reference = Reference(
+        case.reference.inputs[seen], case.reference.labels[seen], embeddings=case.reference.embeddings[seen]
+    )
     classes = len(case.schema.classes)
     frame = ReferenceFrame.fit(reference, classes, np.random.default_rng(2), size=100)
     detector = case.fit(5, reference)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from detectors import bundle as bundles
+from detectors import registry
 from detectors.manifest import read_origin, read_report
 from streams import tables
 from streams.cli import invoke
@@ -336,3 +338,39 @@ def test_inquiries_are_fitted_with_the_model_at_hand(
         assert "cannot be asked" in refused(capsys)
     finally:
         sys.modules.pop("shopmodel", None)
+
+
+def test_detectors_of_embeddings_are_fitted_on_those_of_files(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(3)
+
+    def layers(scores: Any) -> Any:
+        """An embedding that lies in the region of its class."""
+        centres = np.random.default_rng(4).normal(0, 5, (len(CLASSES), 4))
+        return centres[scores.argmax(axis=1)] + rng.normal(size=(len(scores), 4))
+
+    shop = files.shop
+    schema = replace(shop.schema, embedding_width=4)
+    (tmp_path / "schema.json").write_text(json.dumps(schema.to_dict()))
+    known = np.load(files.reference)
+    np.savez(tmp_path / "reference.npz", **known, embeddings=layers(known["outputs"]))
+    traffic = shop.traffic(40, 20, rng)
+    layer = layers(shop.scores(traffic.inputs)).tolist()
+    events = [{**event, "embedding": one} for event, one in zip(shop.lines(traffic), layer, strict=True)]
+    lines_of(tmp_path / "benign.jsonl", events)
+    arguments = ["fit", "--schema", "schema.json", "--week-seconds", str(WEEK), "--clients-per-week", "12", "--json"]
+    chosen = ["--detectors", "+embedding_trust_ratio,+embedding_dknn", "--benign", "benign.jsonl"]
+    assert invoke([*arguments, "--reference", "reference.npz", *chosen, "--out", "site.vedette"]) == 0
+    reported(capsys)
+    ensemble = bundles.load(tmp_path / "site.vedette", schema)
+    assert ensemble.detectors == (*registry.DEFAULT, "embedding_trust_ratio", "embedding_dknn")
+    inputs = shop.rows(200, rng)
+    scores = shop.scores(inputs)
+    np.savez(tmp_path / "rows.npz", inputs=inputs, outputs=scores, embeddings=layers(np.roll(scores, 1, axis=1)))
+    rows, _ = tables.read(tmp_path / "rows.npz", schema, bytes.fromhex(KEY))
+    verdicts = ensemble.score(rows.batch(), ensemble.new_state())
+    for name in ("embedding_trust_ratio", "embedding_dknn"):
+        assert np.median(verdicts.pvalues[:, verdicts.detectors.index(name)]) < 0.01
+    assert invoke([*arguments, "--reference", files.reference, *chosen, "--out", "other.vedette"]) == 2
+    assert "no reference row carries one" in refused(capsys)
