@@ -3,7 +3,8 @@
 Columns of Parquet and CSV: one per feature, under the schema's names; the model's answer as `label` (a class name or
 number) or as `output_0 ... output_k-1`; optional `truth` (true class), `client` (text or number) and `time` (ISO 8601
 or seconds since the epoch). npz files hold the arrays `inputs` and `labels` or `outputs`, and optionally `truth`,
-`clients`, `times` (microseconds). JSON lines are native events (docs/formats.md).
+`clients`, `times` (microseconds), `families` (the attack of each crafted row; in tables the column `family`). JSON
+lines are native events (docs/formats.md).
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ ClientHash = Callable[[Sequence[bytes]], NDArray[np.uint64]]
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows of a file as columns: inputs (n, d) float64, labels (n,) int32, clients (n,) uint64, times (n,) int64 us."""
+    """Rows of a file as columns: inputs (n, d) float64, labels (n,) int32, clients (n,) uint64, times (n,) int64 us.
+
+    `families` (n,) names the attack that made each row, where the file says so.
+    """
 
     inputs: NDArray[np.float64]
     labels: NDArray[np.int32]
@@ -45,6 +49,7 @@ class Rows:
     truth: NDArray[np.int32] | None
     clients: NDArray[np.uint64]
     times: NDArray[np.int64]
+    families: NDArray[np.str_] | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -140,7 +145,7 @@ def _read_npz(path: Path, schema: FeatureSchema | None) -> tuple[Rows, FeatureSc
         held = ", ".join(sorted(arrays))
         raise ConfigError(f"{path}: needs the arrays `inputs` and `labels` or `outputs`; has {held}")
     for name, array in arrays.items():
-        if array.dtype.kind not in "biuf":
+        if array.dtype.kind not in ("biufU" if name == "families" else "biuf"):
             raise ConfigError(f"{path}: `{name}` is not numeric, but of {array.dtype}")
     inputs = np.ascontiguousarray(arrays["inputs"], dtype=np.float64)
     if inputs.ndim != 2:
@@ -160,6 +165,7 @@ def _read_npz(path: Path, schema: FeatureSchema | None) -> tuple[Rows, FeatureSc
         truth=arrays["truth"].astype(np.int32) if "truth" in arrays else None,
         clients=arrays.get("clients", np.zeros(n)).astype(np.uint64),
         times=arrays.get("times", np.arange(n)).astype(np.int64),
+        families=arrays["families"].astype(np.str_) if "families" in arrays else None,
     )
     return _checked(rows, schema, path), schema
 
@@ -261,6 +267,7 @@ def _from_table(
         truth=_codes(table.column("truth"), classes, path, "truth") if "truth" in names else None,
         clients=_clients(table, client_key),
         times=_times(table),
+        families=_families(table) if "family" in names and "family" not in features else None,
     )
     return _checked(rows, schema, path), schema
 
@@ -304,6 +311,11 @@ def _clients(table: pa.Table, client_key: bytes) -> NDArray[np.uint64]:
     return np.asarray(hashes[index], dtype=np.uint64)
 
 
+def _families(table: pa.Table) -> NDArray[np.str_]:
+    column = pc.cast(table.column("family"), pa.string())
+    return np.array(pc.fill_null(column, "").to_pylist(), dtype=np.str_)
+
+
 def _times(table: pa.Table) -> NDArray[np.int64]:
     if "time" not in table.column_names:
         return np.arange(len(table), dtype=np.int64)
@@ -325,7 +337,13 @@ def _checked(rows: Rows, schema: FeatureSchema, path: Path) -> Rows:
         raise ConfigError(f"{path}: holds no rows")
     if rows.inputs.shape[1] != schema.width:
         raise ConfigError(f"{path}: rows have {rows.inputs.shape[1]} features, the schema has {schema.width}")
-    columns = (("labels", rows.labels), ("truth", rows.truth), ("clients", rows.clients), ("times", rows.times))
+    columns: tuple[tuple[str, NDArray[Any] | None], ...] = (
+        ("labels", rows.labels),
+        ("truth", rows.truth),
+        ("clients", rows.clients),
+        ("times", rows.times),
+        ("families", rows.families),
+    )
     for name, column in columns:
         if column is not None and column.shape != (len(rows),):
             raise ConfigError(f"{path}: `{name}` has shape {column.shape} beside {len(rows)} rows")
