@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, get_args
@@ -50,9 +51,9 @@ class Uniformity:
     bins : tuple of float
         Share of rows in each of `BINS` equal bins; empty for single classes.
     chance : float or None
-        Of such a distance or a larger one between these rows and those that calibrated the p-values, were all of them
-        independent (Smirnov's two-sample test, asymptotic). Rows of one client are not, so it comes out too small.
-        None in the bundles of older releases.
+        Of such an excess or a larger one, were these rows and those that calibrated the p-values independent (Smirnov's
+        one-sided test of two samples, asymptotic); equal scores only make the excess smaller. Rows of one client are
+        not independent, so it comes out too small. None in the bundles of older releases.
     """
 
     detector: str
@@ -252,8 +253,6 @@ def curve(name: str, benign: NDArray[np.float64], crafted: NDArray[np.float64]) 
 
 
 def _uniformity(name: str, label: int | None, values: NDArray[np.float64], units: int) -> Uniformity:
-    from scipy.special import kolmogorov
-
     ascending = np.sort(values)
     rank = np.arange(1, len(values) + 1) / max(len(values), 1)
     excess = max(float((rank - ascending).max()), 0.0) if len(values) else 0.0
@@ -261,6 +260,5 @@ def _uniformity(name: str, label: int | None, values: NDArray[np.float64], units
     shares = tuple(float((values <= level).mean()) if len(values) else 0.0 for level in LEVELS)
     counts, _ = np.histogram(values, bins=BINS, range=(0.0, 1.0))
     bins = tuple(float(count) / max(len(values), 1) for count in counts) if label is None else ()
-    distance = max(excess, lack)
-    chance = float(kolmogorov(distance * np.sqrt(len(values) * units / max(len(values) + units, 1))))
-    return Uniformity(name, label, len(values), distance, excess, shares, bins, chance)
+    chance = math.exp(-2.0 * excess * excess * len(values) * units / max(len(values) + units, 1))
+    return Uniformity(name, label, len(values), max(excess, lack), excess, shares, bins, chance)

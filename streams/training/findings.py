@@ -175,11 +175,12 @@ def _singles(found: Findings, examined: Examination) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), title_justify="left", title_style="dim")
     table.title = Text(
         f"Single inputs. ROC{found.of_the_fit}: {CRAFTED_FROM[examined.source]}. KS: distance of benign p-values from "
-        "uniform, chance of such a one were rows independent; then of the class that is farthest."
+        "uniform; small: the part that makes them too small (equal scores make p larger, which is safe), and its "
+        "chance were rows independent. Then the class that is farthest."
     )
-    for name in ("detector", "weight", "AUC", f"TPR at {RATE:.0%}", "KS", "chance", "class", "KS", "chance"):
-        words = name in ("detector", "class")
-        table.add_column(name, justify="left" if words else "right", no_wrap=True, overflow="ellipsis", max_width=16)
+    for name in ("detector", "weight", "AUC", f"TPR at {RATE:.0%}", "KS", "small", "chance", "class", "KS", "chance"):
+        words, width = name in ("detector", "class"), 12 if name == "class" else 16
+        table.add_column(name, justify="left" if words else "right", no_wrap=True, overflow="ellipsis", max_width=width)
     weights = dict(zip(found.report.detectors, found.report.weights, strict=True))
     curves = {one.detector: one for one in examined.curves}
     for name in (*found.report.detectors, FUSED):
@@ -190,6 +191,7 @@ def _singles(found: Findings, examined: Examination) -> Table:
             "" if curve is None else f"{curve.area:.3f}",
             "" if curve is None else f"{curve.at_rate:.1%}",
             "" if whole is None else f"{whole.distance:.3f}",
+            "" if whole is None else f"{whole.excess:.3f}",
             "" if whole is None else chance_in_words(whole.chance),
             Text("" if worst is None else found.class_name(worst.label)),
             "" if worst is None else f"{worst.distance:.3f}",
