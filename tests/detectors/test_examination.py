@@ -50,6 +50,19 @@ def test_the_farthest_class_is_the_one_whose_rows_were_moved() -> None:
     assert Examination.from_dict(examined.to_dict()) == examined
 
 
+def test_an_examination_of_before_is_read() -> None:
+    benign = np.random.default_rng(4).random(50)
+    whole = uniformities(["one"], benign[:, None], np.zeros(50, np.int32), [100])
+    told = Examination(whole, (curve("one", benign, benign + 0.5),), 50, 50).to_dict()
+    for name in ("against", "source", "left_out", "fixed"):
+        del told[name]
+    for one in told["uniformity"]:
+        del one["chance"]
+    read = Examination.from_dict(told)
+    assert (read.against, read.source, read.left_out, read.fixed) == (50, "probes", (), ())
+    assert read.uniformity[0].chance is None
+
+
 def test_fixed_thresholds_have_betas_bound() -> None:
     assert fixed_rates(660, 660) == tuple(
         FixedRate(level, rank, 660, pytest.approx(stats.beta.ppf(0.95, rank, 661 - rank)))

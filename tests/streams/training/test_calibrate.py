@@ -100,7 +100,8 @@ def test_a_short_pilot_still_tickets_and_says_how_much_would_do(
     told = reported(capsys)
     assert told["mode"] == "tickets"
     assert told["client_weeks_needed"] > 120
-    assert any(f"{told['client_weeks_needed']} client-weeks" in note for note in told["notes"])
+    assert any(f"{told['client_weeks_needed']} client-weeks would do" in sentence for sentence in told["more"])
+    assert any("would page today with a budget of " in sentence for sentence in told["more"])
 
 
 def test_approved_false_alarms_move_thresholds_within_their_cap(
