@@ -145,7 +145,7 @@ class Judge:
         kinds = rehearse(tuning.inputs, tuning.labels, intent, made.schema, rng)
         kept = self.inquiries
         self.inquiries = {}
-        found = [(self.scores(kind.inputs, kind.labels, None), kind.labels) for kind in kinds]
+        found = [(self.scores(kind.inputs, kind.labels, None), kind.labels) for _, kind in kinds]
         self.inquiries = kept
         return found
 

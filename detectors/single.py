@@ -108,6 +108,11 @@ class Single:
             columns=columns_of(view, self.coder, self.edges, rank),
         )
 
+    @property
+    def calibrated(self) -> tuple[int, ...]:
+        """(D + 1,) scores that each detector's p-values were taken from, and sums that the fused one was."""
+        return (*[self.scores.values.shape[1]] * len(self.detectors), len(self.fusion.values))
+
     def new_past(self, clients: int) -> Past | None:
         """Room for what its detectors remember of so many clients; None where none remembers anything."""
         return new_past(self.detectors, clients)

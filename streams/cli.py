@@ -178,15 +178,23 @@ def topics(session: Session, partitions: int, replication: int) -> int:
 @click.option(
     "--schema", "schema_path", metavar="FILE", help="Feature schema (JSON); inferred from the reference if left out."
 )
-@click.option("--crafted", metavar="FILE", help="Crafted rows (npz with `inputs`) that train the fusion of detectors.")
 @click.option(
-    "--probes", metavar="FILE", help="Crafted rows (npz) that nothing is learned from: the report says what is found."
+    "--crafted",
+    multiple=True,
+    metavar="FILE",
+    help="Crafted rows that train the fusion of detectors, in place of attacks rehearsed at the fit. May be repeated: "
+    "each file is an attack, unless its rows name theirs (npz `families`, or a column `family`).",
+)
+@click.option(
+    "--probes",
+    metavar="FILE",
+    help="Crafted rows that nothing is learned from: the report says what is found. Default: attacks rehearsed anew.",
 )
 @click.option(
     "--detectors",
     metavar="NAMES",
-    help="Detectors of single inputs, separated by commas, instead of the default ones; '+' before a name adds it. "
-    "'extended' and 'trees' name sets.",
+    help="Detectors of single inputs or of clients' histories, separated by commas, instead of the default ones; '+' "
+    "before a name adds it. 'extended' and 'trees' name sets.",
 )
 @click.option(
     "--spread",
@@ -216,7 +224,10 @@ def topics(session: Session, partitions: int, replication: int) -> int:
 )
 @click.option("--model-version", metavar="TEXT", help="Version of the watched model, kept in the bundle.")
 @click.option("--out", required=True, metavar="FILE", help="Where to write the bundle.")
-@click.option("--report", "report_to", metavar="FILE.html", help="Write the report as one HTML page, too.")
+@click.option(
+    "--report", "report_to", metavar="FILE.html", help="Where to write the report as one HTML page; default: OUT.html."
+)
+@click.option("--no-report", is_flag=True, help="Write no HTML page.")
 @click.option("--budget", default=1, show_default=True, type=click.IntRange(0), help="False pages a week, at most.")
 @click.option(
     "--clients-per-week", type=click.IntRange(1), help="Clients expected in a week; default: those of --benign."
@@ -245,7 +256,10 @@ def fit(session: Session, /, begin: str | None, end: str | None, most: int | Non
 @click.argument("pilot", metavar="FILE|topic")
 @click.option("--bundle", metavar="FILE", help="Bundle to calibrate; default: the model's from the settings.")
 @click.option("--out", required=True, metavar="FILE", help="Where to write the calibrated bundle.")
-@click.option("--report", "report_to", metavar="FILE.html", help="Write the report as one HTML page, too.")
+@click.option(
+    "--report", "report_to", metavar="FILE.html", help="Where to write the report as one HTML page; default: OUT.html."
+)
+@click.option("--no-report", is_flag=True, help="Write no HTML page.")
 @click.option(
     "--false-alarms", is_flag=True, help="Count approved false alarms of this bundle, from Redis, as client-weeks too."
 )

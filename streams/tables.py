@@ -3,8 +3,8 @@
 Columns of Parquet and CSV: one per feature, under the schema's names; the model's answer as `label` (a class name or
 number) or as `output_0 ... output_k-1`; optional `truth` (true class), `client` (text or number) and `time` (ISO 8601
 or seconds since the epoch), in Parquet a list column `embedding`. npz files hold the arrays `inputs` and `labels` or
-`outputs`, and optionally `truth`, `clients`, `times` (microseconds), `embeddings`. JSON lines are native events
-(docs/formats.md).
+`outputs`, and optionally `truth`, `clients`, `times` (microseconds), `embeddings`, `families` (the attack of each
+crafted row; in tables the column `family`). JSON lines are native events (docs/formats.md).
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Rows:
     """Rows of a file as columns: inputs (n, d) float64, labels (n,) int32, clients (n,) uint64, times (n,) int64 us.
 
     embeddings (n, e) float64 are NaN in rows without one; None where the schema states none, or no row has one.
+    `families` (n,) names the attack that made each row, where the file says so.
     """
 
     inputs: NDArray[np.float64]
@@ -52,6 +53,7 @@ class Rows:
     clients: NDArray[np.uint64]
     times: NDArray[np.int64]
     embeddings: NDArray[np.float64] | None = None
+    families: NDArray[np.str_] | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -148,7 +150,7 @@ def _read_npz(path: Path, schema: FeatureSchema | None) -> tuple[Rows, FeatureSc
         held = ", ".join(sorted(arrays))
         raise ConfigError(f"{path}: needs the arrays `inputs` and `labels` or `outputs`; has {held}")
     for name, array in arrays.items():
-        if array.dtype.kind not in "biuf":
+        if array.dtype.kind not in ("biufU" if name == "families" else "biuf"):
             raise ConfigError(f"{path}: `{name}` is not numeric, but of {array.dtype}")
     inputs = np.ascontiguousarray(arrays["inputs"], dtype=np.float64)
     if inputs.ndim != 2:
@@ -170,6 +172,7 @@ def _read_npz(path: Path, schema: FeatureSchema | None) -> tuple[Rows, FeatureSc
         clients=arrays.get("clients", np.zeros(n)).astype(np.uint64),
         times=arrays.get("times", np.arange(n)).astype(np.int64),
         embeddings=arrays["embeddings"].astype(np.float64) if stated else None,
+        families=arrays["families"].astype(np.str_) if "families" in arrays else None,
     )
     return _checked(rows, schema, path), schema
 
@@ -287,6 +290,7 @@ def _from_table(
         clients=_clients(table, client_key),
         times=_times(table),
         embeddings=embeddings,
+        families=_families(table) if "family" in names and "family" not in features else None,
     )
     return _checked(rows, schema, path), schema
 
@@ -354,6 +358,11 @@ def _clients(table: pa.Table, client_key: bytes) -> NDArray[np.uint64]:
     return np.asarray(hashes[index], dtype=np.uint64)
 
 
+def _families(table: pa.Table) -> NDArray[np.str_]:
+    column = pc.cast(table.column("family"), pa.string())
+    return np.array(pc.fill_null(column, "").to_pylist(), dtype=np.str_)
+
+
 def _times(table: pa.Table) -> NDArray[np.int64]:
     if "time" not in table.column_names:
         return np.arange(len(table), dtype=np.int64)
@@ -375,7 +384,13 @@ def _checked(rows: Rows, schema: FeatureSchema, path: Path) -> Rows:
         raise ConfigError(f"{path}: holds no rows")
     if rows.inputs.shape[1] != schema.width:
         raise ConfigError(f"{path}: rows have {rows.inputs.shape[1]} features, the schema has {schema.width}")
-    columns = (("labels", rows.labels), ("truth", rows.truth), ("clients", rows.clients), ("times", rows.times))
+    columns: tuple[tuple[str, NDArray[Any] | None], ...] = (
+        ("labels", rows.labels),
+        ("truth", rows.truth),
+        ("clients", rows.clients),
+        ("times", rows.times),
+        ("families", rows.families),
+    )
     for name, column in columns:
         if column is not None and column.shape != (len(rows),):
             raise ConfigError(f"{path}: `{name}` has shape {column.shape} beside {len(rows)} rows")

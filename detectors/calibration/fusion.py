@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -90,6 +90,17 @@ def spread_over(weights: NDArray[np.float64], alone: NDArray[np.bool_]) -> NDArr
     found = equal_weights(len(alone))
     found[alone] = weights * np.count_nonzero(alone) / len(alone)
     return found
+
+
+def learned_weights(
+    benign: NDArray[np.float64], crafted: Sequence[NDArray[np.float64]], alone: NDArray[np.bool_], hedge: bool
+) -> NDArray[np.float64]:
+    """(D,) weights by -ln p (n, D) of benign rows and of those of several attacks; `alone` as in `spread_over`.
+
+    `hedge` is for rehearsed attacks.
+    """
+    weights = logistic_weights(benign[:, alone], np.concatenate([odd[:, alone] for odd in crafted]))
+    return spread_over(hedged(weights) if hedge else weights, alone)
 
 
 def logistic_weights(benign: NDArray[np.float64], crafted: NDArray[np.float64]) -> NDArray[np.float64]:

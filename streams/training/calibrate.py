@@ -24,7 +24,7 @@ from streams.store.client import connect
 from streams.store.keys import ModelKeys
 from streams.store.messages import Repeater
 from streams.training.findings import Findings, show
-from streams.training.fit import partition_count, period, writable
+from streams.training.fit import page_of, partition_count, period, writable
 from streams.training.page import render
 from streams.training.sources import Session, Span, client_key, events_of, settings_of
 from streams.training.telling import Telling
@@ -37,6 +37,7 @@ def run(
     bundle: str | None,
     out: str,
     report_to: str | None = None,
+    no_report: bool = False,
     budget: int,
     clients_per_week: int | None,
     week_seconds: float | None,
@@ -46,7 +47,7 @@ def run(
     false_alarms: bool = False,
     repeaters: bool = False,
 ) -> int:
-    """Replay the pilot, set thresholds, write the bundle, print the findings; returns 0.
+    """Replay the pilot, set thresholds, write bundle and page, print the findings; returns 0.
 
     Raises
     ------
@@ -62,7 +63,7 @@ def run(
     began = time.monotonic()
     limit_blas_threads()
     target = writable(out)
-    shown = None if report_to is None else writable(report_to, "--report")
+    shown = page_of(target, report_to, no_report)
     settings = settings_of(session)
     if bundle is None:
         if settings is None:
@@ -105,9 +106,11 @@ def run(
         seconds=time.monotonic() - began,
         notes=(*notes, *events.notes, *_until(known_ones)),
         origin=origin,
+        classes=made.schema.classes,
+        page=None if shown is None else str(shown),
     )
     if shown is not None:
-        shown.write_text(render(found, made.schema.classes), encoding="utf-8")
+        shown.write_text(render(found), encoding="utf-8")
     if as_json:
         print_json(found.to_dict())
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def run(
     reference: str,
     benign: str | None,
     schema_path: str | None,
-    crafted: str | None,
+    crafted: Sequence[str] = (),
     probes: str | None = None,
     detectors: str | None = None,
     model_object: str | None = None,
@@ -45,6 +46,7 @@ def run(
     inquiries: str | None = None,
     out: str,
     report_to: str | None = None,
+    no_report: bool = False,
     budget: int,
     clients_per_week: int | None,
     week_seconds: float | None,
@@ -53,7 +55,7 @@ def run(
     as_json: bool,
     span: Span | None = None,
 ) -> int:
-    """Fit, calibrate, write the bundle, print the report; returns 0.
+    """Fit, calibrate, write bundle and page, print the report; returns 0.
 
     Raises
     ------
@@ -67,7 +69,7 @@ def run(
     began = time.monotonic()
     limit_blas_threads()
     target = writable(out)
-    shown = None if report_to is None else writable(report_to, "--report")
+    shown = page_of(target, report_to, no_report)
     chosen, wanted = detectors_of(detectors), inquiries_of(inquiries, model_object)
     watched = model_of(model_object)
     settings = settings_of(session)
@@ -79,7 +81,8 @@ def run(
     with Telling() as telling:
         telling("reading the reference", 0.0)
         rows, schema = tables.read(reference, schema_of(schema_path), key)
-        odd, held = (None if path is None else _crafted(path, schema, key) for path in (crafted, probes))
+        odd = _crafted(crafted, schema, key) if crafted else None
+        held = tables.read(probes, schema, key)[0].reference() if probes is not None else None
         events = None
         if benign is not None:
             telling("reading benign events", 0.0)
@@ -119,9 +122,11 @@ def run(
         seconds=time.monotonic() - began,
         notes=notes,
         origin=made,
+        classes=schema.classes,
+        page=None if shown is None else str(shown),
     )
     if shown is not None:
-        shown.write_text(render(found, schema.classes), encoding="utf-8")
+        shown.write_text(render(found), encoding="utf-8")
     if as_json:
         print_json(found.to_dict())
     else:
@@ -144,6 +149,18 @@ def writable(out: str, option: str = "--out") -> Path:
     return target
 
 
+def page_of(bundle: Path, report_to: str | None, no_report: bool) -> Path | None:
+    """Where the HTML page goes: beside the bundle unless an option says otherwise; None for nowhere."""
+    if no_report:
+        if report_to is not None:
+            raise ConfigError("--report and --no-report: give one of them")
+        return None
+    page = writable(report_to or f"{bundle}.html", "--report")
+    if page == bundle:
+        raise ConfigError(f"--report: {page} is where the bundle goes; name another file")
+    return page
+
+
 def period(option: float | None, setting: float | None) -> float:
     """Length of what is called a week, in seconds."""
     length = option if option is not None else setting if setting is not None else WEEK_SECONDS
@@ -159,6 +176,26 @@ def partition_count(option: int | None, events: Events | None) -> int:
     return PARTITIONS if events is None or events.partitions is None else events.partitions
 
 
-def _crafted(path: str, schema: FeatureSchema, key: bytes) -> Reference:
-    rows, _ = tables.read(path, schema, key)
-    return rows.reference()
+def _crafted(paths: Sequence[str], schema: FeatureSchema, key: bytes) -> dict[str, Reference]:
+    """Crafted rows by their attack: as the rows say, else by the file's name."""
+    parts: dict[str, list[Reference]] = {}
+    for path in paths:
+        found, _ = tables.read(path, schema, key)
+        named = np.full(len(found), Path(path).stem) if found.families is None else found.families
+        rows = found.reference()
+        for name in np.unique(named):
+            chosen = named == name
+            outputs = None if rows.outputs is None else rows.outputs[chosen]
+            part = Reference(rows.inputs[chosen], rows.labels[chosen], outputs)
+            parts.setdefault(str(name) or Path(path).stem, []).append(part)
+    return {name: _joined(several) for name, several in parts.items()}
+
+
+def _joined(parts: Sequence[Reference]) -> Reference:
+    """Rows one after another; scores only where all have them."""
+    outputs = [part.outputs for part in parts if part.outputs is not None]
+    return Reference(
+        np.concatenate([part.inputs for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate(outputs) if len(outputs) == len(parts) else None,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from dataclasses import replace
@@ -13,13 +14,15 @@ import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+from rich.console import Console
 
 from detectors import bundle as bundles
 from detectors import registry
+from detectors.calibration.report import FitReport
 from detectors.manifest import read_origin, read_report
 from streams import tables
 from streams.cli import invoke
-from streams.training.findings import Findings
+from streams.training.findings import Findings, show
 from tests.streams.training.conftest import CLASSES, KEY, WEEK, Files, fit_arguments
 
 
@@ -129,6 +132,63 @@ def test_crafted_rows_weigh_the_detectors(files: Files, tmp_path: Path, capsys: 
     assert len(set(told["weights"])) > 1
 
 
+def test_attacks_that_rows_and_files_name_are_left_out_one_by_one(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(6)
+    far = np.clip(files.shop.rows(200, rng) + 3.0 * rng.normal(size=(200, 10)), -10, 10)
+    near = files.shop.rows(100, rng)
+    both = np.concatenate([far, near])
+    names = np.array(["far"] * 200 + ["none"] * 100)
+    np.savez(tmp_path / "both.npz", inputs=both, outputs=files.shop.scores(both), families=names)
+    np.savez(
+        tmp_path / "corner.npz", inputs=np.full((50, 10), 10.0), outputs=files.shop.scores(np.full((50, 10), 10.0))
+    )
+    arguments = [*fit_arguments(files), "--out", str(tmp_path / "x.vedette"), "--no-report"]
+    assert invoke([*arguments, "--crafted", "both.npz", "--crafted", "corner.npz", "--json"]) == 0
+    told = reported(capsys)
+    attacks = {one["family"]: one for one in told["examination"]["left_out"]}
+    assert {name: one["rows"] for name, one in attacks.items()} == {"far": 200, "none": 100, "corner": 50}
+    assert attacks["far"]["area"] > 0.8
+    assert attacks["none"]["area"] == pytest.approx(0.5, abs=0.15)
+    summary = told["leave_one_out"]
+    assert summary["area_worst_attack"] == "none"
+    assert summary["area_worst"] == attacks["none"]["area"]
+    assert summary["found_mean"] == pytest.approx(np.mean([one["found"] for one in attacks.values()]))
+
+
+def test_the_same_crafted_rows_in_one_file_or_two_make_the_same_bundle(files: Files, tmp_path: Path) -> None:
+    """Families are for the report; weights use all rows."""
+    rng = np.random.default_rng(7)
+    rows = np.clip(files.shop.rows(120, rng) + 3.0 * rng.normal(size=(120, 10)), -10, 10)
+    for name, part in (("whole", rows), ("first", rows[:60]), ("second", rows[60:])):
+        np.savez(tmp_path / f"{name}.npz", inputs=part, outputs=files.shop.scores(part))
+    digests = set()
+    for given in (["whole"], ["first", "second"]):
+        crafted = [part for name in given for part in ("--crafted", f"{name}.npz")]
+        out = str(tmp_path / f"{len(given)}.vedette")
+        assert invoke([*fit_arguments(files), *crafted, "--out", out, "--no-report", "--json"]) == 0
+        digests.add(bundles.load(out).digest)
+    assert len(digests) == 1
+
+
+def test_families_that_do_not_fit_the_rows_are_refused(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = files.shop.rows(20, np.random.default_rng(8))
+    np.savez(tmp_path / "odd.npz", inputs=rows, outputs=files.shop.scores(rows), families=np.array(["pgd"]))
+    assert invoke([*fit_arguments(files), "--crafted", "odd.npz", "--out", "x.vedette"]) == 2
+    assert "`families` has shape (1,) beside 20 rows" in refused(capsys)
+
+
+def test_tables_name_attacks_in_a_column(files: Files, tmp_path: Path) -> None:
+    table = pyarrow.parquet.read_table(files.benign).slice(0, 4).append_column("family", [["pgd", "pgd", None, "cw"]])
+    pyarrow.parquet.write_table(table, tmp_path / "crafted.parquet")
+    rows, _ = tables.read(tmp_path / "crafted.parquet", files.shop.schema, bytes.fromhex(KEY))
+    assert rows.families is not None
+    assert rows.families.tolist() == ["pgd", "pgd", "", "cw"]
+
+
 def test_without_a_client_key_the_report_says_what_that_means(
     files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,6 +237,8 @@ def test_a_broken_settings_file_is_not_passed_over(
         (["--benign", "topic", "--from", "yesterday"], "--from: 'yesterday' is no time"),
         (["--benign", "topic"], "no settings file"),
         (["--crafted", "missing.npz"], "missing.npz: no such file"),
+        (["--report", "x.html", "--no-report"], "--report and --no-report"),
+        (["--report", "x.vedette"], "is where the bundle goes"),
     ],
 )
 def test_wrong_options_are_one_sentence(
@@ -274,7 +336,11 @@ def test_the_page_holds_the_promise_and_what_was_found(
     for one in whole:
         assert one["excess"] < 0.15
         assert sum(one["bins"]) == pytest.approx(1.0)
-    assert read_report(out).to_dict()["examination"] == read_report(out).examination.to_dict()
+    assert told["examination"]["source"] == "probes"
+    report = read_report(out)
+    assert report.examination is not None
+    assert FitReport.from_dict(report.to_dict()) == report
+    assert told["leave_one_out"]["found_worst"] <= told["leave_one_out"]["found_mean"] <= 1.0
 
 
 def test_the_page_says_what_the_data_cannot_support(files: Files, tmp_path: Path) -> None:
@@ -284,6 +350,50 @@ def test_the_page_says_what_the_data_cannot_support(files: Files, tmp_path: Path
     text = page.read_text(encoding="utf-8")
     assert "Nothing pages: there are no benign events with clients and order" in text
     assert "--probes" in text
+
+
+def test_the_page_lies_beside_the_bundle_unless_it_is_not_wanted(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "beside.vedette"
+    assert invoke([*fit_arguments(files), "--out", str(out), "--no-report", "--json"]) == 0
+    assert reported(capsys)["page"] is None
+    assert {path.name for path in tmp_path.iterdir()} == {"beside.vedette"}
+    assert invoke([*fit_arguments(files), "--out", str(out), "--json"]) == 0
+    told = reported(capsys)
+    assert told["page"] == f"{out}.html"
+    text = Path(told["page"]).read_text(encoding="utf-8")
+    assert "<title>Fit: " in text
+    assert "(of the fit)" not in text
+    assert told["examination"]["source"] == "rehearsed"
+    assert told["examination"]["crafted"] > 0
+    assert {one["family"] for one in told["examination"]["left_out"]} <= {"random signs", "one step", "boundary"}
+    assert "Rehearsed attacks held out" in text
+    assert "Leave one attack out" in text
+
+
+def test_the_terminal_tells_everything_in_a_hundred_columns(files: Files, bundle: str) -> None:
+    report = read_report(bundle)
+    found = Findings(bundle, "d" * 32, report, WEEK, 3600, 120, 1.0, classes=CLASSES)
+    console = Console(width=100, record=True, file=io.StringIO())
+    show(found, console)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 100
+    flat = " ".join(text.split())
+    assert f"P(0) {found.false_pages[0][1]:.3f} P(1) {found.false_pages[1][1]:.3f}" in flat
+    assert f"{report.between_clients:.1%} of the variance of scores" in flat
+    assert report.examination is not None
+    fused, worst = report.examination.fused, report.examination.farthest("trust_ratio")
+    assert fused is not None and worst is not None
+    assert f"AUC {fused.area:.3f}, TPR {fused.at_rate:.1%} at 1% FPR" in flat
+    (row,) = [line.split() for line in text.splitlines() if line.startswith("trust_ratio")]
+    assert row[-3:-1] == [CLASSES[worst.label or 0], f"{worst.distance:.3f}"]
+    assert len(row) == 10
+    assert any(line.startswith("left-out attacks") for line in text.splitlines())
+    assert sum(line.startswith("more data") for line in text.splitlines()) == len(report.more) > 0
+    told = found.to_dict()
+    assert sum(one["chance"] for one in told["false_pages"]) == pytest.approx(1.0, abs=2e-3)
+    json.dumps(told)
 
 
 def test_false_pages_have_the_beta_binomial_chances(files: Files, bundle: str) -> None:
