@@ -80,7 +80,7 @@ TASKS: tuple[tuple[Data, Kind], ...] = (
     ("kddcup", "forest"),
 )
 FULL = Settings(queries=400, attackers=120, campaigns=10, specials=24, tuners=24, clients=200, weeks=7, plain=120)
-QUICK = Settings(queries=400, attackers=6, campaigns=2, specials=4, tuners=4, clients=40, weeks=7, plain=6)
+QUICK = Settings(queries=150, attackers=4, campaigns=1, specials=2, tuners=2, clients=16, weeks=7, plain=2)
 SEEDS, QUICK_SEEDS = 5, 1
 QUICK_TASKS: tuple[tuple[Data, Kind], ...] = (("digits", "mlp"),)
 #: Most clients a week where rows are longer than this.

@@ -97,7 +97,7 @@ def test_trees_are_asked_by_their_arrays(data: crafted.Data, kind: crafted.Kind)
 def test_supervised_detectors_learn_the_attack_from_tuning_rows() -> None:
     made = crafted.task("cancer", "forest", 1)
     plan = next(plan for plan in crafted.tree_plans(made) if plan.name == "square Linf 0.2")
-    scene = scene_of(made, [plan], 60, 40, inquiries=False)
+    scene = scene_of(made, [plan], 20, 20, inquiries=False)
     found = supervised(scene, scene.cases[0])
     assert set(found) == {"supervised, leaves", "supervised, scores"}
     for benign, shown in found.values():

@@ -258,7 +258,7 @@ def test_worst_mean_is_that_of_a_task() -> None:
 def test_a_site_without_repeaters_has_none_in_its_traffic(made: crafted.Task) -> None:
     plain = queries.World.make(made, SETTINGS, ())
     assert {kind for one in (*plain.history, *plain.background) for kind in one.kinds} == {""}
-    assert plain.mode == "at-once"
+    assert plain.known == ()
 
 
 def test_tables_tell_what_was_never_seen() -> None:
