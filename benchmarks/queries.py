@@ -3,15 +3,18 @@
     python -m benchmarks.queries [--json] [--check] [--quick] [--tasks "digits mlp,..."] [--keep DIRECTORY] [--write]
 
 For each data set, model and seed the ensemble is fitted and calibrated as `vedette fit` does it, for one false page a
-week, on weeks of benign clients that hold one in twenty of kinds that repeat themselves: every other kind, the others
-on the next seed, and never one that searches the boundary itself. Attackers are watched for 400 queries of their own
-and go from start row to start row; those of a cell are in one stream, among a week of other clients whose rows come
-from a part of the data that nothing was fitted on.
+week, on weeks of benign clients that hold one in twenty of kinds that repeat themselves: every other kind, and never
+one that searches the boundary itself. Attackers are watched for 400 queries of their own and go from start row to start
+row; those of a cell are in one stream, among a week of other clients whose rows come from a part of the data that
+nothing was fitted on.
 
 * undiluted, and with 4 and 20 benign queries beside each of their own; some also with 60, more than the history of a
   client remembers;
+* undiluted and 1:4 at a site without clients that repeat themselves, neither in its history nor in its traffic;
 * over 10 accounts, one in a hundred rows of the partition, and over 100, one in three hundred;
-* benign clients of special kinds: share that page and that ticket, apart for kinds that the history held and not;
+* benign clients of special kinds: share that page and that ticket, apart for kinds that the history held and not. The
+  same clients are judged twice in each seed, by an ensemble whose history held every other kind and by one whose held
+  the others, so each kind is left out once and held once;
 * an attacker who tunes: strategies for noise, distance, cover and few features, 2,000 queries (benign ones included)
   for one start row. It succeeds when a row with another answer lies as near as HopSkipJump's median after 400 queries.
   Of the strategies that succeed often enough unmonitored, the one that does best unseen on tuning rows is reported;
@@ -38,7 +41,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import baselines, queries_tables, report
-from benchmarks.crafted import Data, Kind, Task, available, task
+from benchmarks.crafted import Task, task
+from benchmarks.datasets import Data, Kind, installed, named
 from benchmarks.queries_attackers import (
     PLANS,
     STRATEGIES,
@@ -49,7 +53,7 @@ from benchmarks.queries_attackers import (
     covered,
     first_success,
 )
-from benchmarks.queries_cells import Benign, Found, Hunt, Part, Settings, Tuned
+from benchmarks.queries_cells import PLAIN, Benign, Found, Hunt, Part, Settings, Tuned
 from benchmarks.queries_clients import KINDS, Counter, Rows, Supply, Week, known_kinds, turns, week
 from benchmarks.repeaters import Site
 from benchmarks.report import progress
@@ -67,10 +71,16 @@ TASKS: tuple[tuple[Data, Kind], ...] = (
     ("spambase", "mlp"),
     ("spambase", "logistic"),
     ("spambase", "forest"),
+    ("spambase", "boosting"),
+    ("spambase", "xgboost"),
     ("cancer", "mlp"),
+    ("phishing", "mlp"),
+    ("phishing", "forest"),
+    ("kddcup", "mlp"),
+    ("kddcup", "forest"),
 )
-FULL = Settings(queries=400, attackers=120, campaigns=10, specials=24, tuners=24, clients=200, weeks=7)
-QUICK = Settings(queries=400, attackers=6, campaigns=2, specials=4, tuners=4, clients=40, weeks=7)
+FULL = Settings(queries=400, attackers=120, campaigns=10, specials=24, tuners=24, clients=200, weeks=7, plain=120)
+QUICK = Settings(queries=150, attackers=4, campaigns=1, specials=2, tuners=2, clients=16, weeks=7, plain=2)
 SEEDS, QUICK_SEEDS = 5, 1
 QUICK_TASKS: tuple[tuple[Data, Kind], ...] = (("digits", "mlp"),)
 #: Most clients a week where rows are longer than this.
@@ -81,6 +91,8 @@ BUDGET, SPECIAL_EVERY = 1, 20
 CAMPAIGNS, AT_ONCE = ((10, 100), (100, 300)), 5
 #: Benign queries beside each own; beyond the second figure as few attackers as campaigns.
 DILUTIONS, FAR = (0, 4, 20, 60), 20
+#: Those at a site without repeaters.
+PLAIN_DILUTIONS = (0, 4)
 #: Dilutions, attackers a cell and rows of other clients that baselines are judged with: Blacklight compares all pairs.
 RIVAL_DILUTIONS, RIVAL_ATTACKERS, RIVAL_OTHERS = (0, 4), 6, 3000
 #: Budget of the attacker who tunes, over that of the others.
@@ -119,6 +131,7 @@ class World:
 
     made: Task
     settings: Settings
+    known: tuple[str, ...]
     watch: Ensemble
     scale: Rows
     history: tuple[Week, ...]
@@ -128,19 +141,18 @@ class World:
     reason: str
 
     @classmethod
-    def make(cls, made: Task, settings: Settings) -> World:
-        """Fit and calibrate."""
+    def make(cls, made: Task, settings: Settings, known: tuple[str, ...]) -> World:
+        """Fit and calibrate on a history of `known` kinds of repeaters; where it has none, nobody at the site repeats
+        itself."""
         shape = made.schema.image_shape
         rng = np.random.default_rng([made.seed, 11])
-        known, past, live = (Supply(part, shape) for part in (made.train, made.tuning, made.report))
-        rows, truth = known.strangers(REFERENCE_ROWS, rng)
+        train, past, live = (Supply(part, shape, made.domain) for part in (made.train, made.tuning, made.report))
+        rows, truth = train.strangers(REFERENCE_ROWS, rng)
         outputs = made.model.predict(rows)
         reference = Reference(rows, outputs.argmax(axis=1).astype(np.int32), outputs, truth)
-        site = Site(made.model.predict, rows.mean(axis=0))
-        specials, clients = -(-settings.clients // SPECIAL_EVERY), settings.clients
-        history = tuple(
-            week(Counter(site, past), clients, specials, known_kinds(made.seed), rng) for _ in range(settings.weeks)
-        )
+        site = Site(lambda asked: made.model.predict(live.legal(asked)), rows.mean(axis=0))
+        specials, clients = -(-settings.clients // SPECIAL_EVERY) if known else 0, settings.clients
+        history = tuple(week(Counter(site, past), clients, specials, known, rng) for _ in range(settings.weeks))
         progress(f"  {sum(len(one.rows) for one in history)} rows of {settings.weeks} weeks")
         watch, told = ensemble.fit(
             reference,
@@ -155,10 +167,10 @@ class World:
         )
         progress(f"  mode {told.mode}: {told.reason}")
         counter = Counter(site, live)
-        background = tuple(week(counter, clients, specials, tuple(KINDS), rng) for _ in range(2))
+        background = tuple(week(counter, clients, specials, tuple(KINDS) if known else (), rng) for _ in range(2))
         spread = rows.std(axis=0)
         scale = np.where(spread > 0, spread, 1.0)
-        return cls(made, settings, watch, scale, history, counter, background, told.mode, told.reason)
+        return cls(made, settings, known, watch, scale, history, counter, background, told.mode, told.reason)
 
     def stream(
         self, sequences: Sequence[tuple[Rows, NDArray[np.bool_]]], accounts: int, others: int, rng: np.random.Generator
@@ -300,8 +312,8 @@ def lots(count: int, values: int) -> list[range]:
     return [range(start, min(start + step, count)) for start in range(0, count, step)]
 
 
-def hunts(world: World, rivals: Rivals, plan: Plan) -> list[Hunt]:
-    """One attack: every dilution, and over many accounts."""
+def hunts(world: World, rivals: Rivals, plan: Plan, plain: World | None = None) -> list[Hunt]:
+    """One attack: every dilution, over many accounts, and at a site without repeaters where there is one."""
     made, settings, number = world.made, world.settings, [plan.name for plan in PLANS].index(plan.name)
     rng = np.random.default_rng([made.seed, 21, number])
     supply = world.report.supply
@@ -329,6 +341,8 @@ def hunts(world: World, rivals: Rivals, plan: Plan) -> list[Hunt]:
             for key, alarms in rivals.first(world.stream(hidden, 1, RIVAL_OTHERS, rng), few).items():
                 others[key].pages.extend(alarms)
             found += others.values()
+    if plain is not None:
+        found += plain_hunts(plain, plan, own)
     for accounts, rows_to_each in CAMPAIGNS:
         spread = Hunt("Vedette", "", plan.name, 0, accounts, [], [])
         for start in range(0, settings.campaigns, AT_ONCE):
@@ -342,11 +356,28 @@ def hunts(world: World, rivals: Rivals, plan: Plan) -> list[Hunt]:
     return found
 
 
-def benign(world: World, rivals: Rivals) -> list[Benign]:
-    """Ordinary clients and special ones: who tickets and who pages in a week."""
+def plain_hunts(plain: World, plan: Plan, own: Sequence[Rows]) -> list[Hunt]:
+    """Attackers who ask the rows `own` of a site without repeaters."""
+    settings, supply = plain.settings, plain.report.supply
+    rng = np.random.default_rng([plain.made.seed, 22, [plan.name for plan in PLANS].index(plan.name)])
+    found = []
+    for each in PLAIN_DILUTIONS:
+        hunt = Hunt(PLAIN, "", plan.name, each, 1, [], [])
+        for lot in lots(min(settings.plain, len(own)), settings.queries * (1 + each) * plain.made.schema.width):
+            hidden = [
+                covered(own[at], each, supply.client(each * len(own[at]), rng) if each else own[at], rng) for at in lot
+            ]
+            tickets, pages = plain.watched(plain.stream(hidden, 1, 0, rng), len(hidden))
+            hunt.tickets.extend(tickets)
+            hunt.pages.extend(pages)
+        found.append(hunt)
+    return found
+
+
+def benign(world: World, rivals: Rivals | None) -> list[Benign]:
+    """Ordinary clients and special ones: who tickets and pages in a week. All worlds of a seed have the same ones."""
     made, settings = world.made, world.settings
     rng = np.random.default_rng([made.seed, 31])
-    known = known_kinds(made.seed)
     ordinary = week(world.report, settings.clients, 0, tuple(KINDS), rng)
     sequences = _split(ordinary.rows, ordinary.clients, settings.clients)
     names = [""] * settings.clients
@@ -356,13 +387,14 @@ def benign(world: World, rivals: Rivals) -> list[Benign]:
     stream = world.stream([(rows, np.ones(len(rows), dtype=np.bool_)) for rows in sequences], 1, 0, rng)
     tickets, pages = world.watched(stream, len(sequences))
     seen: dict[tuple[str, str], tuple[list[int | None], list[int | None]]] = {("Vedette", ""): (tickets, pages)}
-    seen |= {key: (alarms, alarms) for key, alarms in rivals.first(stream, len(sequences)).items()}
+    if rivals is not None:
+        seen |= {key: (alarms, alarms) for key, alarms in rivals.first(stream, len(sequences)).items()}
     found = []
     for (scheme, setting), (ticketed, paged) in seen.items():
         for kind in ("", *KINDS):
             mine = [at for at, name in enumerate(names) if name == kind]
             hits = sum(ticketed[at] is not None for at in mine), sum(paged[at] is not None for at in mine)
-            found.append(Benign(scheme, setting, kind, kind in known, len(mine), *hits))
+            found.append(Benign(scheme, setting, kind, kind in world.known, len(mine), *hits))
     return found
 
 
@@ -371,7 +403,7 @@ def tuned(world: World) -> tuple[float, list[Tuned]]:
     made, settings = world.made, world.settings
     rng = np.random.default_rng([made.seed, 41])
     budget = TUNED_BUDGET * settings.queries
-    past, live = Supply(made.tuning, made.schema.image_shape), world.report.supply
+    past, live = Supply(made.tuning, made.schema.image_shape, made.domain), world.report.supply
     goals = attacked(made, STRATEGIES[0], past.strangers(30, rng)[0], settings.queries, rng)
     goal = float(np.median(goals.distances[goals.success]))
     found = []
@@ -419,8 +451,16 @@ class Bench:
 
     @functools.cached_property
     def world(self) -> World:
-        """Fitted when it is first asked for."""
-        return World.make(self.made, self.settings)
+        """Fitted when it is first asked for; its history holds one half of the kinds of repeaters."""
+        return World.make(self.made, self.settings, known_kinds(self.made.seed))
+
+    @functools.cached_property
+    def plain(self) -> World | None:
+        """A site without repeaters, where attackers are watched at one."""
+        if not self.settings.plain:
+            return None
+        progress("  a site without repeaters")
+        return World.make(self.made, self.settings, ())
 
     @functools.cached_property
     def rivals(self) -> Rivals:
@@ -449,7 +489,7 @@ class Bench:
         progress(f"{made.data} {made.kind}, seed {made.seed}")
 
         def attack(plan: Plan) -> Part:
-            return Part(settings, hunts=hunts(self.world, self.rivals, plan))
+            return Part(settings, hunts=hunts(self.world, self.rivals, plan, self.plain))
 
         def tuning() -> Part:
             goal, rows = tuned(self.world)
@@ -459,6 +499,12 @@ class Bench:
             rows = benign(self.world, self.rivals)
             return Part(settings, mode=self.world.mode, reason=self.world.reason, benign=rows)
 
+        def others() -> Part:
+            progress("  a history of the other kinds")
+            world = World.make(made, settings, known_kinds(made.seed + 1))
+            rows = [row for row in benign(world, None) if row.kind]
+            return Part(settings, mode=world.mode, reason=world.reason, benign=rows)
+
         cells: list[Hunt] = []
         for plan in PLANS:
             some = self.part(plan.name, functools.partial(attack, plan)).hunts
@@ -466,8 +512,10 @@ class Bench:
             told = ", ".join(hunt.told() for hunt in some if hunt.scheme == "Vedette")
             progress(f"  {time.monotonic() - self._began:5.0f} s  {plan.name}: {told}")
         ordinary = self.part("benign clients", clients)
-        for row in ordinary.benign[: 1 + len(KINDS)]:
-            progress(f"  {row.kind or 'ordinary clients'}: {row.tickets} ticketed, {row.pages} paged of {row.clients}")
+        swapped = self.part("benign clients, the other kinds known", others)
+        for row in [*ordinary.benign[: 1 + len(KINDS)], *swapped.benign]:
+            name = f"{row.kind}, {'known' if row.known else 'left out'}" if row.kind else "ordinary clients"
+            progress(f"  {name}: {row.tickets} ticketed, {row.pages} paged of {row.clients}")
         tries = self.part("attacker who tunes", tuning)
         return Found(
             made.data,
@@ -478,24 +526,20 @@ class Bench:
             ordinary.reason,
             tries.goal,
             cells,
-            ordinary.benign,
+            ordinary.benign + swapped.benign,
             tries.tuned,
         )
 
 
 def chosen_tasks(wanted: str | None, quick: bool) -> list[tuple[Data, Kind]]:
-    """Tasks by name whose data is installed."""
-    usual = QUICK_TASKS if quick and wanted is None else TASKS
-    some = [pair for pair in usual if wanted is None or " ".join(pair) in wanted.split(",")]
-    for data in sorted({data for data, _ in some if not available(data)}):
-        progress(f"{data} is not installed and left out")
-    return [pair for pair in some if available(pair[0])]
+    """Tasks by name, or the usual ones, whose data and model are installed."""
+    return installed(named(wanted) if wanted else QUICK_TASKS if quick else TASKS)
 
 
 def main() -> int:
     """Entry point."""
     parser = report.arguments(__doc__ or "")
-    parser.add_argument("--tasks", help="such as 'digits mlp,spambase forest', instead of all")
+    parser.add_argument("--tasks", help="such as 'digits mlp,phishing forest', instead of the usual ones")
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--keep", type=Path, help="store what is done here, and take up what is there")
     parser.add_argument("--write", action="store_true", help="write tables and plot into docs/")
@@ -514,7 +558,7 @@ def main() -> int:
         for seed in range(options.seed, options.seed + seeds)
     ]
     if not found:
-        progress("no task of that name has its data installed")
+        progress("nothing is left to measure")
         return 2
     rng = np.random.default_rng(options.seed)
     figures, targets = queries_tables.figures_of(found, rng)

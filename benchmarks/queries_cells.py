@@ -5,10 +5,14 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
+#: Vedette at a site where no client repeats itself.
+PLAIN = "Vedette, no repeaters"
+
 
 class Settings(msgspec.Struct, frozen=True):
     """How much is run: own queries of an attacker; attackers a cell and campaigns over many accounts; clients of a
-    special kind; start rows of the attacker who tunes; clients a week and weeks of the history."""
+    special kind; start rows of the attacker who tunes; clients a week and weeks of the history; attackers a cell at a
+    site without repeaters (0 where parts were stored that have none)."""
 
     queries: int
     attackers: int
@@ -17,12 +21,14 @@ class Settings(msgspec.Struct, frozen=True):
     tuners: int
     clients: int
     weeks: int
+    plain: int = 0
 
 
 class Hunt(msgspec.Struct, frozen=True):
     """One cell: own queries of each attacker until its first ticket and page; None for never.
 
-    `scheme` is Vedette or a baseline, which only pages, with its `setting`; `each` benign queries beside each own.
+    `scheme` is Vedette, Vedette at a site without repeaters (`PLAIN`), or a baseline, which only pages, with its
+    `setting`; `each` benign queries beside each own.
     """
 
     scheme: str

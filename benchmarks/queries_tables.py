@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.queries_attackers import PLANS, STRATEGIES
-from benchmarks.queries_cells import Found, Hunt, Tuned
-from benchmarks.queries_clients import KINDS
+from benchmarks.queries_cells import PLAIN, Found, Hunt, Tuned
+from benchmarks.queries_clients import KINDS, NEVER_KNOWN
 from benchmarks.report import BOOTSTRAP_RESAMPLES, Figure, Target, write_between
 from streams.probes.outcome import wilson
 
@@ -28,30 +28,46 @@ CELLS = {
 }
 #: Names of attacks that keep their queries apart.
 APART = tuple(plan.name for plan in PLANS if plan.apart)
+#: Cells at a site without repeaters.
+PLAIN_CELLS = {(0, 1): "undiluted", (4, 1): "1:4"}
 #: How often a strategy succeeds unmonitored that an attacker who tunes may choose.
 GOOD_ENOUGH = 0.8
 
-#: What the streams must hold; "worst" is over attacks and tasks, those that keep apart by themselves.
+#: Most own queries to the median attacker's ticket, by cell.
+MEDIANS = {"undiluted": 15.0, "1:4": 20.0}
+
+
+def _told(where: str, level: str, share: float, apart: float, median: float, late: float | None) -> list[Target]:
+    """Targets of both kinds of attacks: share seen, median and 90th percentile of queries."""
+    found = []
+    for word, least in (("worst", share), ("worst kept apart", apart)):
+        found.append(Target(f"{word} / {where}: {level}", ">=", least))
+        found.append(Target(f"{word} / {where}: queries to {level}, median", "<=", median))
+        if late is not None:
+            found.append(Target(f"{word} / {where}: queries to {level}, p90", "<=", late))
+    return found
+
+
+#: What the streams must hold, row by row; "worst" is over attacks and tasks, those that keep apart by themselves.
 TARGETS = (
     *(
         target
-        for cell in ("undiluted", "1:4")
+        for where, median in MEDIANS.items()
         for target in (
-            Target(f"worst / {cell}: ticket", ">=", 0.995),
-            Target(f"worst kept apart / {cell}: ticket", ">=", 0.95),
-            Target(f"worst / {cell}: page", ">=", 0.95),
-            Target(f"mean / {cell}: page", ">=", 0.97),
-            Target(f"worst / {cell}: queries to ticket, p90", "<=", 40.0),
-            Target(f"worst / {cell}: queries to page, median", "<=", 60.0),
+            *_told(where, "ticket", 0.995, 0.95, median, 40.0),
+            *_told(where, "page", 0.95, 0.95, 60.0, None),
+            Target(f"mean of the worst task / {where}: page", ">=", 0.97),
+            *_told(f"{where}, no repeaters", "page", 0.995, 0.95, median, 40.0),
         )
     ),
-    Target("worst / undiluted: queries to ticket, median", "<=", 15.0),
-    Target("worst / 1:4: queries to ticket, median", "<=", 20.0),
     Target("worst / 1:20: ticket", ">=", 0.97),
     Target("worst kept apart / 1:20: ticket", ">=", 0.60),
     Target("worst / 1:20: page", ">=", 0.80),
     Target("worst / 10 accounts: ticket", ">=", 0.90),
+    Target("worst kept apart / 10 accounts: ticket", ">=", 0.90),
+    Target("ordinary clients: paged", "<=", 0.05),
     *(Target(f"{kind}, left out: paged", "<=", 0.05) for kind in KINDS),
+    *(Target(f"{kind}, in the history: paged", "<=", 0.05) for kind in KINDS if kind not in NEVER_KNOWN),
     Target("tuned attacker, worst task: success before a page", "<=", 0.04),
     Target("tuned attacker, least over tasks: success unmonitored", ">=", 0.80),
     Target("least lead over a baseline at the same budget", ">=", 0.0),
@@ -111,12 +127,12 @@ def cell_of(found: Sequence[Found], pick: Callable[[Hunt], list[int | None]], wa
     return Cell(seen, found[0].settings.queries)
 
 
-def ours(found: Sequence[Found], attack: str, place: tuple[int, int], page: bool) -> Cell:
-    """Vedette's cell of one task."""
+def ours(found: Sequence[Found], attack: str, place: tuple[int, int], page: bool, scheme: str = "Vedette") -> Cell:
+    """Vedette's cell of one task; `PLAIN` for a site without repeaters."""
     return cell_of(
         found,
         lambda hunt: hunt.pages if page else hunt.tickets,
-        lambda hunt: hunt.scheme == "Vedette" and hunt.attack == attack and (hunt.each, hunt.accounts) == place,
+        lambda hunt: (hunt.scheme, hunt.attack, hunt.each, hunt.accounts) == (scheme, attack, *place),
     )
 
 
@@ -152,36 +168,49 @@ def share_figure(name: str, hits: int, total: int) -> Figure:
     return Figure(name, hits / total, *wilson(hits, total))
 
 
+def plain_sites(found: Sequence[Found]) -> bool:
+    """Whether attackers were also watched at sites without repeaters."""
+    return any(hunt.scheme == PLAIN for hunt in found[0].hunts)
+
+
 def stream_figures(found: Sequence[Found], rng: np.random.Generator) -> list[Figure]:
     """Worst and mean over attacks: of each task, and of all."""
     figures = []
     every: dict[tuple[str, bool], list[tuple[str, Cell, Cell]]] = {}
+    sites = [("Vedette", place, where) for place, where in CELLS.items()]
+    if plain_sites(found):
+        sites += [(PLAIN, place, f"{where}, no repeaters") for place, where in PLAIN_CELLS.items()]
     for name, some in by_task(found).items():
-        for place, where in CELLS.items():
+        for scheme, place, where in sites:
             for plan in PLANS:
-                row = name, ours(some, plan.name, place, page=False), ours(some, plan.name, place, page=True)
-                every.setdefault((where, plan.apart), []).append(row)
-    for prefix, chosen in [("", None), *((f"{name} / ", name) for name in by_task(found))]:
-        for where in CELLS.values():
+                tickets, pages = (ours(some, plan.name, place, page, scheme) for page in (False, True))
+                every.setdefault((where, plan.apart), []).append((name, tickets, pages))
+    means: dict[str, list[tuple[int, int]]] = {}
+    for prefix, chosen in [*((f"{name} / ", name) for name in by_task(found)), ("", None)]:
+        for _, _, where in sites:
             for apart, word in ((False, "worst"), (True, "worst kept apart")):
                 rows = [row for row in every[where, apart] if chosen in (None, row[0])]
-                label = f"{prefix}{word} / {where}"
-                for at, level in ((1, "ticket"), (2, "page")):
-                    cells: list[Cell] = [row[1] if at == 1 else row[2] for row in rows]
-                    least = min(cells, key=lambda cell: cell.share)
-                    figures.append(share_figure(f"{label}: {level}", least.hits, least.total))
-                    for share, told in ((0.5, "median"), (0.9, "p90")):
-                        slowest = max(cells, key=lambda cell: cell.quantile(share))
-                        figures.append(
-                            Figure(
-                                f"{label}: queries to {level}, {told}",
-                                slowest.quantile(share),
-                                *slowest.interval(share, rng),
-                            )
-                        )
+                figures += _extremes(f"{prefix}{word} / {where}", rows, rng)
             both = [row for apart in (False, True) for row in every[where, apart] if chosen in (None, row[0])]
             hits, total = sum(row[2].hits for row in both), sum(row[2].total for row in both)
             figures.append(share_figure(f"{prefix}mean / {where}: page", hits, total))
+            means.setdefault(where, []).append((hits, total))
+    for where, of_tasks in means.items():
+        worst = min(of_tasks, key=lambda mean: mean[0] / mean[1])
+        figures.append(share_figure(f"mean of the worst task / {where}: page", *worst))
+    return figures
+
+
+def _extremes(label: str, rows: Sequence[tuple[str, Cell, Cell]], rng: np.random.Generator) -> list[Figure]:
+    """Least share, and largest median and 90th percentile of queries, of tickets and pages."""
+    figures = []
+    for level, cells in (("ticket", [row[1] for row in rows]), ("page", [row[2] for row in rows])):
+        least = min(cells, key=lambda cell: cell.share)
+        figures.append(share_figure(f"{label}: {level}", least.hits, least.total))
+        for share, told in ((0.5, "median"), (0.9, "p90")):
+            slowest = max(cells, key=lambda cell: cell.quantile(share))
+            name = f"{label}: queries to {level}, {told}"
+            figures.append(Figure(name, slowest.quantile(share), *slowest.interval(share, rng)))
     return figures
 
 
@@ -197,12 +226,20 @@ def benign_rows(found: Sequence[Found], key: tuple[str, str], kind: str, known: 
 
 
 def benign_figures(found: Sequence[Found]) -> list[Figure]:
-    """Ordinary clients, and special ones of kinds that the history did not hold and that it held."""
+    """Ordinary clients, and special ones of kinds that the history did not hold and that it held; also by task."""
+    figures = _benign_figures("", found)
+    if len(by_task(found)) > 1:
+        figures += [figure for name, some in by_task(found).items() for figure in _benign_figures(f"{name} / ", some)]
+    return figures
+
+
+def _benign_figures(prefix: str, found: Sequence[Found]) -> list[Figure]:
     figures = []
     for kind, known in [("", None), *((kind, known) for known in (False, True) for kind in KINDS)]:
         clients, tickets, pages = benign_rows(found, ("Vedette", ""), kind, known)
         if clients:
-            name = "ordinary clients" if kind == "" else f"{kind}, {'in the history' if known else 'left out'}"
+            told = "ordinary clients" if kind == "" else f"{kind}, {'in the history' if known else 'left out'}"
+            name = f"{prefix}{told}"
             figures.append(share_figure(f"{name}: paged", pages, clients))
             figures.append(share_figure(f"{name}: ticketed", tickets, clients))
     return figures
@@ -317,6 +354,18 @@ def stream_tables(found: Sequence[Found]) -> list[str]:
     return lines
 
 
+def plain_table(found: Sequence[Found]) -> list[str]:
+    """Pages at a site without repeaters, a line an attack."""
+    tasks = by_task(found)
+    head = ["attack", *(f"{name}, {where}" for name in tasks for where in PLAIN_CELLS.values())]
+    rows = []
+    for plan in PLANS:
+        cells = [ours(some, plan.name, place, True, PLAIN) for some in tasks.values() for place in PLAIN_CELLS]
+        shown = (f"{_percent(cell.hits, cell.total)} {_queries(cell, 0.5)}/{_queries(cell, 0.9)}" for cell in cells)
+        rows.append([plan.name, *shown])
+    return _table(head, rows)
+
+
 def benign_table(found: Sequence[Found]) -> list[str]:
     """Benign clients: paged and ticketed, kinds the history did not hold and those it held."""
     tasks = by_task(found)
@@ -389,8 +438,14 @@ def text_of(found: Sequence[Found]) -> str:
         "Baselines: mean (worst) share of attackers paged over attacks, undiluted, then 1:4; then ordinary clients "
         "paged a week, and clients of special kinds:"
     )
-    kinds = "Clients of special kinds that the history did not hold (leave-kinds-out), and of those it held (known):"
-    lines = [told, "", *stream_tables(found), kinds, "", *benign_table(found)]
+    kinds = (
+        "Clients of special kinds by an ensemble whose history did not hold their kind, and by one whose did (known). "
+        "Each seed has two histories, each with half of the kinds, and the same clients meet both:"
+    )
+    lines = [told, "", *stream_tables(found)]
+    if plain_sites(found):
+        lines += ["Pages at a site where no client repeats itself:", "", *plain_table(found)]
+    lines += [kinds, "", *benign_table(found)]
     lines += ["The attacker who tunes:", "", *tuned_table(found), rivals, "", *rival_table(found)]
     return "\n".join(lines).rstrip()
 

@@ -13,12 +13,12 @@ from scipy.stats import shapiro
 from attacks.contract import Trace
 from benchmarks import baselines, crafted, queries, queries_tables
 from benchmarks.queries_attackers import PLANS, STRATEGIES, covered, first_success, telling_features, threat_of
-from benchmarks.queries_cells import Benign, Found, Hunt, Part, Settings, Tuned
+from benchmarks.queries_cells import PLAIN, Benign, Found, Hunt, Part, Settings, Tuned
 from benchmarks.queries_clients import KINDS, NEVER_KNOWN, SPECIAL_ROWS, Counter, Supply, known_kinds, turns
-from benchmarks.queries_tables import CELLS, Cell
+from benchmarks.queries_tables import CELLS, PLAIN_CELLS, Cell
 from benchmarks.repeaters import Site
 
-SETTINGS = Settings(queries=100, attackers=3, campaigns=2, specials=2, tuners=2, clients=16, weeks=3)
+SETTINGS = Settings(queries=100, attackers=3, campaigns=2, specials=2, tuners=2, clients=16, weeks=3, plain=2)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def made() -> crafted.Task:
 
 @pytest.fixture(scope="module")
 def world(made: crafted.Task) -> queries.World:
-    return queries.World.make(made, SETTINGS)
+    return queries.World.make(made, SETTINGS, known_kinds(0))
 
 
 def test_mixing_keeps_the_order_of_every_sequence() -> None:
@@ -64,7 +64,7 @@ def test_success_is_the_first_near_row_with_another_answer() -> None:
 @pytest.mark.parametrize("data", ["cancer", "digits"])
 def test_benign_rows_are_fresh_and_repeat_themselves_under_a_seed(data: crafted.Data) -> None:
     part = crafted.task(data, "logistic", 3)
-    supply = Supply(part.report, part.schema.image_shape)
+    supply = Supply(part.report, part.schema.image_shape, part.domain)
     rows, again = (supply.client(400, np.random.default_rng(5)) for _ in range(2))
     assert rows.tobytes() == again.tobytes()
     assert rows.min() >= 0.0
@@ -75,14 +75,14 @@ def test_benign_rows_are_fresh_and_repeat_themselves_under_a_seed(data: crafted.
     assert (part.model.predict(rows).argmax(axis=1) != part.model.predict(rows[::-1]).argmax(axis=1)).any()
 
 
-def test_every_kind_is_left_out_on_one_of_two_seeds() -> None:
+def test_every_kind_is_left_out_of_one_of_two_histories() -> None:
     assert set(known_kinds(4)) | set(known_kinds(5)) == set(KINDS) - set(NEVER_KNOWN)
     assert not set(known_kinds(4)) & set(known_kinds(5))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_special_clients_send_legal_near_identical_rows(kind: str, made: crafted.Task) -> None:
-    counter = Counter(Site(made.model.predict, made.train.x.mean(axis=0)), Supply(made.report, None))
+    counter = Counter(Site(made.model.predict, made.train.x.mean(axis=0)), Supply(made.report, None, made.domain))
     rows = KINDS[kind](counter, np.random.default_rng(3))
     assert 0.9 * SPECIAL_ROWS <= len(rows) <= SPECIAL_ROWS
     assert np.isfinite(rows).all()
@@ -169,7 +169,7 @@ def test_stream_holds_every_row_once_and_counts_own_queries(world: queries.World
 
 def test_attackers_are_seen_in_traffic_and_their_own_queries_counted(world: queries.World) -> None:
     rivals = queries.Rivals(world, np.random.default_rng(4))
-    found = queries.hunts(world, rivals, PLANS[0])
+    found = queries.hunts(world, rivals, PLANS[0], world)
     mine = [hunt for hunt in found if hunt.scheme == "Vedette"]
     assert {(hunt.each, hunt.accounts) for hunt in mine} == set(CELLS)
     assert len(mine[0].tickets) == SETTINGS.attackers
@@ -177,7 +177,10 @@ def test_attackers_are_seen_in_traffic_and_their_own_queries_counted(world: quer
     for hunt in mine:
         for ticket, page in zip(hunt.tickets, hunt.pages, strict=True):
             assert page is None or (ticket is not None and ticket <= page)
-    baseline = {(hunt.scheme, hunt.setting) for hunt in found} - {("Vedette", "")}
+    plain = [hunt for hunt in found if hunt.scheme == PLAIN]
+    assert {(hunt.each, hunt.accounts) for hunt in plain} == set(PLAIN_CELLS)
+    assert [len(hunt.pages) for hunt in plain] == [SETTINGS.plain] * 2
+    baseline = {(hunt.scheme, hunt.setting) for hunt in found} - {("Vedette", ""), (PLAIN, "")}
     assert len(baseline) == 9
 
 
@@ -211,9 +214,14 @@ def made_up(seed: int, ours: int | None, theirs: int | None) -> Found:
     for plan in PLANS:
         for each, accounts in CELLS:
             hunts.append(Hunt("Vedette", "", plan.name, each, accounts, [3, 4], [ours, 9]))
+        hunts += [Hunt(PLAIN, "", plan.name, each, accounts, [3], [ours]) for each, accounts in PLAIN_CELLS]
         hunts.append(Hunt("Blacklight", "same budget", plan.name, 0, 1, [], [theirs, None]))
     for scheme, setting in (("Vedette", ""), ("Blacklight", "same budget")):
-        benign += [Benign(scheme, setting, kind, kind in known_kinds(seed), 4, 2, 1) for kind in ("", *KINDS)]
+        benign += [
+            Benign(scheme, setting, kind, kind in known_kinds(half), 4, 2, 1)
+            for half in (0, 1)
+            for kind in ("", *KINDS)
+        ]
     tuned = [
         Tuned(plan.name, part, [5, None], [4 if plan.each else None, None])
         for plan in STRATEGIES
@@ -228,14 +236,35 @@ def test_figures_take_the_worst_and_leave_known_kinds_out() -> None:
     assert values["worst / undiluted: ticket"] == 1.0
     assert values["worst / undiluted: page"] == 0.75
     assert values["worst / undiluted: queries to page, p90"] == SETTINGS.queries + 1
+    assert values["mean of the worst task / undiluted: page"] == values["mean / undiluted: page"] == 0.75
+    assert values["worst / undiluted, no repeaters: page"] == 0.5
+    assert values["worst kept apart / 1:4, no repeaters: queries to page, p90"] == SETTINGS.queries + 1
     assert values["sensor, left out: paged"] == 0.25
+    assert values["sensor, in the history: paged"] == 0.25
     assert values["least lead over a baseline at the same budget"] == 0.25
     assert values["tuned attacker, worst task: success before a page"] == 0.5
     assert {target.figure for target in targets} == {target.figure for target in queries_tables.TARGETS}
 
 
+def test_worst_mean_is_that_of_a_task() -> None:
+    seen, missed = made_up(7, 6, 8), msgspec.structs.replace(made_up(7, None, 8), data="spambase")
+    figures, _ = queries_tables.figures_of([seen, missed], np.random.default_rng(0))
+    values = {figure.name: figure.value for figure in figures}
+    assert values["mean / undiluted: page"] == 0.75
+    assert values["mean of the worst task / undiluted: page"] == 0.5
+    assert values["spambase mlp / sensor, left out: paged"] == 0.25
+
+
+def test_a_site_without_repeaters_has_none_in_its_traffic(made: crafted.Task) -> None:
+    plain = queries.World.make(made, SETTINGS, ())
+    assert {kind for one in (*plain.history, *plain.background) for kind in one.kinds} == {""}
+    assert plain.known == ()
+
+
 def test_tables_tell_what_was_never_seen() -> None:
     text = queries_tables.text_of([made_up(7, None, None)])
     assert "50 % (9-91) never/never" in text
-    assert "| sensor | " in text
+    assert "| sensor | 2 / 4 of 8; known: " not in text
+    assert "| sensor | 1 / 2 of 4; known: 1 / 2 of 4 |" in text
+    assert "where no client repeats itself" in text
     assert "Blacklight, same budget" in text
