@@ -36,10 +36,10 @@ demo: .venv/run.stamp
 # Products of small matrices gain nothing by threads, and tests that run side by side lose by them.
 test faults: export OPENBLAS_NUM_THREADS = 1
 
-# Three at a time where nothing is measured against the clock of the machine (they wait a lot); the others one by one.
+# Three at a time where nothing is measured against the clock of the machine (they wait a lot); the others two at a time.
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(OTHERS)
-	$(BIN)/python -m pytest $(ALONE)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ALONE)
 
 check: .venv/dev.stamp
 	$(BIN)/ruff check .
