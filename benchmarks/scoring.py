@@ -93,7 +93,7 @@ def stages(ensemble: Ensemble, batch: Batch) -> list[tuple[str, Callable[[], Any
     _ = known.own_squared, known.single  # computed on first use
     scores = raw_scores(single.detectors, known)
     ranks = single.scores.ranks(scores, batch.labels)
-    _, rank = single.fusion.fuse(ranks, single.scores.surprise)
+    sums, rank = single.fusion.fuse(ranks, single.scores.surprise)
     found: list[tuple[str, Callable[[], Any]]] = [
         ("standard form", view),
         ("neighbours", lambda: view().own_squared),
@@ -109,7 +109,7 @@ def stages(ensemble: Ensemble, batch: Batch) -> list[tuple[str, Callable[[], Any
             "p-values and fusion",
             lambda: single.fusion.fuse(single.scores.ranks(scores, batch.labels), single.scores.surprise),
         ),
-        ("codes, sketches, hashes", lambda: columns_of(known, single.coder, single.edges, rank)),
+        ("codes, sketches, hashes", lambda: columns_of(known, single.coder, single.edges, rank, sums)),
     ]
 
 

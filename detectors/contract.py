@@ -249,7 +249,8 @@ class Signal:
     row : int
         Row of the batch at which it happened.
     rule : str
-        Stable short name: ``input-sequence``, ``query-cluster``, ``query-intent``, ``index-cluster``, ``index-intent``.
+        Stable short name: ``input-sequence``, ``input-row``, ``query-cluster``, ``query-intent``, ``index-cluster``,
+        ``index-intent``.
     level : Level
     technique : str
         MITRE ATLAS id (`ATLAS_VERSION`).

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from detectors import registry
 from detectors.calibration import clusters, history, pools, repeaters, residual
 from detectors.calibration.conformal import ScoreCalibration, surprise_of
-from detectors.calibration.decision import Decision, Yardstick, decide, excuses, proposed
+from detectors.calibration.decision import THRESHOLD_NAMES, Decision, Yardstick, decide, excuses, proposed
 from detectors.calibration.evalues import evalue
 from detectors.calibration.examination import (
     FUSED,
@@ -334,7 +334,7 @@ def _single(
         piece = traffic.take(slice(start, start + CHUNK_ROWS))
         view = BatchView(frame, piece)
         scores[start : start + CHUNK_ROWS] = raw_scores(detectors, view, past)
-        pieces.append(columns_of(view, coder, np.empty(0), unranked[: len(piece)]))
+        pieces.append(columns_of(view, coder, np.empty(0), unranked[: len(piece)], np.zeros(len(piece))))
     columns = Columns(*(np.concatenate(parts) for parts in zip(*pieces, strict=True)))
     labels = columns.rows["label"]
     calibration = ScoreCalibration.fit(
@@ -372,7 +372,8 @@ def _single(
     fusion = Fusion.fit(weights, calibration, ranks[pool.fusion])
     sums, rank = fusion.fuse(ranks, calibration.surprise)
     edges = np.quantile(columns.rows["density"][pool.ranks], np.arange(1, BINS) / BINS)
-    columns.rows["rank"], columns.rows["bin"] = rank, np.searchsorted(edges, columns.rows["density"])
+    columns.rows["rank"], columns.rows["oddness"] = rank, sums
+    columns.rows["bin"] = np.searchsorted(edges, columns.rows["density"])
     single = Single(frame, detectors, calibration, fusion, coder, edges)
     fresh = pool.thresholds
     held: list[tuple[str, Reference]] = []
@@ -516,10 +517,7 @@ def _report(
         partition_weeks=len(past.index) if real else 0,
         partition_weeks_needed=decision.index_needed,
         thresholds={
-            "client-cluster": float(thresholds[0]),
-            "client-opposite": float(thresholds[1]),
-            "index-cluster": float(thresholds[2]),
-            "input-sequence": float(thresholds[3]),
+            **dict(zip(THRESHOLD_NAMES, thresholds.tolist(), strict=True)),
             "page_score": decision.policy.page_score,
         },
         fastest=decision.fastest,

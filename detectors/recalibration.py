@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from detectors.calibration import repeaters
 from detectors.calibration.alarms import FalseAlarm, admitted
-from detectors.calibration.decision import Decision, Yardstick, decide, excuses, proposed
+from detectors.calibration.decision import THRESHOLD_NAMES, Decision, Yardstick, decide, excuses, proposed
 from detectors.calibration.examination import FUSED, Examination, uniformities
 from detectors.calibration.history import History, measure
 from detectors.calibration.prospects import prospects
@@ -157,13 +157,7 @@ def recalibrate(
         partition_weeks=len(past.index),
         partition_weeks_needed=decision.index_needed,
         thresholds={
-            **dict(
-                zip(
-                    ("client-cluster", "client-opposite", "index-cluster", "input-sequence"),
-                    (float(value) for value in thresholds),
-                    strict=True,
-                )
-            ),
+            **dict(zip(THRESHOLD_NAMES, thresholds.tolist(), strict=True)),
             "page_score": decision.policy.page_score,
         },
         fastest=decision.fastest,
@@ -226,8 +220,7 @@ def _counted(taken: int, given: int, replayed: int, budget: int, rank: int) -> s
 
 def _moved(before: Decision, after: Decision) -> str:
     """Thresholds that differ, in words."""
-    names = ("client-cluster", "client-opposite", "index-cluster", "input-sequence")
-    pairs = [*zip(names, before.thresholds.tolist(), after.thresholds.tolist(), strict=True)]
+    pairs = [*zip(THRESHOLD_NAMES, before.thresholds.tolist(), after.thresholds.tolist(), strict=True)]
     pairs.append(("page_score", before.policy.page_score, after.policy.page_score))
     return ", ".join(f"{name} from {old:.4g} to {new:.4g}" for name, old, new in pairs if old != new)
 

@@ -26,11 +26,11 @@ from detectors.single import Single
 from detectors.stored import part_of
 
 #: Columns of `Verdicts.statistics`.
-TESTS = ("client-cluster", "client-opposite", "input-sequence", "index-cluster")
+TESTS = ("client-cluster", "client-opposite", "input-sequence", "index-cluster", "input-row")
 #: Prefix of the arrays of inquiries.
 INQUIRIES = "inquiries"
 #: Version of what `Ensemble.arrays` and `Ensemble.settings` hold.
-CONTENT_VERSION = 5
+CONTENT_VERSION = 6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,7 +74,7 @@ class Ensemble:
         return tuple(detector.name for detector in self.single.detectors)
 
     def with_policy(self, thresholds: NDArray[np.float64], policy: Policy) -> Ensemble:
-        """The same ensemble with other thresholds (ticket A, ticket B, ticket index, sequential test) and policy."""
+        """The same ensemble with other thresholds (`Tables.thresholds`) and policy."""
         return replace(self, tables=self.tables._replace(thresholds=np.array(thresholds)), policy=policy)
 
     def new_state(self, clients: int = 20_000, index_rows: int = 10_000) -> Memory:
@@ -132,18 +132,19 @@ class Ensemble:
             pvalues=scored.pvalues,
             fused=scored.fused,
             tests=TESTS,
-            statistics=self._statistics(trace),
+            statistics=self._statistics(trace, scored.sums),
             levels=levels,
             signals=tuple(signals),
         )
 
-    def _statistics(self, trace: NDArray[Any]) -> NDArray[np.float64]:
+    def _statistics(self, trace: NDArray[Any], sums: NDArray[np.float64]) -> NDArray[np.float64]:
         policy, thresholds = self.policy, self.tables.thresholds
         found = np.empty((len(trace), len(TESTS)))
         found[:, 0] = trace["evidence_a"] / thresholds[0]
         found[:, 1] = trace["evidence_b"] / thresholds[1]
         found[:, 2] = trace["sequence"] / thresholds[3]
         found[:, 3] = trace["index_shared"] / (thresholds[2] * policy.index_factor)
+        found[:, 4] = sums / thresholds[4]
         return found
 
     def settings(self) -> dict[str, Any]:

@@ -50,6 +50,8 @@ class Teller:
         """The signal of one event; None where there is nothing new to say."""
         if kind == walking.SEQUENCE_CROSSED:
             return self._sequence(row)
+        if kind == walking.ODD_ROW:
+            return self._odd(row)
         index = kind in (walking.INDEX_TICKET, walking.INDEX_CHECK)
         if place >= 0 and self.memory.pool.heads["owner"][place] != owner:
             place = -1  # the same row's other event has taken the place
@@ -198,14 +200,8 @@ class Teller:
         """The client's single inputs, taken together, are odder than any benign client's."""
         columns = self.scored.columns
         members, clients = self._own_place(row)
-        sums, fused = float(self.scored.sums[row]), float(self.scored.fused[row])
-        further = self.ensemble.single.fusion.tail.pvalue(sums)
-        extrapolated = further is not None and further < fused
-        reason = Reason(
-            "fused",
-            further if extrapolated and further is not None else fused,
-            "one input after another of this client looks crafted; their evidence has added up",
-            extrapolated,
+        reason = self._fused_reason(
+            row, "one input after another of this client looks crafted; their evidence has added up"
         )
         return self._signal(
             row,
@@ -221,6 +217,35 @@ class Teller:
             reasons=(reason, *self._detector_reasons(row)),
             measures={},
         )
+
+    def _odd(self, row: int) -> Signal:
+        """One input by itself is odder than any of most benign client-weeks; it never pages."""
+        members, clients = self._own_place(row)
+        client = self._client(row)
+        known = client != ANONYMOUS
+        reason = self._fused_reason(
+            row, "this input by itself is odder than any that most benign clients send in a week"
+        )
+        return self._signal(
+            row,
+            rule="input-row",
+            level=Level.TICKET,
+            technique=Technique.CRAFT,
+            entity="client" if known else "cluster",
+            entity_id=client_name(client) if known else f"{members[0, 0]}-{members[0, 1]}",
+            statistic=float(self.scored.sums[row]),
+            threshold=float(self.ensemble.tables.thresholds[4]),
+            members=members,
+            member_clients=clients,
+            reasons=(reason, *self._detector_reasons(row)),
+            measures={},
+        )
+
+    def _fused_reason(self, row: int, text: str) -> Reason:
+        sums, fused = float(self.scored.sums[row]), float(self.scored.fused[row])
+        further = self.ensemble.single.fusion.tail.pvalue(sums)
+        extrapolated = further is not None and further < fused
+        return Reason("fused", further if extrapolated and further is not None else fused, text, extrapolated)
 
     def _own_place(self, row: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
         own = self.scored.columns.rows[row]

@@ -105,7 +105,7 @@ class Single:
             pvalues=self.scores.pvalues(ranks),
             sums=sums,
             fused=self.fusion.pvalues(rank),
-            columns=columns_of(view, self.coder, self.edges, rank),
+            columns=columns_of(view, self.coder, self.edges, rank, sums),
         )
 
     @property
@@ -147,14 +147,17 @@ class Single:
         )
 
 
-def columns_of(view: BatchView, coder: Coder, edges: NDArray[np.float64], rank: NDArray[np.int32]) -> Columns:
-    """What the walk reads of a batch."""
+def columns_of(
+    view: BatchView, coder: Coder, edges: NDArray[np.float64], rank: NDArray[np.int32], sums: NDArray[np.float64]
+) -> Columns:
+    """What the walk reads of a batch; `sums` (n,) are fused scores, and `rank` (n,) their ranks."""
     batch, forms, density = view.batch, coder.forms(view), view.own_distance
     rows = np.zeros(len(batch), dtype=ROW)
     rows["client"], rows["offset"], rows["row"], rows["label"] = batch.clients, batch.offsets, batch.rows, batch.labels
     rows["codes"], rows["sketch"], rows["sketch_rank"] = forms.codes, forms.sketches, forms.sketch_rank
     rows["simhash"], rows["hash"] = forms.simhash, forms.hashes
     rows["density"], rows["bin"], rows["rank"] = density, np.searchsorted(edges, density), rank
+    rows["oddness"] = sums
     rows["own"] = rows["rival"] = np.nan
     if batch.outputs is not None and batch.outputs.shape[1] > 1:
         own, rival = np.empty(len(batch)), np.empty(len(batch))

@@ -19,6 +19,7 @@ from detectors.queries.walk import (
     SIM_PLACES,
     SKETCH_PLACES,
     SKETCH_SHIFT,
+    THRESHOLDS,
     Tables,
 )
 
@@ -51,7 +52,7 @@ def blank_tables(grain: float, fused_values: int) -> Tables:
         tau=np.array([TAUS[0]]),
         residual=none.copy(),
         evalue=np.zeros(2),
-        thresholds=np.full(4, np.inf),
+        thresholds=np.full(THRESHOLDS, np.inf),
     )
 
 

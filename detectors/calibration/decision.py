@@ -22,6 +22,8 @@ from detectors.queries.intent import IntentTest
 from detectors.queries.walk import Tables
 from detectors.signals import client_name
 
+#: What the thresholds are of (`walk.Tables.thresholds`).
+THRESHOLD_NAMES = ("client-cluster", "client-opposite", "index-cluster", "input-sequence", "input-row")
 #: Tickets a week that are accepted from ordinary clients: this share of them, or N if that is more.
 TICKET_SHARE = 0.01
 #: Where the page score is larger, the clients that set it are named, so many at most.
@@ -40,8 +42,8 @@ class Decision:
 
     Attributes
     ----------
-    thresholds : float64 (4,)
-        Ticket A, ticket B, ticket index, sequential test.
+    thresholds : float64 (5,)
+        Ticket A, ticket B, ticket index, sequential test, ticket of one row.
     policy : Policy
     reason : str
     split : Split
@@ -154,7 +156,8 @@ def decide(
     rank = order_statistics.best_rank(coming, units, shares.clients, shares.clients_risk) if real else 0
     distinct = len(np.unique(history.weeks.clients))
     everyone: NDArray[np.bool_] = np.ones(len(history.weeks), dtype=np.bool_)
-    thresholds = np.full(4, np.inf)
+    thresholds = np.full(walking.THRESHOLDS, np.inf)
+    thresholds[4] = _odd_row(history, budget, coming)
     most = float(history.index.max()) if len(history.index) else 0.0
     thresholds[2] = min(max(walking.INDEX_EXAMINED, most), MOST_TICKET * walking.INDEX_CEILING)
     own, together, shared = np.zeros(len(everyone)), np.zeros(len(everyone)), history.index / thresholds[2]
@@ -204,7 +207,7 @@ def decide(
         "intent": crossed | (own >= policy.page_score),
         "tickets": ~everyone,
     }[policy.mode]
-    tickets = (strength > 1.0) | crossed
+    tickets = (strength > 1.0) | crossed | (history.oddest > thresholds[4])
     return Decision(
         thresholds=thresholds,
         policy=policy,
@@ -284,6 +287,18 @@ def _tickets(history: History, yardstick: Yardstick, budget: int, coming: int) -
     ordinary, accepted = _ordinary(history), _accepted(budget, coming)
     rank = max(1, order_statistics.best_rank(coming, int(ordinary.sum()), accepted))
     return combine(_statistics(history, ordinary)[:2], yardstick.scales[:2], rank, coming, accepted).values
+
+
+def _odd_row(history: History, budget: int, coming: int) -> float:
+    """Ticket threshold of a single row's fused score: of the largest one in each client-week, repeaters' too.
+
+    Where there are too few client-weeks for what is accepted, it is the largest of all.
+    """
+    oddest, accepted = history.oddest[~history.alarm], _accepted(budget, coming)
+    if not len(oddest):
+        return np.inf
+    rank = max(1, order_statistics.best_rank(coming, len(oddest), accepted))
+    return max(order_statistics.at_rank(oddest, rank, coming, accepted).value, float(np.finfo(np.float64).tiny))
 
 
 def _why_not(real: bool, units: int, needed: int, coming: int, shares: Split) -> str:

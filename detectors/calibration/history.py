@@ -76,8 +76,8 @@ class History:
     ----------
     weeks : ClientWeeks
         m units.
-    same, opposite, sequence : float64 (m,)
-        Largest evidence of clusters (A and B), and of the sequential test.
+    same, opposite, sequence, oddest : float64 (m,)
+        Largest evidence of clusters (A and B), of the sequential test, and the largest fused score of one row.
     index : float64 (u,)
         Largest evidence of the index in each partition-week.
     repeating : bool (m,)
@@ -101,6 +101,7 @@ class History:
     same: NDArray[np.float64]
     opposite: NDArray[np.float64]
     sequence: NDArray[np.float64]
+    oddest: NDArray[np.float64]
     index: NDArray[np.float64]
     repeating: NDArray[np.bool_]
     parts: tuple[tuple[Columns, NDArray[np.int64], NDArray[np.int64]], ...]
@@ -139,7 +140,7 @@ class History:
         unit_of = np.full(len(times), OTHERS, dtype=np.int64)
         unit_of[chosen] = units.unit
         partition = _partition_of(columns.rows["client"], partitions)
-        same, opposite, sequence = (np.zeros(len(units)) for _ in range(3))
+        same, opposite, sequence, oddest = (np.zeros(len(units)) for _ in range(4))
         index: list[NDArray[np.float64]] = []
         parts = []
         for part in range(int(partition.max()) + 1 if len(partition) else 0):
@@ -151,6 +152,7 @@ class History:
                 (same, trace["evidence_a"]),
                 (opposite, trace["evidence_b"]),
                 (sequence, trace["sequence"]),
+                (oddest, here.rows["oddness"]),
             ):
                 np.maximum.at(found, unit[unit >= 0], values[unit >= 0])
             index.append(_week_maxima(trace["index_shared"], week, count))
@@ -163,6 +165,7 @@ class History:
             same=same,
             opposite=opposite,
             sequence=sequence,
+            oddest=oddest,
             index=np.concatenate([*index, np.empty(0)]),
             repeating=np.isin(units.clients, known),
             parts=tuple(parts),
@@ -199,6 +202,7 @@ class History:
             same=grown("same"),
             opposite=grown("opposite"),
             sequence=grown("sequence"),
+            oddest=np.concatenate([self.oddest, np.zeros(len(alarms))]),
             spoke=grown("spoke"),
             alarm=np.concatenate([self.alarm, np.ones(len(alarms), dtype=np.bool_)]),
             repeating=np.concatenate([self.repeating, np.zeros(len(alarms), dtype=np.bool_)]),

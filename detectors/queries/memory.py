@@ -48,7 +48,8 @@ SLOT = np.dtype(
         ("cluster", "u1", (WINDOW_ROWS,)),
         ("place", "i2", (CLUSTERS,)),  # in the pool, or -1
         ("ticketed", "u1", (CLUSTERS,)),
-        ("spare", "u1", (2,)),
+        ("odd", "u1"),  # rows odder than their threshold so far
+        ("spare", "u1", (1,)),
     ],
     align=True,
 )
@@ -98,6 +99,8 @@ MEMBER = np.dtype(
 
 #: Place of exact duplicates in `Clients.scalars`, after those of `recency`.
 DUPLICATES = EVICTED + 1
+#: Place of anonymous rows odder than their threshold.
+ODD_ANONYMOUS = DUPLICATES + 1
 #: Places of `Index.scalars`.
 INDEX_ROWS_SEEN, NEXT_UID = range(2)
 
@@ -110,7 +113,7 @@ class Clients(NamedTuple):
     newer: NDArray[np.int32]  # (c,) towards the most recently used
     older: NDArray[np.int32]  # (c,)
     slots: NDArray[Any]  # (c,) SLOT
-    scalars: NDArray[np.int64]  # used, newest, oldest, evicted, exact duplicates
+    scalars: NDArray[np.int64]  # used, newest, oldest, evicted, exact duplicates, odd anonymous rows
 
 
 class Index(NamedTuple):
@@ -164,7 +167,7 @@ class Memory:
             newer=np.full(clients, -1, dtype=np.int32),
             older=np.full(clients, -1, dtype=np.int32),
             slots=np.zeros(clients, dtype=SLOT),
-            scalars=np.array([0, -1, -1, 0, 0], dtype=np.int64),
+            scalars=np.array([0, -1, -1, 0, 0, 0], dtype=np.int64),
         )
         self.clients.slots["cluster"] = NO_CLUSTER
         self.clients.slots["place"] = -1

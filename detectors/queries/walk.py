@@ -12,6 +12,9 @@ differs least are looked for first, and only they are measured in both geometrie
 queries among hundreds of others is seen there too; but what its own history keeps and examines is that history's
 business.
 
+A single row that is odder than its threshold is told of too: of each client, and of all anonymous rows together, the
+1st, 2nd, 4th, 8th, ..., so that who sends many doesn't flood anybody.
+
 No logarithm is taken here, as its last bit differs between machines: squared ratios and products of p-values order as
 their logarithms do, and gains stand in tables.
 
@@ -50,6 +53,7 @@ from detectors.queries.memory import (
     MEMBERS,
     NEXT_UID,
     NO_CLUSTER,
+    ODD_ANONYMOUS,
     WINDOW_ROWS,
     Memory,
 )
@@ -104,7 +108,11 @@ CODE_FLOOR = 0.25
 #: Kinds of rows.
 PLAIN, DUPLICATE, JOINED = 0, 1, 2
 #: Kinds of events.
-CLUSTER_TICKET, CLUSTER_CHECK, SEQUENCE_CROSSED, INDEX_TICKET, INDEX_CHECK = 1, 2, 3, 4, 5
+CLUSTER_TICKET, CLUSTER_CHECK, SEQUENCE_CROSSED, INDEX_TICKET, INDEX_CHECK, ODD_ROW = 1, 2, 3, 4, 5, 6
+#: Thresholds: ticket A, ticket B, ticket index, sequential test, ticket of one row.
+THRESHOLDS = 5
+#: Odd rows of a client that are counted.
+MOST_ODD = 255
 #: Most events of one row.
 EVENTS = 4
 #: What stands in a row of events: kind, place in the pool or -1, owner of the place (`memory.HEAD`).
@@ -127,6 +135,7 @@ ROW = np.dtype(
         ("own", "f8"),  # score of the predicted class, NaN where the event has none
         ("rival", "f8"),  # the largest other one
         ("density", "f8"),  # distance to the 5th nearest reference row of the predicted class
+        ("oddness", "f8"),  # fused score of the single input
         ("label", "i4"),
         ("row", "i4"),
         ("sketch", "u4"),
@@ -192,7 +201,7 @@ class Tables(NamedTuple):
     tau: NDArray[np.float64]  # (1,) weight of the prior of the client residual, in rows
     residual: NDArray[np.float64]  # (c',) ascending residual scores of fresh rows
     evalue: NDArray[np.float64]  # (c' + 1,) e-value by rank
-    thresholds: NDArray[np.float64]  # ticket A, ticket B, ticket index, sequential test
+    thresholds: NDArray[np.float64]  # ticket A, ticket B, ticket index, sequential test, ticket of one row
 
     @classmethod
     def restore(cls, arrays: Mapping[str, NDArray[Any]], fused_values: int) -> Tables:
@@ -205,7 +214,7 @@ class Tables(NamedTuple):
             table(name, None)
             for name in ("combined", "both", "index_combined", "index_both", "index_least", "residual")
         )
-        thresholds = stored(arrays, "thresholds", np.float64, 4, finite=False)
+        thresholds = stored(arrays, "thresholds", np.float64, THRESHOLDS, finite=False)
         return cls(
             grain=within("grain", table("grain", 1), np.finfo(np.float64).tiny, np.inf),
             near_l2=table("near_l2", BINS, None),
@@ -300,6 +309,7 @@ def _start_over(slots: Any, heads: Any, slot: int) -> None:
     for k in range(WINDOW_ROWS):
         s.cluster[k] = NO_CLUSTER
     s.distinct = 0
+    s.odd = 0
     s.residual_sum = 0.0
     s.residual_count = 0
     s.sequence = 0.0
@@ -581,6 +591,10 @@ def _walk_client(
         s.sequence = sequence
     else:
         out.sequence = s.sequence
+    if row.oddness > values[first[_THRESHOLDS] + 4] and s.odd < MOST_ODD:
+        s.odd += 1
+        if s.odd & (s.odd - 1) == 0:
+            found = _tell(events, found, ODD_ROW, -1, -1)
     return found, kept
 
 
@@ -788,6 +802,11 @@ def walk(
             found, kept = _walk_client(
                 i, inputs, rows, tables, clients, index.clusters, pool, trace, events, squares, bits
             )
+        elif rows[i].oddness > tables.values[tables.first[_THRESHOLDS] + 4]:
+            odd = clients.scalars[ODD_ANONYMOUS] + 1
+            clients.scalars[ODD_ANONYMOUS] = odd
+            if odd & (odd - 1) == 0:
+                found = _tell(events, found, ODD_ROW, -1, -1)
         found = _walk_index(i, inputs, rows, tables, clients.slots, index, pool, trace, events, found, scratch, kept)
         if found > 0:
             return i + 1, found

@@ -29,6 +29,7 @@ ATLAS_URL = "https://atlas.mitre.org/techniques/"
 
 RULES = {
     "input-sequence": "The client's inputs, taken together, look less and less like benign traffic.",
+    "input-row": "An input by itself is odder than any that most benign clients send in a week.",
     "query-cluster": "The client sends many near-identical queries.",
     "query-intent": "The near-identical queries seek the model's decision boundary, as an attacker's do.",
     "index-cluster": "Near-identical queries come in through several accounts.",
@@ -358,6 +359,8 @@ def _deed(incident: Incident) -> str:
         return f"sent {incident.queries:,} near-identical queries"
     if "input-sequence" in rules:
         return "sends inputs that, taken together, are unlike benign traffic"
+    if "input-row" in rules:
+        return "sent an input that is odder than any that most benign clients send in a week"
     return f"made the rules {', '.join(sorted(rules))} speak"
 
 

@@ -71,6 +71,8 @@ def _finding(incident: Incident) -> str:
         return f"{incident.queries:,} near-identical queries"
     if "input-sequence" in rules:
         return "a run of inputs unlike benign traffic"
+    if "input-row" in rules:
+        return "an input odder than those of benign clients"
     return f"{incident.signals:,} signals ({', '.join(sorted(rules))})"
 
 

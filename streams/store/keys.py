@@ -15,7 +15,7 @@ from streams.errors import ConfigError
 LAYOUT_VERSION = 1
 
 #: Rules of signals in the order of their numbers, which stand in entry ids and so may only be appended to.
-RULES = ("input-sequence", "query-cluster", "query-intent", "index-cluster", "index-intent")
+RULES = ("input-sequence", "query-cluster", "query-intent", "index-cluster", "index-intent", "input-row")
 #: Room for rules in the entry id of a row's signals.
 RULE_ROOM = 16
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from detectors.calibration import history, repeaters
 from detectors.contract import ANONYMOUS, Level, Signal
+from detectors.queries import walk as walking
 from detectors.queries.walk import BLOCK_ROWS, INDEX_EXAMINED, MOST_MEASURED, NO_BITS, SLACK_BITS
 from detectors.scorer import Ensemble
 
@@ -108,7 +109,7 @@ def test_the_nearest_row_of_another_account_is_found_as_in_plain_words(
     again = np.flatnonzero(rng.random(n) < 0.05)
     rows[again] = rows[np.maximum(again - 7, 0)]
     columns = ensemble.single.score(sent(home, np.clip(rows, 0.0, 1.0), clients)).columns
-    trace = history.measure(columns, ensemble.tables._replace(thresholds=np.full(4, np.inf)), room)
+    trace = history.measure(columns, ensemble.tables._replace(thresholds=np.full(walking.THRESHOLDS, np.inf)), room)
     expected = in_plain_words(columns, room, float(ensemble.tables.grain[0]))
     np.testing.assert_allclose(trace["index_near"], [near for near, _, _ in expected], rtol=1e-12)
     assert trace["index_bits"].tolist() == [bits for _, bits, _ in expected]
@@ -125,7 +126,7 @@ def test_a_near_duplicate_is_told_from_a_stranger_whose_projections_have_the_sam
     rows[-1, 20] = (rows[-1, 20] + 0.4) % 1.0  # one feature far away: few signs differ, more than of some strangers
     clients = np.arange(2000) + 1
     columns = ensemble.single.score(sent(home, rows, clients)).columns
-    trace = history.measure(columns, ensemble.tables._replace(thresholds=np.full(4, np.inf)), 2000)
+    trace = history.measure(columns, ensemble.tables._replace(thresholds=np.full(walking.THRESHOLDS, np.inf)), 2000)
     assert trace["index_p"][-1] < np.quantile(trace["index_p"][1000:-1], 0.02)
 
 
@@ -260,9 +261,9 @@ def test_a_benign_campaign_in_the_history_makes_the_site_ask_for_more(
     batch = sent(home, rows, clients)
     columns = ensemble.single.score(batch).columns
     everyone = np.ones(len(rows), dtype=np.bool_)
+    silent = ensemble.tables._replace(thresholds=np.full(walking.THRESHOLDS, np.inf))
     past = history.History.replay(
-        columns, batch.times, everyone, ensemble.tables._replace(thresholds=np.full(4, np.inf)), ensemble.index_rows,
-        10**9, 1, ~everyone,
+        columns, batch.times, everyone, silent, ensemble.index_rows, 10**9, 1, ~everyone,
     )  # fmt: skip
     spoke = past.intentions(ensemble.tables, ensemble.intent, lambda what, share: None)
     of_campaign = past.weeks.clients >= FIRST_ACCOUNT
