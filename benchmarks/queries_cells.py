@@ -7,11 +7,13 @@ import numpy as np
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """How much is run: own queries of an attacker; attackers a cell and campaigns over many accounts; clients of a
-    special kind; start rows of the attacker who tunes; clients a week and weeks of the history."""
+    """How much is run: own queries of an attacker; attackers a cell, those of them that baselines are judged with, and
+    campaigns over many accounts; clients of a special kind; start rows of the attacker who tunes; clients a week and
+    weeks of the history."""
 
     queries: int
     attackers: int
+    rivals: int
     campaigns: int
     specials: int
     tuners: int
@@ -22,7 +24,8 @@ class Settings(msgspec.Struct, frozen=True):
 class Hunt(msgspec.Struct, frozen=True):
     """One cell: own queries of each attacker until its first ticket and page; None for never.
 
-    `scheme` is Vedette or a baseline, which only pages, with its `setting`; `each` benign queries beside each own.
+    `scheme` is Vedette or a baseline, which only pages, with its `setting`; `each` benign queries beside each own;
+    `repeaters` where history and traffic of the site hold some.
     """
 
     scheme: str
@@ -32,6 +35,7 @@ class Hunt(msgspec.Struct, frozen=True):
     accounts: int
     tickets: list[int | None]
     pages: list[int | None]
+    repeaters: bool = True
 
     def told(self) -> str:
         """In a few words."""
@@ -53,6 +57,7 @@ class Benign(msgspec.Struct, frozen=True):
     clients: int
     tickets: int
     pages: int
+    repeaters: bool = True
 
 
 class Tuned(msgspec.Struct, frozen=True):

@@ -55,7 +55,21 @@ TARGETS = (
     Target("tuned attacker, worst task: success before a page", "<=", 0.04),
     Target("tuned attacker, least over tasks: success unmonitored", ">=", 0.80),
     Target("least lead over a baseline at the same budget", ">=", 0.0),
+    Target("least lead over a baseline at the same budget, mean over attacks", ">=", 0.0),
+    Target("least lead over a baseline at the same budget, worst over attacks", ">=", 0.0),
+    *(
+        Target(f"no repeaters / {word} / {cell}: {figure}", relation, bound)
+        for cell, median in (("undiluted", 15.0), ("1:4", 20.0))
+        for word, figure, relation, bound in (
+            ("worst", "page", ">=", 0.995),
+            ("worst kept apart", "page", ">=", 0.95),
+            ("worst", "queries to page, median", "<=", median),
+            ("worst", "queries to page, p90", "<=", 40.0),
+        )
+    ),
 )
+#: The setting of baselines that Vedette is measured against.
+SAME_BUDGET = "same budget"
 
 Queries = list[list[int | None]]
 
@@ -111,21 +125,29 @@ def cell_of(found: Sequence[Found], pick: Callable[[Hunt], list[int | None]], wa
     return Cell(seen, found[0].settings.queries)
 
 
-def ours(found: Sequence[Found], attack: str, place: tuple[int, int], page: bool) -> Cell:
+def ours(found: Sequence[Found], attack: str, place: tuple[int, int], page: bool, repeaters: bool = True) -> Cell:
     """Vedette's cell of one task."""
     return cell_of(
         found,
         lambda hunt: hunt.pages if page else hunt.tickets,
-        lambda hunt: hunt.scheme == "Vedette" and hunt.attack == attack and (hunt.each, hunt.accounts) == place,
+        lambda hunt: (
+            (hunt.scheme, hunt.attack, hunt.each, hunt.accounts, hunt.repeaters)
+            == ("Vedette", attack, *place, repeaters)
+        ),
     )
 
 
-def theirs(found: Sequence[Found], key: tuple[str, str], attack: str, each: int) -> Cell:
+def theirs(
+    found: Sequence[Found], key: tuple[str, str], attack: str, place: tuple[int, int], repeaters: bool = True
+) -> Cell:
     """A baseline's cell of one task."""
     return cell_of(
         found,
         lambda hunt: hunt.pages,
-        lambda hunt: (hunt.scheme, hunt.setting, hunt.attack, hunt.each) == (*key, attack, each),
+        lambda hunt: (
+            (hunt.scheme, hunt.setting, hunt.attack, hunt.each, hunt.accounts, hunt.repeaters)
+            == (*key, attack, *place, repeaters)
+        ),
     )
 
 
@@ -137,14 +159,16 @@ def by_task(found: Sequence[Found]) -> dict[str, list[Found]]:
     return tasks
 
 
-def settings_of(found: Sequence[Found]) -> list[tuple[str, str]]:
+def settings_of(found: Sequence[Found], repeaters: bool = True) -> list[tuple[str, str]]:
     """Baselines and their settings."""
-    return list(dict.fromkeys((hunt.scheme, hunt.setting) for hunt in found[0].hunts if hunt.setting))
+    hunts = [hunt for hunt in found[0].hunts if hunt.setting and hunt.repeaters == repeaters]
+    return list(dict.fromkeys((hunt.scheme, hunt.setting) for hunt in hunts))
 
 
-def rival_dilutions(found: Sequence[Found]) -> list[int]:
-    """Dilutions at which baselines were judged."""
-    return sorted({hunt.each for hunt in found[0].hunts if hunt.setting})
+def rival_places(found: Sequence[Found], repeaters: bool = True) -> list[tuple[int, int]]:
+    """Cells in which baselines were judged, in the order of `CELLS`."""
+    seen = {(hunt.each, hunt.accounts) for hunt in found[0].hunts if hunt.setting and hunt.repeaters == repeaters}
+    return [place for place in CELLS if place in seen]
 
 
 def share_figure(name: str, hits: int, total: int) -> Figure:
@@ -185,13 +209,15 @@ def stream_figures(found: Sequence[Found], rng: np.random.Generator) -> list[Fig
     return figures
 
 
-def benign_rows(found: Sequence[Found], key: tuple[str, str], kind: str, known: bool | None) -> tuple[int, int, int]:
+def benign_rows(
+    found: Sequence[Found], key: tuple[str, str], kind: str, known: bool | None, repeaters: bool = True
+) -> tuple[int, int, int]:
     """Clients of a kind, and how many of them ticketed and paged; `known` None takes all."""
     rows = [
         row
         for one in found
         for row in one.benign
-        if (row.scheme, row.setting, row.kind) == (*key, kind) and known in (None, row.known)
+        if (row.scheme, row.setting, row.kind, row.repeaters) == (*key, kind, repeaters) and known in (None, row.known)
     ]
     return sum(row.clients for row in rows), sum(row.tickets for row in rows), sum(row.pages for row in rows)
 
@@ -240,25 +266,120 @@ def tuned_figures(found: Sequence[Found]) -> list[Figure]:
     return figures
 
 
+def plain_figures(found: Sequence[Found], rng: np.random.Generator) -> list[Figure]:
+    """A site without repeaters: worst over attacks and tasks, and ordinary clients paged."""
+    figures = []
+    for place in rival_places(found, repeaters=False):
+        for apart, word in ((False, "worst"), (True, "worst kept apart")):
+            label = f"no repeaters / {word} / {CELLS[place]}"
+            for page, level in ((False, "ticket"), (True, "page")):
+                cells = [
+                    ours(some, plan.name, place, page, repeaters=False)
+                    for some in by_task(found).values()
+                    for plan in PLANS
+                    if plan.apart == apart
+                ]
+                least = min(cells, key=lambda cell: cell.share)
+                figures.append(share_figure(f"{label}: {level}", least.hits, least.total))
+                for share, told in ((0.5, "median"), (0.9, "p90")):
+                    slowest = max(cells, key=lambda cell: cell.quantile(share))
+                    interval = slowest.interval(share, rng)
+                    figures.append(Figure(f"{label}: queries to {level}, {told}", slowest.quantile(share), *interval))
+    clients, tickets, pages = benign_rows(found, ("Vedette", ""), "", None, repeaters=False)
+    if clients:
+        figures.append(share_figure("no repeaters / ordinary clients: paged", pages, clients))
+        figures.append(share_figure("no repeaters / ordinary clients: ticketed", tickets, clients))
+    return figures
+
+
+@dataclass(frozen=True, slots=True)
+class Duel:
+    """Vedette and a baseline against the same attackers, one cell of one task.
+
+    Attributes
+    ----------
+    hits, others : int
+        Attackers that Vedette pages, and the baseline.
+    total : int
+    """
+
+    task: str
+    attack: str
+    place: tuple[int, int]
+    hits: int
+    others: int
+    total: int
+
+    @property
+    def lead(self) -> float:
+        """Share of attackers by which Vedette is ahead."""
+        return (self.hits - self.others) / self.total
+
+
+def duels(found: Sequence[Found], key: tuple[str, str], repeaters: bool = True) -> list[Duel]:
+    """Every cell in which this baseline was judged."""
+    rows = []
+    for name, some in by_task(found).items():
+        for place in rival_places(found, repeaters):
+            for plan in PLANS:
+                their = theirs(some, key, plan.name, place, repeaters)
+                whole = ours(some, plan.name, place, page=True, repeaters=repeaters)
+                pairs = zip(whole.seen, their.seen, strict=True)
+                mine = Cell([seed[: len(other)] for seed, other in pairs], whole.queries)
+                rows.append(Duel(name, plan.name, place, mine.hits, their.hits, their.total))
+    return rows
+
+
+def gathered(rows: Sequence[Duel]) -> dict[str, list[Duel]]:
+    """Duels of every row of the table against baselines: each attack, then the mean and the worst over attacks.
+
+    The mean pools the attackers of a task; the worst sets Vedette's worst attack beside the baseline's worst one.
+    """
+    found = {plan.name: [row for row in rows if row.attack == plan.name] for plan in PLANS}
+    mean, worst = [], []
+    for task, place in dict.fromkeys((row.task, row.place) for row in rows):
+        some = [row for row in rows if (row.task, row.place) == (task, place)]
+        sums = (sum(row.hits for row in some), sum(row.others for row in some), sum(row.total for row in some))
+        mean.append(Duel(task, "mean", place, *sums))
+        total = min(row.total for row in some)
+        least = min(row.hits for row in some), min(row.others for row in some)
+        worst.append(Duel(task, "worst", place, *least, total))
+    return found | {"mean over attacks": mean, "worst over attacks": worst}
+
+
+def sites(found: Sequence[Found]) -> list[bool]:
+    """Whether sites with repeaters (True) and without (False) were measured against baselines."""
+    return [repeaters for repeaters in (True, False) if rival_places(found, repeaters)]
+
+
 def rival_figures(found: Sequence[Found]) -> list[Figure]:
-    """Least lead of our share of pages over that of each baseline, over tasks, attacks and dilutions."""
-    figures, leads = [], []
-    for key in settings_of(found):
-        own = []
-        for some in by_task(found).values():
-            for each in rival_dilutions(found):
-                for plan in PLANS:
-                    lead = ours(some, plan.name, (each, 1), page=True).share
-                    own.append(lead - theirs(some, key, plan.name, each).share)
-        figures.append(Figure(f"least lead over {key[0]}, {key[1]}", min(own)))
-        leads += own if key[1] == "same budget" else []
-    figures.append(Figure("least lead over a baseline at the same budget", min(leads)))
+    """Least lead of our share of pages over that of each baseline, over tasks, attacks and cells.
+
+    At the same budget also of the mean and of the worst over attacks, and the share of rows that are better or equal.
+    """
+    figures: list[Figure] = []
+    least: dict[str, list[float]] = {}
+    for repeaters in sites(found):
+        prefix = "" if repeaters else "no repeaters / "
+        for key in settings_of(found, repeaters):
+            rows = gathered(duels(found, key, repeaters))
+            leads = [row.lead for plan in PLANS for row in rows[plan.name]]
+            figures.append(Figure(f"{prefix}least lead over {key[0]}, {key[1]}", min(leads)))
+            if key[1] == SAME_BUDGET:
+                least.setdefault("", []).extend(leads)
+                for name in ("mean over attacks", "worst over attacks"):
+                    least.setdefault(f", {name}", []).extend(row.lead for row in rows[name])
+    for name, leads in least.items():
+        figures.append(Figure(f"least lead over a baseline at the same budget{name}", min(leads)))
+        equal = sum(lead >= 0 for lead in leads)
+        figures.append(share_figure(f"rows not behind a baseline at the same budget{name}", equal, len(leads)))
     return figures
 
 
 def figures_of(found: Sequence[Found], rng: np.random.Generator) -> tuple[list[Figure], list[Target]]:
     """Everything, and the targets there are figures for."""
     figures = [*stream_figures(found, rng), *benign_figures(found), *tuned_figures(found), *rival_figures(found)]
+    figures += plain_figures(found, rng)
     names = {figure.name for figure in figures}
     return figures, [target for target in TARGETS if target.figure in names]
 
@@ -317,6 +438,21 @@ def stream_tables(found: Sequence[Found]) -> list[str]:
     return lines
 
 
+def plain_tables(found: Sequence[Found]) -> list[str]:
+    """A site without repeaters: one row an attack, shares paged and their queries."""
+    told = (
+        "A site without repeaters, in history and in traffic, where a crossed threshold pages: share of attackers "
+        "paged, median / 90th percentile of own queries; then baselines there, and ordinary clients paged:"
+    )
+    places, tasks = rival_places(found, repeaters=False), by_task(found)
+    rows = []
+    for plan in PLANS:
+        cells = [ours(some, plan.name, place, True, False) for some in tasks.values() for place in places]
+        shares = [f"{_percent(cell.hits, cell.total)} {_queries(cell, 0.5)}/{_queries(cell, 0.9)}" for cell in cells]
+        rows.append([plan.name, *shares])
+    return [told, "", *_table(["attack", *(f"{name}: {CELLS[place]}" for name in tasks for place in places)], rows)]
+
+
 def benign_table(found: Sequence[Found]) -> list[str]:
     """Benign clients: paged and ticketed, kinds the history did not hold and those it held."""
     tasks = by_task(found)
@@ -355,27 +491,50 @@ def tuned_table(found: Sequence[Found]) -> list[str]:
     return _table(head, rows)
 
 
-def rival_table(found: Sequence[Found]) -> list[str]:
+def rival_table(found: Sequence[Found], repeaters: bool = True) -> list[str]:
     """Baselines beside Vedette: mean and worst share of attackers paged, and benign clients paged."""
     tasks = by_task(found)
     rows = []
-    for key in [("Vedette", ""), *settings_of(found)]:
+    for key in [("Vedette", ""), *settings_of(found, repeaters)]:
         row = [" ".join(key).strip() if not key[1] else f"{key[0]}, {key[1]}"]
         for some in tasks.values():
             parts = []
-            for each in rival_dilutions(found):
+            for place in rival_places(found, repeaters):
                 cells = [
-                    theirs(some, key, plan.name, each) if key[1] else ours(some, plan.name, (each, 1), page=True)
+                    theirs(some, key, plan.name, place, repeaters)
+                    if key[1]
+                    else ours(some, plan.name, place, page=True, repeaters=repeaters)
                     for plan in PLANS
                 ]
                 mean = sum(cell.hits for cell in cells) / sum(cell.total for cell in cells)
                 parts.append(f"{100 * mean:.0f} ({100 * min(cell.share for cell in cells):.0f})")
-            plain = benign_rows(some, key, "", None)
-            special = [benign_rows(some, key, kind, None) for kind in KINDS]
-            share = 100 * sum(pages for _, _, pages in special) / sum(clients for clients, _, _ in special)
-            row.append(f"{', '.join(parts)}; {100 * plain[2] / plain[0]:.1f}, {share:.0f}")
+            plain = benign_rows(some, key, "", None, repeaters)
+            false = f"{100 * plain[2] / max(1, plain[0]):.1f}"
+            if repeaters:
+                special = [benign_rows(some, key, kind, None) for kind in KINDS]
+                paged, clients = sum(pages for _, _, pages in special), sum(clients for clients, _, _ in special)
+                false += f", {100 * paged / max(1, clients):.0f}"
+            row.append(f"{', '.join(parts)}; {false}")
         rows.append(row)
     return _table(["% paged", *tasks], rows)
+
+
+def against_table(found: Sequence[Found], repeaters: bool = True) -> list[str]:
+    """Every attack and dilution against every baseline at the same budget: on how many tasks Vedette is not behind."""
+    keys = [key for key in settings_of(found, repeaters) if key[1] == SAME_BUDGET]
+    against = {key: gathered(duels(found, key, repeaters)) for key in keys}
+    rows = []
+    for place in rival_places(found, repeaters):
+        for name in (*(plan.name for plan in PLANS), "mean over attacks", "worst over attacks"):
+            told = []
+            for key in keys:
+                some = [row for row in against[key][name] if row.place == place]
+                behind = [row for row in some if row.lead < 0]
+                gaps = ", ".join(f"{row.task} {100 * row.lead:.0f}" for row in behind)
+                ahead = sum(row.lead > 0 for row in some)
+                told.append(f"**behind**: {gaps}" if behind else "better" if ahead == len(some) else "better or equal")
+            rows.append([f"{name}, {CELLS[place]}", *told])
+    return _table(["paged at the same budget", *(name for name, _ in keys)], rows)
 
 
 def text_of(found: Sequence[Found]) -> str:
@@ -385,13 +544,25 @@ def text_of(found: Sequence[Found]) -> str:
         f"Seeds {', '.join(map(str, seeds))}. A cell: share of attackers (95 % Wilson interval), then median / 90th "
         f"percentile of own queries over all attackers; {found[0].settings.queries} own queries are watched."
     )
+    where = ", ".join(CELLS[place] for place in rival_places(found))
+    few = " / ".join(
+        str(theirs(found[:1], settings_of(found)[0], PLANS[0].name, place).total) for place in rival_places(found)
+    )
     rivals = (
-        "Baselines: mean (worst) share of attackers paged over attacks, undiluted, then 1:4; then ordinary clients "
-        "paged a week, and clients of special kinds:"
+        f"Baselines, with {few} of the attackers a seed: mean (worst) share of attackers paged over attacks, {where}; "
+        "then ordinary clients paged a week, and clients of special kinds:"
+    )
+    against = (
+        "Vedette against every baseline at the same budget, by the share of the same attackers that are paged, over "
+        "all tasks; where it is behind, on which, and by how many points:"
     )
     kinds = "Clients of special kinds that the history did not hold (leave-kinds-out), and of those it held (known):"
     lines = [told, "", *stream_tables(found), kinds, "", *benign_table(found)]
     lines += ["The attacker who tunes:", "", *tuned_table(found), rivals, "", *rival_table(found)]
+    lines += [against, "", *against_table(found)]
+    if False in sites(found):
+        lines += [*plain_tables(found), *rival_table(found, repeaters=False), against, ""]
+        lines += against_table(found, repeaters=False)
     return "\n".join(lines).rstrip()
 
 

@@ -15,10 +15,11 @@ from benchmarks import baselines, crafted, queries, queries_tables
 from benchmarks.queries_attackers import PLANS, STRATEGIES, covered, first_success, telling_features, threat_of
 from benchmarks.queries_cells import Benign, Found, Hunt, Part, Settings, Tuned
 from benchmarks.queries_clients import KINDS, NEVER_KNOWN, SPECIAL_ROWS, Counter, Supply, known_kinds, turns
+from benchmarks.queries_rivals import PLACES, Rivals, parts_of
 from benchmarks.queries_tables import CELLS, Cell
 from benchmarks.repeaters import Site
 
-SETTINGS = Settings(queries=100, attackers=3, campaigns=2, specials=2, tuners=2, clients=16, weeks=3)
+SETTINGS = Settings(queries=100, attackers=3, rivals=2, campaigns=2, specials=2, tuners=2, clients=16, weeks=3)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +169,7 @@ def test_stream_holds_every_row_once_and_counts_own_queries(world: queries.World
 
 
 def test_attackers_are_seen_in_traffic_and_their_own_queries_counted(world: queries.World) -> None:
-    rivals = queries.Rivals(world, np.random.default_rng(4))
+    rivals = Rivals(world, queries.BUDGET, np.random.default_rng(4))
     found = queries.hunts(world, rivals, PLANS[0])
     mine = [hunt for hunt in found if hunt.scheme == "Vedette"]
     assert {(hunt.each, hunt.accounts) for hunt in mine} == set(CELLS)
@@ -177,8 +178,41 @@ def test_attackers_are_seen_in_traffic_and_their_own_queries_counted(world: quer
     for hunt in mine:
         for ticket, page in zip(hunt.tickets, hunt.pages, strict=True):
             assert page is None or (ticket is not None and ticket <= page)
-    baseline = {(hunt.scheme, hunt.setting) for hunt in found} - {("Vedette", "")}
-    assert len(baseline) == 9
+    theirs = [hunt for hunt in found if hunt.scheme != "Vedette"]
+    assert {(hunt.each, hunt.accounts) for hunt in theirs} == set(PLACES)
+    assert len({(hunt.scheme, hunt.setting) for hunt in theirs}) == 3 * 7
+    assert {len(hunt.pages) for hunt in theirs if hunt.each <= 4} == {2}
+    assert {len(hunt.pages) for hunt in theirs if hunt.each == 20} == {1}
+
+
+def test_site_without_repeaters_pages_at_once_what_it_tickets(made: crafted.Task) -> None:
+    world = queries.World.make(made, SETTINGS, repeaters=False)
+    assert all(kind == "" for one in (*world.history, *world.background) for kind in one.kinds)
+    rivals = Rivals(world, queries.BUDGET, np.random.default_rng(4))
+    assert {setting for _, setting in rivals.thresholds} == {"published", "same budget"}
+    found = queries.plain_hunts(world, rivals, PLANS[0])
+    assert not any(hunt.repeaters for hunt in found)
+    assert {(hunt.each, hunt.accounts) for hunt in found} == {(0, 1), (4, 1)}
+    if world.mode == "at-once":
+        assert all(hunt.pages == hunt.tickets for hunt in found if hunt.scheme == "Vedette")
+    rows = queries.plain_benign(world, rivals)
+    assert {row.scheme for row in rows} == {"Vedette"} | {scheme for scheme, _ in rivals.thresholds}
+    assert all(row.clients == SETTINGS.clients and not row.repeaters for row in rows)
+
+
+def test_baselines_keep_the_budget_on_the_weeks_that_set_it(world: queries.World) -> None:
+    rivals = Rivals(world, queries.BUDGET, np.random.default_rng(4))
+    one = world.history[0]
+    parts = parts_of(one.clients, len(one.kinds))
+    stream = world.stream([(one.rows[mine], np.ones(len(mine), dtype=np.bool_)) for mine in parts], 1, 1, world_rng())
+    alarms = rivals.first(stream, len(parts))
+    paged = {key: sum(at is not None for at in found) for key, found in alarms.items()}
+    assert all(count <= 5 for (scheme, setting), count in paged.items() if setting == "same budget")
+    assert paged["IForest", "published"] > paged["IForest", "same budget"]
+
+
+def world_rng() -> np.random.Generator:
+    return np.random.default_rng(17)
 
 
 def test_stored_parts_are_taken_up_where_the_settings_are_the_same(tmp_path: Path) -> None:
@@ -211,9 +245,14 @@ def made_up(seed: int, ours: int | None, theirs: int | None) -> Found:
     for plan in PLANS:
         for each, accounts in CELLS:
             hunts.append(Hunt("Vedette", "", plan.name, each, accounts, [3, 4], [ours, 9]))
-        hunts.append(Hunt("Blacklight", "same budget", plan.name, 0, 1, [], [theirs, None]))
+        for scheme, pages in (("Vedette", [ours, 9]), ("Blacklight", [theirs])):
+            setting = "" if scheme == "Vedette" else "same budget"
+            if setting:
+                hunts.append(Hunt(scheme, setting, plan.name, 0, 1, [], pages))
+            hunts += [Hunt(scheme, setting, plan.name, each, 1, pages, pages, False) for each in (0, 4)]
     for scheme, setting in (("Vedette", ""), ("Blacklight", "same budget")):
         benign += [Benign(scheme, setting, kind, kind in known_kinds(seed), 4, 2, 1) for kind in ("", *KINDS)]
+        benign.append(Benign(scheme, setting, "", False, 4, 1, 0, False))
     tuned = [
         Tuned(plan.name, part, [5, None], [4 if plan.each else None, None])
         for plan in STRATEGIES
@@ -229,7 +268,10 @@ def test_figures_take_the_worst_and_leave_known_kinds_out() -> None:
     assert values["worst / undiluted: page"] == 0.75
     assert values["worst / undiluted: queries to page, p90"] == SETTINGS.queries + 1
     assert values["sensor, left out: paged"] == 0.25
-    assert values["least lead over a baseline at the same budget"] == 0.25
+    assert values["least lead over a baseline at the same budget"] == -0.5  # of the same attackers
+    assert values["least lead over a baseline at the same budget, mean over attacks"] == -0.5
+    assert values["no repeaters / worst / 1:4: page"] == 0.75
+    assert values["no repeaters / ordinary clients: paged"] == 0.0
     assert values["tuned attacker, worst task: success before a page"] == 0.5
     assert {target.figure for target in targets} == {target.figure for target in queries_tables.TARGETS}
 
@@ -239,3 +281,28 @@ def test_tables_tell_what_was_never_seen() -> None:
     assert "50 % (9-91) never/never" in text
     assert "| sensor | " in text
     assert "Blacklight, same budget" in text
+
+
+def test_every_row_tells_who_is_behind() -> None:
+    text = "\n".join(queries_tables.against_table([made_up(7, None, 8), made_up(8, 6, 8)]))
+    assert "| NES, undiluted | **behind**: digits mlp -50 |" in text
+    ahead = queries_tables.against_table([made_up(7, 6, None)])
+    assert "| worst over attacks, undiluted | better |" in ahead
+    equal = queries_tables.against_table([made_up(7, 6, 8)])
+    assert "| mean over attacks, undiluted | better or equal |" in equal
+
+
+def test_outliers_are_scored_as_pyod_does() -> None:
+    from pyod.models.knn import KNN
+
+    rng = np.random.default_rng(10)
+    known, rows = rng.random((300, 6)), rng.random((40, 6)) * 1.5
+    outputs = rng.dirichlet(np.ones(3), 40)
+    found = baselines.Outliers(known, 0)
+    scores = found.scores(rows, outputs)
+    assert set(scores) == {"IForest", "KNN", "ECOD", "max-softmax"}
+    mean, scale = known.mean(axis=0), known.std(axis=0)
+    theirs = KNN().fit((known - mean) / scale)
+    assert scores["KNN"] == pytest.approx(theirs.decision_function((rows - mean) / scale), abs=1e-3)
+    assert found.published["KNN"] == pytest.approx(theirs.threshold_, abs=1e-3)
+    assert (scores["max-softmax"] == -outputs.max(axis=1)).all()
