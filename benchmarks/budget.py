@@ -82,7 +82,7 @@ DUPLICATES, RETRIES, SAME_CLASS, KEEPS = 0.01, 0.01, 0.5, 0.9
 #: Clients that are scored at a time.
 CHUNK_CLIENTS = 400
 #: How clients differ: spread of their tilt, noise and contrast, so that their share of variance is low and high.
-SPREADS = {"alike": 0.2, "apart": 0.45, "unlike": 0.8}
+SPREADS = {"alike": 0.2, "apart": 0.5, "unlike": 0.8}
 #: Weeks before the change.
 BEFORE = 2
 #: The change at its full size: degrees, share of contrast lost, noise.
@@ -111,7 +111,7 @@ SHARES = (0.01, 0.05, 0.10)
 FULL = Sizes(
     {"alike": 4_000, "apart": 4_000, "unlike": 30_000}, (100, 1_000, 10_000), SHARES, 1_000, 1_600, 500, 200, 5
 )
-TENTH = Sizes({"alike": 600, "apart": 600, "unlike": 3_400}, (100, 1_000), SHARES, 1_000, 450, 150, 100, 5)
+TENTH = Sizes({"alike": 320, "apart": 320, "unlike": 3_000}, (100, 1_000), SHARES, 900, 450, 150, 90, 3)
 QUICK = Sizes({"unlike": 1_200}, (100,), (0.01, 0.10), 300, 300, 100, 60, 2)
 
 
@@ -555,12 +555,16 @@ class DriftCell:
     @classmethod
     def joined(cls, cells: Sequence[DriftCell]) -> DriftCell:
         """Runs of several seeds."""
-        counts: list[tuple[int, ...]] = [
-            tuple(n for cell in cells for n in getattr(cell, name)) for name in ("runs", "marked", "broken", "in_time")
-        ]
-        pages = float(np.average([cell.pages for cell in cells], weights=[sum(cell.runs) for cell in cells]))
-        delays = tuple(delay for cell in cells for delay in cell.delays)
-        return cls(cells[0].change, *counts, delays, pages, sum(cell.young for cell in cells))
+        return cls(
+            cells[0].change,
+            tuple(runs for cell in cells for runs in cell.runs),
+            tuple(marked for cell in cells for marked in cell.marked),
+            tuple(broken for cell in cells for broken in cell.broken),
+            tuple(in_time for cell in cells for in_time in cell.in_time),
+            tuple(delay for cell in cells for delay in cell.delays),
+            float(np.average([cell.pages for cell in cells], weights=[sum(cell.runs) for cell in cells])),
+            sum(cell.young for cell in cells),
+        )
 
 
 def drift_runs(

@@ -311,9 +311,13 @@ def plain_benign(world: World, rivals: Rivals) -> list[Benign]:
     seen: dict[tuple[str, str], tuple[list[int | None], list[int | None]]] = {("Vedette", ""): (tickets, pages)}
     seen |= {key: (alarms, alarms) for key, alarms in rivals.first(stream, count).items()}
     return [
-        Benign(*key, "", False, count, *(sum(at is not None for at in level) for level in levels), world.repeaters)
-        for key, levels in seen.items()
+        Benign(scheme, setting, "", False, count, _seen(ticketed), _seen(paged), world.repeaters)
+        for (scheme, setting), (ticketed, paged) in seen.items()
     ]
+
+
+def _seen(alarms: list[int | None]) -> int:
+    return sum(alarm is not None for alarm in alarms)
 
 
 def benign(world: World, rivals: Rivals) -> list[Benign]:

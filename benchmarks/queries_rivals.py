@@ -3,8 +3,9 @@
 Each is judged at its published setting and at order statistics of the history's client-weeks for the same budget. Where
 a paper leaves something open the choice is in the baseline's favour: memory is unlimited, nothing is ever cleared, any
 of the accounts that an attacker uses may raise the alarm, and one row beyond the published threshold is an alarm.
-Detectors of single rows (PyOD's, max-softmax) are calibrated in two forms: by the client's largest score, and
-("counted") by how many of its rows lie beyond the published threshold so far.
+Detectors of single rows (PyOD's, max-softmax) are calibrated in two forms, as neither favours them everywhere: by the
+client's largest score, which tells attacks that begin on noise at once and others never; and ("counted") by how many of
+its rows lie beyond the published threshold so far, which at 1:20 is hardly more than a limit on how much a client asks.
 """
 
 from __future__ import annotations
@@ -142,8 +143,9 @@ def parts_of(clients: NDArray[np.int64], count: int) -> list[NDArray[np.intp]]:
 
 def rival_hunts(rivals: Rivals, plan: Plan, own: list[Rows], dilutions: tuple[tuple[int, int], ...]) -> list[Hunt]:
     """What baselines see of the first of these attackers, at each of some places."""
-    world, found = rivals.world, []
+    world = rivals.world
     settings, supply = world.settings, world.report.supply
+    found: list[Hunt] = []
     for each, accounts in dilutions:
         rng = np.random.default_rng([world.made.seed, 22, PLANS.index(plan), each, accounts])
         few = settings.rivals if each <= FAR else -(-settings.rivals // 2)

@@ -18,7 +18,9 @@ from benchmarks.queries_clients import KINDS, NEVER_KNOWN, SPECIAL_ROWS, Counter
 from benchmarks.queries_rivals import PLACES, Rivals, parts_of
 from benchmarks.queries_tables import CELLS, Cell
 from benchmarks.repeaters import Site
+from detectors.calibration import order_statistics
 
+ROW_DETECTORS = ("IForest", "KNN", "ECOD", "max-softmax")
 SETTINGS = Settings(queries=100, attackers=3, rivals=2, campaigns=2, specials=2, tuners=2, clients=16, weeks=3)
 
 
@@ -30,6 +32,12 @@ def made() -> crafted.Task:
 @pytest.fixture(scope="module")
 def world(made: crafted.Task) -> queries.World:
     return queries.World.make(made, SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def quiet(made: crafted.Task) -> tuple[queries.World, Rivals]:
+    world = queries.World.make(made, msgspec.structs.replace(SETTINGS, weeks=7), repeaters=False)
+    return world, Rivals(world, queries.BUDGET, np.random.default_rng(4))
 
 
 def test_mixing_keeps_the_order_of_every_sequence() -> None:
@@ -180,39 +188,50 @@ def test_attackers_are_seen_in_traffic_and_their_own_queries_counted(world: quer
             assert page is None or (ticket is not None and ticket <= page)
     theirs = [hunt for hunt in found if hunt.scheme != "Vedette"]
     assert {(hunt.each, hunt.accounts) for hunt in theirs} == set(PLACES)
-    assert len({(hunt.scheme, hunt.setting) for hunt in theirs}) == 3 * 7
+    published = {hunt.scheme for hunt in theirs if hunt.setting == "published"}
+    assert published == {"Blacklight", "Chen et al.", "PRADA", *ROW_DETECTORS}
+    for setting in ("same budget", "same budget, no repeaters"):
+        counted = {f"{name}, counted" for name in ROW_DETECTORS}
+        assert {hunt.scheme for hunt in theirs if hunt.setting == setting} == published | counted
     assert {len(hunt.pages) for hunt in theirs if hunt.each <= 4} == {2}
     assert {len(hunt.pages) for hunt in theirs if hunt.each == 20} == {1}
 
 
-def test_site_without_repeaters_pages_at_once_what_it_tickets(made: crafted.Task) -> None:
-    world = queries.World.make(made, SETTINGS, repeaters=False)
+def test_site_without_repeaters_pages_at_once_what_it_tickets(quiet: tuple[queries.World, Rivals]) -> None:
+    world, rivals = quiet
+    assert world.mode == "at-once"
     assert all(kind == "" for one in (*world.history, *world.background) for kind in one.kinds)
-    rivals = Rivals(world, queries.BUDGET, np.random.default_rng(4))
     assert {setting for _, setting in rivals.thresholds} == {"published", "same budget"}
     found = queries.plain_hunts(world, rivals, PLANS[0])
     assert not any(hunt.repeaters for hunt in found)
     assert {(hunt.each, hunt.accounts) for hunt in found} == {(0, 1), (4, 1)}
-    if world.mode == "at-once":
-        assert all(hunt.pages == hunt.tickets for hunt in found if hunt.scheme == "Vedette")
+    assert all(hunt.pages == hunt.tickets for hunt in found if hunt.scheme == "Vedette")
     rows = queries.plain_benign(world, rivals)
     assert {row.scheme for row in rows} == {"Vedette"} | {scheme for scheme, _ in rivals.thresholds}
     assert all(row.clients == SETTINGS.clients and not row.repeaters for row in rows)
 
 
-def test_baselines_keep_the_budget_on_the_weeks_that_set_it(world: queries.World) -> None:
-    rivals = Rivals(world, queries.BUDGET, np.random.default_rng(4))
+def test_baselines_keep_the_budget_on_a_week_that_set_it(quiet: tuple[queries.World, Rivals]) -> None:
+    world, rivals = quiet
     one = world.history[0]
     parts = parts_of(one.clients, len(one.kinds))
-    stream = world.stream([(one.rows[mine], np.ones(len(mine), dtype=np.bool_)) for mine in parts], 1, 1, world_rng())
-    alarms = rivals.first(stream, len(parts))
+    sequences = [(one.rows[mine], np.ones(len(mine), dtype=np.bool_)) for mine in parts]
+    alarms = rivals.first(world.stream(sequences, 1, 1, np.random.default_rng(17)), len(parts))
     paged = {key: sum(at is not None for at in found) for key, found in alarms.items()}
-    assert all(count <= 5 for (scheme, setting), count in paged.items() if setting == "same budget")
-    assert paged["IForest", "published"] > paged["IForest", "same budget"]
+    ranks = order_statistics.best_rank(16, 7 * 16, queries.BUDGET)
+    assert all(np.isfinite(value) for value in rivals.thresholds.values())
+    assert all(count < ranks for (_, setting), count in paged.items() if setting == "same budget")
+    assert all(paged[name, "published"] > ranks for name in ROW_DETECTORS)
 
 
-def world_rng() -> np.random.Generator:
-    return np.random.default_rng(17)
+def test_any_account_may_raise_the_alarm(quiet: tuple[queries.World, Rivals]) -> None:
+    world, rivals = quiet
+    usual = world.history[0].rows[:40].copy()
+    odd = np.where(np.arange(world.made.schema.width) % 2, 1.0, 0.0)
+    usual[[23, 31]] = odd
+    stream = world.stream([(usual, np.ones(40, dtype=np.bool_))], 10, 1, np.random.default_rng(18))
+    assert rivals.first(stream, 1)["KNN", "same budget"] == [24]
+    assert rivals.first(stream, 1)["PRADA", "published"] == [None]
 
 
 def test_stored_parts_are_taken_up_where_the_settings_are_the_same(tmp_path: Path) -> None:
@@ -285,7 +304,7 @@ def test_tables_tell_what_was_never_seen() -> None:
 
 def test_every_row_tells_who_is_behind() -> None:
     text = "\n".join(queries_tables.against_table([made_up(7, None, 8), made_up(8, 6, 8)]))
-    assert "| NES, undiluted | **behind**: digits mlp -50 |" in text
+    assert "| NES, undiluted | **behind**: digits mlp -50; slower on 1 |" in text
     ahead = queries_tables.against_table([made_up(7, 6, None)])
     assert "| worst over attacks, undiluted | better |" in ahead
     equal = queries_tables.against_table([made_up(7, 6, 8)])
