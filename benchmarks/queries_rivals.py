@@ -4,8 +4,8 @@ Each is judged at its published setting and at order statistics of the history's
 a paper leaves something open the choice is in the baseline's favour: memory is unlimited, nothing is ever cleared, any
 of the accounts that an attacker uses may raise the alarm, and one row beyond the published threshold is an alarm.
 Detectors of single rows (PyOD's, max-softmax) are calibrated in two forms, as neither favours them everywhere: by the
-client's largest score, which tells attacks that begin on noise at once and others never; and ("counted") by how many of
-its rows lie beyond the published threshold so far, which at 1:20 is hardly more than a limit on how much a client asks.
+client's largest score, which tells attacks that begin on noise at once and others mostly never; and ("counted") by how
+many of its rows lie beyond the published threshold so far, which is often hardly more than a limit on how much it asks.
 """
 
 from __future__ import annotations
