@@ -8,11 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attacks.errors import ThreatModelError
+from detectors.relations import linear_relations
 
-#: Spread of a combination of standardised features below which it counts as constant.
-CONSTANT_SPREAD = 1e-7
-#: Coefficients of standardised features below this are rounding.
-LEAST_COEFFICIENT = 1e-6
 #: Slack of a learned relation: so many times the largest residual seen, and so much of the largest term.
 RESIDUALS, ROUNDING = 4.0, 1e-9
 
@@ -62,44 +59,6 @@ class Relations:
         return np.asarray((self.residuals(x) <= self.tolerance).all(axis=1), dtype=np.bool_)
 
 
-def reduced(
-    matrix: NDArray[np.float64], sizes: NDArray[np.float64], eligible: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.bool_]]:
-    """Solve relations (r, d) for features that may follow the others (Gauss-Jordan, complete pivoting).
-
-    Returns
-    -------
-    follow : float64 (p, d)
-        A change of the other features changes pivot i by ``-follow[i] @ change``; columns of pivots are 0.
-    pivots : intp (p,)
-        The features that follow, all `eligible`.
-    stuck : bool (d,)
-        Features of relations that no eligible feature can mend: none of them can change.
-    """
-    rows = matrix * sizes
-    rows = rows / np.maximum(np.abs(rows).max(axis=1, initial=0.0, keepdims=True), 1e-300)
-    open_ = np.ones(len(rows), dtype=np.bool_)
-    pivots: list[int] = []
-    order: list[int] = []
-    for _ in range(len(rows)):
-        size = np.where(open_[:, None] & eligible, np.abs(rows), 0.0)
-        row, column = np.unravel_index(int(np.argmax(size)), size.shape)
-        if size[row, column] <= LEAST_COEFFICIENT:
-            break
-        rows[row] /= rows[row, column]
-        others = np.arange(len(rows)) != row
-        rows[others] -= rows[others, column][:, None] * rows[row]
-        rows[np.abs(rows) < LEAST_COEFFICIENT] = 0.0
-        open_[row] = False
-        pivots.append(int(column))
-        order.append(int(row))
-    stuck = np.asarray((rows[open_] != 0).any(axis=0), dtype=np.bool_)
-    columns = np.array(pivots, dtype=np.intp)
-    follow = rows[order] / sizes * sizes[columns][:, None] if pivots else np.empty((0, matrix.shape[1]))
-    follow[:, columns] = 0.0
-    return follow, columns, stuck
-
-
 def learn_relations(inputs: NDArray[np.float64], apart: tuple[NDArray[np.intp], ...] = ()) -> Relations | None:
     """Linear relations that all rows (n, d) fulfil; None when there are none.
 
@@ -119,21 +78,9 @@ def learn_relations(inputs: NDArray[np.float64], apart: tuple[NDArray[np.intp], 
     spread = rows.std(axis=0)
     taking = spread > 1e-12 * np.maximum(np.abs(rows).max(axis=0), 1.0)
     taking[np.concatenate([*apart, np.empty(0, dtype=np.intp)])] = False
-    columns = np.flatnonzero(taking)
-    if len(columns) < 2:
+    matrix, _ = linear_relations(rows, np.flatnonzero(taking))
+    if len(matrix) == 0:
         return None
-    standard = (rows[:, columns] - rows[:, columns].mean(axis=0)) / spread[columns]
-    _, sizes, directions = np.linalg.svd(standard, full_matrices=False)
-    null = directions[sizes / np.sqrt(len(rows)) < CONSTANT_SPREAD]
-    if len(null) == 0:
-        return None
-    everyone = np.ones(len(columns), dtype=np.bool_)
-    follow, pivots, _ = reduced(null, np.ones(len(columns)), everyone)
-    follow[np.abs(follow) < LEAST_COEFFICIENT] = 0.0
-    follow[np.arange(len(pivots)), pivots] = 1.0
-    matrix = np.zeros((len(pivots), rows.shape[1]))
-    matrix[:, columns] = follow / spread[columns]
-    matrix /= np.abs(matrix).max(axis=1, keepdims=True)
     constant = np.median(rows @ matrix.T, axis=0)
     residual = np.abs(rows @ matrix.T - constant).max(axis=0)
     terms = (np.abs(matrix) * np.abs(rows).max(axis=0)).max(axis=1)

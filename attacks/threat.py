@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attacks.errors import ThreatModelError
-from attacks.relations import Relations, reduced
+from attacks.relations import Relations
+from detectors.relations import reduced
 
 Norm = Literal["l0", "l1", "l2", "linf"]
 Knowledge = Literal["black-box", "transfer", "white-box"]

@@ -31,7 +31,7 @@ from threadpoolctl import threadpool_limits
 from attacks import gradients, registry, trees
 from attacks.contract import Model
 from attacks.threat import Domain, Knowledge, Norm, ThreatModel
-from benchmarks.crafted import keel_spambase
+from benchmarks.datasets import keel_spambase
 from benchmarks.report import BOOTSTRAP_RESAMPLES, Figure, Target, arguments, finish, progress
 
 #: Version that the figures are compared with.

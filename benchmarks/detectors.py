@@ -136,17 +136,22 @@ def _scored(detector: Detector, view: BatchView, _rows: NDArray[np.float64]) -> 
 
 
 def costs(inputs: NDArray[np.float64], labels: NDArray[np.int32], seed: int, seconds: float) -> dict[str, list[float]]:
-    """What a row costs in every registered detector at a batch of 1,000; the shared view is computed before."""
+    """What a row costs in every registered detector at a batch of 1,000; the shared view is computed before.
+
+    Embeddings are the inputs once more.
+    """
     from sklearn.ensemble import RandomForestClassifier
 
     rng = np.random.default_rng(seed)
     n, fresh = REFERENCE_ROWS, len(inputs) - REFERENCE_ROWS
     forest = RandomForestClassifier(100, random_state=0).fit(inputs[:n], labels[:n])
-    schema = FeatureSchema(tuple(Feature(f"x{f}") for f in range(WIDTH)), tuple(str(label) for label in range(CLASSES)))
-    known = Reference(inputs[:n], labels[:n])
+    classes = tuple(str(label) for label in range(CLASSES))
+    schema = FeatureSchema(tuple(Feature(f"x{f}") for f in range(WIDTH)), classes, embedding_width=WIDTH)
+    known = Reference(inputs[:n], labels[:n], embeddings=inputs[:n])
     wide = np.zeros(fresh, dtype=np.int64)
     outputs = rng.dirichlet(np.ones(CLASSES), fresh)
-    batch = Batch(inputs[n:], labels[n:], wide.astype(np.uint64), wide, wide, wide.astype(np.int32), outputs)
+    places = wide.astype(np.uint64), wide, wide, wide.astype(np.int32)
+    batch = Batch(inputs[n:], labels[n:], *places, outputs, embeddings=inputs[n:])
     view = BatchView(ReferenceFrame.fit(known, CLASSES, rng), batch)
     found = {}
     for name in registry.names():

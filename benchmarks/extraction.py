@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from attacks import extraction, registry
 from attacks.threat import Norm, ThreatModel
 from benchmarks import report
-from benchmarks.crafted import Data, Task, available, task
+from benchmarks.crafted import Task, task
+from benchmarks.datasets import Data, available
 from benchmarks.report import Figure, Target
 from detectors.calibration.examination import RATES, curve
 from detectors.contract import Batch, HistoryDetector, Reference

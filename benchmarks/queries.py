@@ -3,22 +3,25 @@
     python -m benchmarks.queries [--json] [--check] [--quick] [--tasks "digits mlp,..."] [--keep DIRECTORY] [--write]
 
 For each data set, model and seed the ensemble is fitted and calibrated as `vedette fit` does it, for one false page a
-week, on weeks of benign clients that hold one in twenty of kinds that repeat themselves: every other kind, the others
-on the next seed, and never one that searches the boundary itself. Attackers are watched for 400 queries of their own
-and go from start row to start row; those of a cell are in one stream, among a week of other clients whose rows come
-from a part of the data that nothing was fitted on.
+week, on weeks of benign clients that hold one in twenty of kinds that repeat themselves: every other kind, and never
+one that searches the boundary itself. Attackers are watched for 400 queries of their own and go from start row to start
+row; those of a cell are in one stream, among a week of other clients whose rows come from a part of the data that
+nothing was fitted on.
 
 * undiluted, and with 4 and 20 benign queries beside each of their own; some also with 60, more than the history of a
   client remembers;
 * over 10 accounts, one in a hundred rows of the partition, and over 100, one in three hundred;
-* benign clients of special kinds: share that page and that ticket, apart for kinds that the history held and not;
+* benign clients of special kinds: share that page and that ticket, apart for kinds that the history held and not. The
+  same clients are judged twice in each seed, by an ensemble whose history held every other kind and by one whose held
+  the others, so each kind is left out once and held once;
 * an attacker who tunes: strategies for noise, distance, cover and few features, 2,000 queries (benign ones included)
   for one start row. It succeeds when a row with another answer lies as near as HopSkipJump's median after 400 queries.
   Of the strategies that succeed often enough unmonitored, the one that does best unseen on tuning rows is reported;
 * Blacklight, stateful detection (Chen et al.), PRADA, PyOD's IForest, KNN and ECOD and max-softmax against some of the
   same attackers, at their published thresholds and at those that order statistics of the same client-weeks give for the
   same budget (`benchmarks.queries_rivals`);
-* a site without repeaters, in history and traffic, undiluted and 1:4: there a crossed threshold pages.
+* a site without repeaters, in history and traffic, undiluted and 1:4, with attackers of its own, baselines and ordinary
+  clients: there a crossed threshold pages.
 
 An attacker that is never seen counts as seen after the last query but one more: medians are over all attackers.
 Intervals: Wilson's for shares; for medians, seeds and then attackers are drawn anew. ``--keep`` stores each attack
@@ -40,7 +43,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import queries_tables, report
-from benchmarks.crafted import Data, Kind, Task, available, task
+from benchmarks.crafted import Task, task
+from benchmarks.datasets import Data, Kind, installed, named
 from benchmarks.queries_attackers import (
     PLANS,
     STRATEGIES,
@@ -69,10 +73,16 @@ TASKS: tuple[tuple[Data, Kind], ...] = (
     ("spambase", "mlp"),
     ("spambase", "logistic"),
     ("spambase", "forest"),
+    ("spambase", "boosting"),
+    ("spambase", "xgboost"),
     ("cancer", "mlp"),
+    ("phishing", "mlp"),
+    ("phishing", "forest"),
+    ("kddcup", "mlp"),
+    ("kddcup", "forest"),
 )
 FULL = Settings(queries=400, attackers=120, rivals=24, campaigns=10, specials=24, tuners=24, clients=200, weeks=7)
-QUICK = Settings(queries=400, attackers=6, rivals=4, campaigns=2, specials=4, tuners=4, clients=40, weeks=7)
+QUICK = Settings(queries=150, attackers=4, rivals=2, campaigns=1, specials=2, tuners=2, clients=16, weeks=7)
 SEEDS, QUICK_SEEDS = 5, 1
 QUICK_TASKS: tuple[tuple[Data, Kind], ...] = (("digits", "mlp"),)
 #: Most clients a week where rows are longer than this.
@@ -121,40 +131,44 @@ class World:
 
     Attributes
     ----------
-    known : float64 (n, d)
+    known : tuple of str
+        Kinds of repeaters that the history holds; without any there are none in the traffic either.
+    learned : float64 (n, d)
         Rows that detectors learn from.
     scale : float64 (d,)
         Their standard deviations.
-    repeaters : bool
-        Whether history and traffic hold clients of special kinds.
     """
 
     made: Task
     settings: Settings
+    known: tuple[str, ...]
     watch: Ensemble
-    known: Rows
+    learned: Rows
     scale: Rows
     history: tuple[Week, ...]
     report: Counter
     background: tuple[Week, ...]
     mode: str
     reason: str
-    repeaters: bool
+
+    @property
+    def repeaters(self) -> bool:
+        """Whether history and traffic hold clients of special kinds."""
+        return bool(self.known)
 
     @classmethod
-    def make(cls, made: Task, settings: Settings, repeaters: bool = True) -> World:
-        """Fit and calibrate."""
+    def make(cls, made: Task, settings: Settings, known: tuple[str, ...]) -> World:
+        """Fit and calibrate on a history of `known` kinds of repeaters; where it has none, nobody at the site repeats
+        itself."""
         shape = made.schema.image_shape
         rng = np.random.default_rng([made.seed, 11])
-        known, past, live = (Supply(part, shape) for part in (made.train, made.tuning, made.report))
-        rows, truth = known.strangers(REFERENCE_ROWS, rng)
+        train, past, live = (Supply(part, shape, made.domain) for part in (made.train, made.tuning, made.report))
+        rows, truth = train.strangers(REFERENCE_ROWS, rng)
         outputs = made.model.predict(rows)
         reference = Reference(rows, outputs.argmax(axis=1).astype(np.int32), outputs, truth)
-        site = Site(made.model.predict, rows.mean(axis=0))
-        specials, clients = -(-settings.clients // SPECIAL_EVERY) if repeaters else 0, settings.clients
-        history = tuple(
-            week(Counter(site, past), clients, specials, known_kinds(made.seed), rng) for _ in range(settings.weeks)
-        )
+        site = Site(lambda asked: made.model.predict(live.legal(asked)), rows.mean(axis=0))
+        specials, clients = -(-settings.clients // SPECIAL_EVERY) if known else 0, settings.clients
+        history = tuple(week(Counter(site, past), clients, specials, known, rng) for _ in range(settings.weeks))
         progress(f"  {sum(len(one.rows) for one in history)} rows of {settings.weeks} weeks")
         watch, told = ensemble.fit(
             reference,
@@ -169,10 +183,10 @@ class World:
         )
         progress(f"  mode {told.mode}: {told.reason}")
         counter = Counter(site, live)
-        background = tuple(week(counter, clients, specials, tuple(KINDS), rng) for _ in range(2))
+        background = tuple(week(counter, clients, specials, tuple(KINDS) if known else (), rng) for _ in range(2))
         spread = rows.std(axis=0)
         scale = np.where(spread > 0, spread, 1.0)
-        return cls(made, settings, watch, rows, scale, history, counter, background, told.mode, told.reason, repeaters)
+        return cls(made, settings, known, watch, rows, scale, history, counter, background, told.mode, told.reason)
 
     def stream(
         self, sequences: Sequence[tuple[Rows, NDArray[np.bool_]]], accounts: int, others: int, rng: np.random.Generator
@@ -252,7 +266,7 @@ def lots(count: int, values: int) -> list[range]:
 
 
 def hunts(world: World, rivals: Rivals, plan: Plan) -> list[Hunt]:
-    """One attack: every dilution, and over many accounts."""
+    """One attack: every dilution, and over many accounts; baselines where they are judged."""
     made, settings, number = world.made, world.settings, [plan.name for plan in PLANS].index(plan.name)
     rng = np.random.default_rng([made.seed, 21, number])
     supply = world.report.supply
@@ -300,47 +314,31 @@ def plain_hunts(world: World, rivals: Rivals, plan: Plan) -> list[Hunt]:
     ]
 
 
-def plain_benign(world: World, rivals: Rivals) -> list[Benign]:
-    """Ordinary clients of a site without repeaters."""
-    count = world.settings.clients
-    rng = np.random.default_rng([world.made.seed, 32])
-    ordinary = week(world.report, count, 0, tuple(KINDS), rng)
-    hidden = [(ordinary.rows[mine], np.ones(len(mine), dtype=np.bool_)) for mine in parts_of(ordinary.clients, count)]
-    stream = world.stream(hidden, 1, 0, rng)
-    tickets, pages = world.watched(stream, count)
-    seen: dict[tuple[str, str], tuple[list[int | None], list[int | None]]] = {("Vedette", ""): (tickets, pages)}
-    seen |= {key: (alarms, alarms) for key, alarms in rivals.first(stream, count).items()}
-    return [
-        Benign(scheme, setting, "", False, count, _seen(ticketed), _seen(paged), world.repeaters)
-        for (scheme, setting), (ticketed, paged) in seen.items()
-    ]
+def benign(world: World, rivals: Rivals | None) -> list[Benign]:
+    """Ordinary clients, and special ones where the site has some: who tickets and pages in a week.
 
-
-def _seen(alarms: list[int | None]) -> int:
-    return sum(alarm is not None for alarm in alarms)
-
-
-def benign(world: World, rivals: Rivals) -> list[Benign]:
-    """Ordinary clients and special ones: who tickets and who pages in a week."""
+    All worlds of a seed have the same ones.
+    """
     made, settings = world.made, world.settings
     rng = np.random.default_rng([made.seed, 31])
-    known = known_kinds(made.seed)
     ordinary = week(world.report, settings.clients, 0, tuple(KINDS), rng)
     sequences = [ordinary.rows[mine] for mine in parts_of(ordinary.clients, settings.clients)]
     names = [""] * settings.clients
-    for kind, special in KINDS.items():
+    kinds = KINDS if world.repeaters else {}
+    for kind, special in kinds.items():
         sequences += [special(world.report, rng) for _ in range(settings.specials)]
         names += [kind] * settings.specials
     stream = world.stream([(rows, np.ones(len(rows), dtype=np.bool_)) for rows in sequences], 1, 0, rng)
     tickets, pages = world.watched(stream, len(sequences))
     seen: dict[tuple[str, str], tuple[list[int | None], list[int | None]]] = {("Vedette", ""): (tickets, pages)}
-    seen |= {key: (alarms, alarms) for key, alarms in rivals.first(stream, len(sequences)).items()}
+    if rivals is not None:
+        seen |= {key: (alarms, alarms) for key, alarms in rivals.first(stream, len(sequences)).items()}
     found = []
     for (scheme, setting), (ticketed, paged) in seen.items():
-        for kind in ("", *KINDS):
+        for kind in ("", *kinds):
             mine = [at for at, name in enumerate(names) if name == kind]
             hits = sum(ticketed[at] is not None for at in mine), sum(paged[at] is not None for at in mine)
-            found.append(Benign(scheme, setting, kind, kind in known, len(mine), *hits))
+            found.append(Benign(scheme, setting, kind, kind in world.known, len(mine), *hits, world.repeaters))
     return found
 
 
@@ -349,7 +347,7 @@ def tuned(world: World) -> tuple[float, list[Tuned]]:
     made, settings = world.made, world.settings
     rng = np.random.default_rng([made.seed, 41])
     budget = TUNED_BUDGET * settings.queries
-    past, live = Supply(made.tuning, made.schema.image_shape), world.report.supply
+    past, live = Supply(made.tuning, made.schema.image_shape, made.domain), world.report.supply
     goals = attacked(made, STRATEGIES[0], past.strangers(30, rng)[0], settings.queries, rng)
     goal = float(np.median(goals.distances[goals.success]))
     found = []
@@ -397,8 +395,8 @@ class Bench:
 
     @functools.cached_property
     def world(self) -> World:
-        """Fitted when it is first asked for."""
-        return World.make(self.made, self.settings)
+        """Fitted when it is first asked for; its history holds one half of the kinds of repeaters."""
+        return World.make(self.made, self.settings, known_kinds(self.made.seed))
 
     @functools.cached_property
     def rivals(self) -> Rivals:
@@ -410,7 +408,8 @@ class Bench:
     @functools.cached_property
     def plain(self) -> tuple[World, Rivals]:
         """The same site without repeaters, and baselines on it."""
-        world = World.make(self.made, self.settings, repeaters=False)
+        progress("  a site without repeaters")
+        world = World.make(self.made, self.settings, ())
         return world, Rivals(world, BUDGET, np.random.default_rng([self.made.seed, 13]))
 
     def part(self, name: str, measured: Callable[[], Part]) -> Part:
@@ -439,7 +438,7 @@ class Bench:
             return Part(settings, mode=self.plain[0].mode, hunts=plain_hunts(*self.plain, plan))
 
         def alone_clients() -> Part:
-            return Part(settings, benign=plain_benign(*self.plain))
+            return Part(settings, mode=self.plain[0].mode, benign=benign(*self.plain))
 
         def tuning() -> Part:
             goal, rows = tuned(self.world)
@@ -448,6 +447,12 @@ class Bench:
         def clients() -> Part:
             rows = benign(self.world, self.rivals)
             return Part(settings, mode=self.world.mode, reason=self.world.reason, benign=rows)
+
+        def others() -> Part:
+            progress("  a history of the other kinds")
+            world = World.make(made, settings, known_kinds(made.seed + 1))
+            rows = [row for row in benign(world, None) if row.kind]
+            return Part(settings, mode=world.mode, reason=world.reason, benign=rows)
 
         cells: list[Hunt] = []
         for plan in PLANS:
@@ -461,9 +466,11 @@ class Bench:
             told = ", ".join(hunt.told() for hunt in some if hunt.scheme == "Vedette")
             progress(f"  {time.monotonic() - self._began:5.0f} s  {plan.name}, no repeaters: {told}")
         ordinary = self.part("benign clients", clients)
-        for row in ordinary.benign[: 1 + len(KINDS)]:
-            progress(f"  {row.kind or 'ordinary clients'}: {row.tickets} ticketed, {row.pages} paged of {row.clients}")
+        swapped = self.part("benign clients, the other kinds known", others)
         quiet = self.part("benign clients, no repeaters", alone_clients)
+        for row in [*ordinary.benign[: 1 + len(KINDS)], *swapped.benign]:
+            name = f"{row.kind}, {'known' if row.known else 'left out'}" if row.kind else "ordinary clients"
+            progress(f"  {name}: {row.tickets} ticketed, {row.pages} paged of {row.clients}")
         tries = self.part("attacker who tunes", tuning)
         return Found(
             made.data,
@@ -474,24 +481,20 @@ class Bench:
             ordinary.reason,
             tries.goal,
             cells,
-            ordinary.benign + quiet.benign,
+            ordinary.benign + swapped.benign + quiet.benign,
             tries.tuned,
         )
 
 
 def chosen_tasks(wanted: str | None, quick: bool) -> list[tuple[Data, Kind]]:
-    """Tasks by name whose data is installed."""
-    usual = QUICK_TASKS if quick and wanted is None else TASKS
-    some = [pair for pair in usual if wanted is None or " ".join(pair) in wanted.split(",")]
-    for data in sorted({data for data, _ in some if not available(data)}):
-        progress(f"{data} is not installed and left out")
-    return [pair for pair in some if available(pair[0])]
+    """Tasks by name, or the usual ones, whose data and model are installed."""
+    return installed(named(wanted) if wanted else QUICK_TASKS if quick else TASKS)
 
 
 def main() -> int:
     """Entry point."""
     parser = report.arguments(__doc__ or "")
-    parser.add_argument("--tasks", help="such as 'digits mlp,spambase forest', instead of all")
+    parser.add_argument("--tasks", help="such as 'digits mlp,phishing forest', instead of the usual ones")
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--keep", type=Path, help="store what is done here, and take up what is there")
     parser.add_argument("--write", action="store_true", help="write tables and plot into docs/")
@@ -510,7 +513,7 @@ def main() -> int:
         for seed in range(options.seed, options.seed + seeds)
     ]
     if not found:
-        progress("no task of that name has its data installed")
+        progress("nothing is left to measure")
         return 2
     rng = np.random.default_rng(options.seed)
     figures, targets = queries_tables.figures_of(found, rng)

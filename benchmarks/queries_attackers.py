@@ -12,11 +12,14 @@ from numpy.typing import NDArray
 from attacks import registry
 from attacks.contract import Crafted, Trace
 from attacks.threat import Norm, ThreatModel
-from benchmarks.crafted import Data, Task
+from benchmarks.crafted import Task
+from benchmarks.datasets import Data
 from benchmarks.queries_clients import Rows, Supply
 
 #: Linf radius of the attacks that need one.
-EPS: Mapping[Data, float] = MappingProxyType({"digits": 0.1, "mnist": 0.1, "spambase": 0.05, "cancer": 0.05})
+EPS: Mapping[Data, float] = MappingProxyType(
+    {"digits": 0.1, "mnist": 0.1, "spambase": 0.05, "cancer": 0.05, "phishing": 0.2, "kddcup": 0.1}
+)
 #: Values that are kept in memory while start rows advance together, about.
 VALUES_AT_ONCE = 20_000_000
 #: Start rows that advance together, at most.
@@ -86,11 +89,12 @@ STRATEGIES = (
 
 
 def telling_features(made: Task) -> NDArray[np.intp]:
-    """The features whose class means differ most, in standard deviations within classes."""
+    """The features (of no group) whose class means differ most, in standard deviations within classes."""
     x, labels = made.tuning.x, made.tuning.labels
     means = np.array([x[labels == label].mean(axis=0) for label in np.unique(labels)])
     within = np.sqrt(np.mean([x[labels == label].var(axis=0) for label in np.unique(labels)], axis=0))
-    return np.argsort(means.std(axis=0) / np.maximum(within, 1e-6))[::-1][:FEW_FEATURES]
+    telling = means.std(axis=0) / np.maximum(within, 1e-6)
+    return np.argsort(np.where(made.domain.grouped, -1.0, telling))[::-1][:FEW_FEATURES]
 
 
 def threat_of(made: Task, plan: Plan, budget: int) -> ThreatModel:

@@ -4,7 +4,7 @@ The rows of a data set are few and real traffic does not repeat itself, so every
 are turned, shifted, scaled and get noise; a row of a table takes some values of a neighbour of its class, and all are
 scaled a little. Each client has a style and a mix of classes of its own, and the style drifts over its week. One row in
 a hundred, and up to another one in a hundred as retries, is an exact copy of one of the client's last five. The model
-answers wrong where it answers wrong.
+answers wrong where it answers wrong. Everything that is sent is legal: what is yes or no stays so, and one-hot.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from attacks.threat import Domain
 from benchmarks import repeaters
 from benchmarks.crafted import Part
 
@@ -51,13 +52,20 @@ class Supply:
     part : Part
     shape : (int, int) or None
         Of pictures.
+    domain : Domain
+        What rows are legal.
     """
 
-    def __init__(self, part: Part, shape: tuple[int, ...] | None) -> None:
+    def __init__(self, part: Part, shape: tuple[int, ...] | None, domain: Domain) -> None:
         self.x, self.truth = part.x, part.truth
+        self.domain = domain
         self.classes = np.unique(part.truth)
         self._shape = shape
         self._near = None if shape is not None else _neighbours(part.x, part.truth)
+
+    def legal(self, rows: Rows) -> Rows:
+        """The legal rows (n, d) near these."""
+        return self.domain.repair(rows, rows)
 
     def style(self, rng: np.random.Generator) -> Rows:
         """One client's style: how its rows differ from everybody's, and how that drifts (2, ...)."""
@@ -79,8 +87,11 @@ class Supply:
             assert self._shape is not None
             return _pictures(self.x[which], styles, self._shape, rng)
         other = self.x[self._near[which, rng.integers(self._near.shape[1], size=len(which))]]
-        rows = np.where(rng.random(other.shape) < TAKEN, other, self.x[which])
-        return np.clip(rows * np.exp(styles + OWN_SPREAD * rng.standard_normal(rows.shape)), 0.0, 1.0)
+        taken = rng.random(other.shape) < TAKEN
+        for group in self.domain.groups:
+            taken[:, group] = taken[:, group[:1]]
+        rows = np.where(taken, other, self.x[which])
+        return self.legal(rows * np.exp(styles + OWN_SPREAD * rng.standard_normal(rows.shape)))
 
     def strangers(self, count: int, rng: np.random.Generator) -> tuple[Rows, NDArray[np.int32]]:
         """Rows (n, d) of clients who send a few each, and their true classes."""
@@ -158,7 +169,7 @@ Special = Callable[[Counter, np.random.Generator], Rows]
 
 def _of_one_row(kind: repeaters.Kind) -> Special:
     def made(counter: Counter, rng: np.random.Generator) -> Rows:
-        return np.clip(kind(counter.site, counter.some(1, rng)[0], rng), 0.0, 1.0)
+        return kind(counter.site, counter.some(1, rng)[0], rng)
 
     return made
 
@@ -229,8 +240,14 @@ def _recounted(rows: Rows, rng: np.random.Generator) -> Rows:
     return np.clip(rows, 0.0, 1.0)
 
 
-#: Kinds of clients that legitimately send near-identical rows.
-KINDS: dict[str, Special] = {
+def _legally(special: Special) -> Special:
+    def made(counter: Counter, rng: np.random.Generator) -> Rows:
+        return counter.supply.legal(special(counter, rng))
+
+    return made
+
+
+_KINDS: dict[str, Special] = {
     "sensor": _of_one_row(repeaters.sensor),
     "walk at the boundary": walk_at_the_boundary,
     "sweep": _of_one_row(repeaters.sweep),
@@ -245,15 +262,16 @@ KINDS: dict[str, Special] = {
     "path explainer": _of_one_row(repeaters.path_explainer),
     "recourse by halving": recourse_by_halving,
 }
-
+#: Kinds of clients that legitimately send near-identical rows.
+KINDS: dict[str, Special] = {name: _legally(special) for name, special in _KINDS.items()}
 
 #: Kinds that no history holds: they search the boundary as an attacker does, and a site has them approved as repeaters.
 NEVER_KNOWN = ("recourse by halving",)
 
 
-def known_kinds(seed: int) -> tuple[str, ...]:
-    """Kinds that the history of a seed holds: every other one, the others on the next seed; of none `NEVER_KNOWN`."""
-    return tuple(kind for kind in tuple(KINDS)[seed % 2 :: 2] if kind not in NEVER_KNOWN)
+def known_kinds(half: int) -> tuple[str, ...]:
+    """Kinds that one of a seed's two histories holds: every other one, the rest in the other; never `NEVER_KNOWN`."""
+    return tuple(kind for kind in tuple(KINDS)[half % 2 :: 2] if kind not in NEVER_KNOWN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,10 +293,13 @@ class Week:
 
 
 def week(counter: Counter, clients: int, specials: int, kinds: tuple[str, ...], rng: np.random.Generator) -> Week:
-    """One week of so many clients, the last `specials` of them of the special kinds in turn; rows mix at random."""
+    """One week of so many clients, the last `specials` of them of the special kinds in turn; rows mix at random.
+
+    Without kinds there must be no such clients.
+    """
     counts = np.exp(EVENTS_SPREAD * rng.standard_normal(clients - specials)) * MEDIAN_EVENTS
     parts = [counter.supply.client(count, rng) for count in np.clip(counts, 3, MOST_EVENTS).astype(int)]
-    first = int(rng.integers(len(kinds)))
+    first = int(rng.integers(len(kinds))) if kinds else 0
     own = [kinds[(first + number) % len(kinds)] for number in range(specials)]
     parts += [KINDS[kind](counter, rng) for kind in own]
     order = turns([len(part) for part in parts], rng)
@@ -302,13 +323,13 @@ def _in_common(rows: Rows, sender: NDArray[np.int64], ordinary: int, supply: Sup
         places = during[first[np.isin(asked, reached)]]
         rows[places] = template
         rows[places[:, None], columns] += MAIL_SPREAD * rng.standard_normal((len(places), len(columns)))
-        rows[places] = np.clip(rows[places], 0.0, 1.0)
+        rows[places] = supply.legal(rows[places])
     objects, _ = supply.strangers(OBJECTS, rng)
     asking = np.flatnonzero((sender < ordinary) & (rng.random(len(rows)) < ASKED))
     which = rng.integers(OBJECTS, size=len(asking))
     for number, one in enumerate(objects):
         places = asking[which == number]
-        rows[places] = _recounted(np.repeat(one[None], len(places), axis=0), rng)
+        rows[places] = supply.legal(_recounted(np.repeat(one[None], len(places), axis=0), rng))
 
 
 def turns(lengths: list[int], rng: np.random.Generator) -> NDArray[np.intp]:

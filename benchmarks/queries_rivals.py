@@ -51,7 +51,7 @@ class Rivals:
     def __init__(self, world: World, budget: int, rng: np.random.Generator) -> None:
         self.world = world
         self.salt_seed, forest_seed = (int(seed) for seed in rng.integers(1 << 31, size=2))
-        self.outliers = baselines.Outliers(world.known, forest_seed)
+        self.outliers = baselines.Outliers(world.learned, forest_seed)
         weeks = [(one, self._rows(one.rows)) for one in world.history]
         ordinary = [np.array([kind == "" for kind in one.kinds]) for one in world.history]
         doubt = [

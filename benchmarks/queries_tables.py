@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from benchmarks.queries_attackers import PLANS, STRATEGIES
 from benchmarks.queries_cells import Found, Hunt, Tuned
-from benchmarks.queries_clients import KINDS
+from benchmarks.queries_clients import KINDS, NEVER_KNOWN
 from benchmarks.report import BOOTSTRAP_RESAMPLES, Figure, Target, write_between
 from streams.probes.outcome import wilson
 
@@ -31,42 +31,48 @@ APART = tuple(plan.name for plan in PLANS if plan.apart)
 #: How often a strategy succeeds unmonitored that an attacker who tunes may choose.
 GOOD_ENOUGH = 0.8
 
-#: What the streams must hold; "worst" is over attacks and tasks, those that keep apart by themselves.
+#: Most own queries to the median attacker's ticket, by cell.
+MEDIANS = {"undiluted": 15.0, "1:4": 20.0}
+
+
+def _told(
+    where: str, level: str, share: float, apart: float, median: float, late: float | None, site: str = ""
+) -> list[Target]:
+    """Targets of both kinds of attacks: share seen, median and 90th percentile of queries."""
+    found = []
+    for word, least in (("worst", share), ("worst kept apart", apart)):
+        found.append(Target(f"{site}{word} / {where}: {level}", ">=", least))
+        found.append(Target(f"{site}{word} / {where}: queries to {level}, median", "<=", median))
+        if late is not None:
+            found.append(Target(f"{site}{word} / {where}: queries to {level}, p90", "<=", late))
+    return found
+
+
+#: What the streams must hold, row by row; "worst" is over attacks and tasks, those that keep apart by themselves.
 TARGETS = (
     *(
         target
-        for cell in ("undiluted", "1:4")
+        for where, median in MEDIANS.items()
         for target in (
-            Target(f"worst / {cell}: ticket", ">=", 0.995),
-            Target(f"worst kept apart / {cell}: ticket", ">=", 0.95),
-            Target(f"worst / {cell}: page", ">=", 0.95),
-            Target(f"mean / {cell}: page", ">=", 0.97),
-            Target(f"worst / {cell}: queries to ticket, p90", "<=", 40.0),
-            Target(f"worst / {cell}: queries to page, median", "<=", 60.0),
+            *_told(where, "ticket", 0.995, 0.95, median, 40.0),
+            *_told(where, "page", 0.95, 0.95, 60.0, None),
+            Target(f"mean of the worst task / {where}: page", ">=", 0.97),
+            *_told(where, "page", 0.995, 0.95, median, 40.0, "no repeaters / "),
         )
     ),
-    Target("worst / undiluted: queries to ticket, median", "<=", 15.0),
-    Target("worst / 1:4: queries to ticket, median", "<=", 20.0),
     Target("worst / 1:20: ticket", ">=", 0.97),
     Target("worst kept apart / 1:20: ticket", ">=", 0.60),
     Target("worst / 1:20: page", ">=", 0.80),
     Target("worst / 10 accounts: ticket", ">=", 0.90),
+    Target("worst kept apart / 10 accounts: ticket", ">=", 0.90),
+    Target("ordinary clients: paged", "<=", 0.05),
     *(Target(f"{kind}, left out: paged", "<=", 0.05) for kind in KINDS),
+    *(Target(f"{kind}, in the history: paged", "<=", 0.05) for kind in KINDS if kind not in NEVER_KNOWN),
     Target("tuned attacker, worst task: success before a page", "<=", 0.04),
     Target("tuned attacker, least over tasks: success unmonitored", ">=", 0.80),
     Target("least lead over a baseline at the same budget", ">=", 0.0),
     Target("least lead over a baseline at the same budget, mean over attacks", ">=", 0.0),
     Target("least lead over a baseline at the same budget, worst over attacks", ">=", 0.0),
-    *(
-        target
-        for cell, median in (("undiluted", 15.0), ("1:4", 20.0))
-        for target in (
-            Target(f"no repeaters / worst / {cell}: page", ">=", 0.995),
-            Target(f"no repeaters / worst kept apart / {cell}: page", ">=", 0.95),
-            Target(f"no repeaters / worst / {cell}: queries to page, median", "<=", median),
-            Target(f"no repeaters / worst / {cell}: queries to page, p90", "<=", 40.0),
-        )
-    ),
 )
 #: The setting of baselines that Vedette is measured against.
 SAME_BUDGET = "same budget"
@@ -176,36 +182,44 @@ def share_figure(name: str, hits: int, total: int) -> Figure:
     return Figure(name, hits / total, *wilson(hits, total))
 
 
-def stream_figures(found: Sequence[Found], rng: np.random.Generator) -> list[Figure]:
-    """Worst and mean over attacks: of each task, and of all."""
+def stream_figures(found: Sequence[Found], rng: np.random.Generator, repeaters: bool = True) -> list[Figure]:
+    """Worst and mean over attacks: of each task, and of all; at sites with or without repeaters."""
     figures = []
     every: dict[tuple[str, bool], list[tuple[str, Cell, Cell]]] = {}
+    site, cells = "", CELLS
+    if not repeaters:
+        site, cells = "no repeaters / ", {place: CELLS[place] for place in rival_places(found, repeaters)}
     for name, some in by_task(found).items():
-        for place, where in CELLS.items():
+        for place, where in cells.items():
             for plan in PLANS:
-                row = name, ours(some, plan.name, place, page=False), ours(some, plan.name, place, page=True)
-                every.setdefault((where, plan.apart), []).append(row)
-    for prefix, chosen in [("", None), *((f"{name} / ", name) for name in by_task(found))]:
-        for where in CELLS.values():
+                tickets, pages = (ours(some, plan.name, place, page, repeaters) for page in (False, True))
+                every.setdefault((where, plan.apart), []).append((name, tickets, pages))
+    means: dict[str, list[tuple[int, int]]] = {}
+    for prefix, chosen in [*((f"{site}{name} / ", name) for name in by_task(found)), (site, None)]:
+        for where in cells.values():
             for apart, word in ((False, "worst"), (True, "worst kept apart")):
                 rows = [row for row in every[where, apart] if chosen in (None, row[0])]
-                label = f"{prefix}{word} / {where}"
-                for at, level in ((1, "ticket"), (2, "page")):
-                    cells: list[Cell] = [row[1] if at == 1 else row[2] for row in rows]
-                    least = min(cells, key=lambda cell: cell.share)
-                    figures.append(share_figure(f"{label}: {level}", least.hits, least.total))
-                    for share, told in ((0.5, "median"), (0.9, "p90")):
-                        slowest = max(cells, key=lambda cell: cell.quantile(share))
-                        figures.append(
-                            Figure(
-                                f"{label}: queries to {level}, {told}",
-                                slowest.quantile(share),
-                                *slowest.interval(share, rng),
-                            )
-                        )
+                figures += _extremes(f"{prefix}{word} / {where}", rows, rng)
             both = [row for apart in (False, True) for row in every[where, apart] if chosen in (None, row[0])]
             hits, total = sum(row[2].hits for row in both), sum(row[2].total for row in both)
             figures.append(share_figure(f"{prefix}mean / {where}: page", hits, total))
+            means.setdefault(where, []).append((hits, total))
+    for where, of_tasks in means.items():
+        worst = min(of_tasks, key=lambda mean: mean[0] / mean[1])
+        figures.append(share_figure(f"{site}mean of the worst task / {where}: page", *worst))
+    return figures
+
+
+def _extremes(label: str, rows: Sequence[tuple[str, Cell, Cell]], rng: np.random.Generator) -> list[Figure]:
+    """Least share, and largest median and 90th percentile of queries, of tickets and pages."""
+    figures = []
+    for level, cells in (("ticket", [row[1] for row in rows]), ("page", [row[2] for row in rows])):
+        least = min(cells, key=lambda cell: cell.share)
+        figures.append(share_figure(f"{label}: {level}", least.hits, least.total))
+        for share, told in ((0.5, "median"), (0.9, "p90")):
+            slowest = max(cells, key=lambda cell: cell.quantile(share))
+            name = f"{label}: queries to {level}, {told}"
+            figures.append(Figure(name, slowest.quantile(share), *slowest.interval(share, rng)))
     return figures
 
 
@@ -223,12 +237,20 @@ def benign_rows(
 
 
 def benign_figures(found: Sequence[Found]) -> list[Figure]:
-    """Ordinary clients, and special ones of kinds that the history did not hold and that it held."""
+    """Ordinary clients, and special ones of kinds that the history did not hold and that it held; also by task."""
+    figures = _benign_figures("", found)
+    if len(by_task(found)) > 1:
+        figures += [figure for name, some in by_task(found).items() for figure in _benign_figures(f"{name} / ", some)]
+    return figures
+
+
+def _benign_figures(prefix: str, found: Sequence[Found]) -> list[Figure]:
     figures = []
     for kind, known in [("", None), *((kind, known) for known in (False, True) for kind in KINDS)]:
         clients, tickets, pages = benign_rows(found, ("Vedette", ""), kind, known)
         if clients:
-            name = "ordinary clients" if kind == "" else f"{kind}, {'in the history' if known else 'left out'}"
+            told = "ordinary clients" if kind == "" else f"{kind}, {'in the history' if known else 'left out'}"
+            name = f"{prefix}{told}"
             figures.append(share_figure(f"{name}: paged", pages, clients))
             figures.append(share_figure(f"{name}: ticketed", tickets, clients))
     return figures
@@ -267,24 +289,10 @@ def tuned_figures(found: Sequence[Found]) -> list[Figure]:
 
 
 def plain_figures(found: Sequence[Found], rng: np.random.Generator) -> list[Figure]:
-    """A site without repeaters: worst over attacks and tasks, and ordinary clients paged."""
-    figures = []
-    for place in rival_places(found, repeaters=False):
-        for apart, word in ((False, "worst"), (True, "worst kept apart")):
-            label = f"no repeaters / {word} / {CELLS[place]}"
-            for page, level in ((False, "ticket"), (True, "page")):
-                cells = [
-                    ours(some, plan.name, place, page, repeaters=False)
-                    for some in by_task(found).values()
-                    for plan in PLANS
-                    if plan.apart == apart
-                ]
-                least = min(cells, key=lambda cell: cell.share)
-                figures.append(share_figure(f"{label}: {level}", least.hits, least.total))
-                for share, told in ((0.5, "median"), (0.9, "p90")):
-                    slowest = max(cells, key=lambda cell: cell.quantile(share))
-                    interval = slowest.interval(share, rng)
-                    figures.append(Figure(f"{label}: queries to {level}, {told}", slowest.quantile(share), *interval))
+    """A site without repeaters: attackers, and ordinary clients."""
+    if not rival_places(found, repeaters=False):
+        return []
+    figures = stream_figures(found, rng, repeaters=False)
     clients, tickets, pages = benign_rows(found, ("Vedette", ""), "", None, repeaters=False)
     if clients:
         figures.append(share_figure("no repeaters / ordinary clients: paged", pages, clients))
@@ -578,8 +586,12 @@ def text_of(found: Sequence[Found]) -> str:
         "all tasks; where it is behind, on which, and by how many points; and on how many the baseline's median of own "
         "queries is less:"
     )
-    kinds = "Clients of special kinds that the history did not hold (leave-kinds-out), and of those it held (known):"
-    lines = [told, "", *stream_tables(found), kinds, "", *benign_table(found)]
+    kinds = (
+        "Clients of special kinds by an ensemble whose history did not hold their kind, and by one whose did (known). "
+        "Each seed has two histories, each with half of the kinds, and the same clients meet both:"
+    )
+    lines = [told, "", *stream_tables(found)]
+    lines += [kinds, "", *benign_table(found)]
     lines += ["The attacker who tunes:", "", *tuned_table(found), rivals, "", *rival_table(found)]
     lines += [against, "", *against_table(found)]
     if False in sites(found):

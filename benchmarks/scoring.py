@@ -1,8 +1,9 @@
 """What scoring costs: microseconds a row of the full default ensemble on one core, in all and by stage.
 
 64 features, 10 classes, a reference condensed to about 1,000 rows, 20,000 clients with histories, a full index of
-10,000 rows. Site, ensemble and traffic are drawn anew for each seed; figures are medians over seeds with intervals over
-them. ``python -m benchmarks.scoring --check`` compares with the target.
+10,000 rows; every row is new. Site, ensemble and traffic are drawn anew for each seed; figures are medians over seeds
+with intervals over them. ``python -m benchmarks.scoring --check`` compares with the target; ``--write`` puts the table
+into docs/detection.md.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,7 @@ TARGET_US = 12.0
 #: Seeds, and measurements on each.
 SEEDS, QUICK_SEEDS = 5, 1
 REPEATS, QUICK_REPEATS = 7, 5
+PAGE = Path(__file__).parent.parent / "docs" / "detection.md"
 
 
 def rows(n: int, rng: np.random.Generator, centres: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -171,6 +174,7 @@ def main() -> int:
     """Entry point."""
     parser = report.arguments(__doc__ or "")
     parser.add_argument("--seeds", type=int)
+    parser.add_argument("--write", action="store_true", help="put the table into docs/detection.md")
     options = parser.parse_args()
     kernels.limit_blas_threads()
     count = options.seeds or (QUICK_SEEDS if options.quick else SEEDS)
@@ -182,7 +186,20 @@ def main() -> int:
     by_name = {figure.name: figure.value for figure in figures}
     context: dict[str, Any] = {"seeds": count, "rows_a_second": 1e6 / by_name[f"score_{BATCH_ROWS}_us"]}
     context |= {name: value if count == 1 else [told[name] for _, told in seeds] for name, value in seeds[0][1].items()}
+    if options.write:
+        report.write_between(PAGE, "scoring", table(figures))
     return report.finish(options, figures, [report.Target(f"score_{BATCH_ROWS}_us", "<=", TARGET_US)], context)
+
+
+def table(figures: list[report.Figure]) -> str:
+    """What stands in the documentation."""
+    lines = ["| what | us a row | 95 % interval |", "|---|---|---|"]
+    for figure in figures:
+        name = figure.name.removeprefix("stage ")
+        if name.startswith("score_"):
+            name = f"**all, in batches of {name.split('_')[1]}**"
+        lines.append(f"| {name} | {figure.value:.3g} | {figure.low:.3g} to {figure.high:.3g} |")
+    return "\n".join(lines)
 
 
 def walk_times(ensemble: Ensemble, fresh: list[Batch], state: Any) -> Times:

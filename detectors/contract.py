@@ -21,6 +21,9 @@ ATLAS_VERSION = "5.6.0"
 #: Client id of rows whose sender is unknown: scored, but without client history.
 ANONYMOUS = 0
 
+#: Score of a row that a detector can say nothing of, as what it looks at is missing: its p-value is 1.
+SAYS_NOTHING = -1e30
+
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share done, 0 to 1."""
 
@@ -63,6 +66,9 @@ class Batch:
         Place of the row in its record.
     outputs : float64 (n, k) or None
         The model's scores, where the event carried them.
+    embeddings : float64 (n, e) or None
+        What the model made of each input on its way to the answer, where the schema states its width; a row whose
+        event carried none is NaN throughout. None: no row has one.
     """
 
     inputs: NDArray[np.float64]
@@ -72,6 +78,7 @@ class Batch:
     offsets: NDArray[np.int64]
     rows: NDArray[np.int32]
     outputs: NDArray[np.float64] | None = None
+    embeddings: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -86,6 +93,7 @@ class Batch:
             offsets=self.offsets[which],
             rows=self.rows[which],
             outputs=None if self.outputs is None else self.outputs[which],
+            embeddings=None if self.embeddings is None else self.embeddings[which],
         )
 
 
@@ -102,12 +110,15 @@ class Reference:
         The model's scores.
     truth : int32 (n,) or None
         True classes, where known; detectors that learn "normal for class c" prefer rows the model got right.
+    embeddings : float64 (n, e) or None
+        As in `Batch`: a row without one is NaN throughout.
     """
 
     inputs: NDArray[np.float64]
     labels: NDArray[np.int32]
     outputs: NDArray[np.float64] | None = None
     truth: NDArray[np.int32] | None = None
+    embeddings: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)

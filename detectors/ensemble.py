@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,17 +16,30 @@ from detectors.calibration import clusters, history, pools, repeaters, residual
 from detectors.calibration.conformal import ScoreCalibration, surprise_of
 from detectors.calibration.decision import Decision, Yardstick, decide, excuses, proposed
 from detectors.calibration.evalues import evalue
-from detectors.calibration.examination import FUSED, Examination, curve, uniformities
-from detectors.calibration.fusion import Fusion, equal_weights, hedged, logistic_weights, spread_over
+from detectors.calibration.examination import (
+    FUSED,
+    Curve,
+    Examination,
+    LeftOut,
+    curve,
+    fixed_rates,
+    left_out,
+    uniformities,
+)
+from detectors.calibration.fusion import Fusion, equal_weights, learned_weights
 from detectors.calibration.history import History
-from detectors.calibration.rehearsal import rehearse
+from detectors.calibration.prospects import prospects
+from detectors.calibration.rehearsal import fooling, rehearse
 from detectors.calibration.report import FitReport
 from detectors.calibration.scheme import Scheme
 from detectors.contract import ANONYMOUS, Batch, Detector, HistoryDetector, Progress, Reference
-from detectors.errors import FitError
+from detectors.embeddings.space import embedded_rows, needs_embedding
+from detectors.errors import FitError, SchemaError
 from detectors.queries.codes import Coder
 from detectors.queries.intent import IntentTest
 from detectors.queries.walk import BINS, PLAIN, Columns, Tables
+from detectors.responses.contract import Ask
+from detectors.responses.escalation import Escalation
 from detectors.schema import FeatureSchema
 from detectors.scorer import Ensemble
 from detectors.signals import client_name
@@ -51,6 +64,9 @@ STANDIN_CLIENTS, STANDIN_ROWS = 40, (10, 120)
 #: Residual scores that the sequential test is calibrated on, at most.
 MAX_RESIDUALS = 20_000
 
+#: Share of the clients that set thresholds.
+THRESHOLDS_SHARE = 1.0 - pools.SHAPE_SHARE - pools.RANKS_SHARE - pools.FUSION_SHARE
+
 #: Median spreads and weighted -ln p.
 DEFAULT_SCHEME = Scheme()
 
@@ -64,7 +80,7 @@ def fit(
     schema: FeatureSchema,
     benign: Batch | None,
     *,
-    crafted: Reference | None = None,
+    crafted: Mapping[str, Reference] | None = None,
     budget: int,
     clients_per_week: int | None,
     week_us: int,
@@ -75,6 +91,8 @@ def fit(
     model: Any = None,
     scheme: Scheme = DEFAULT_SCHEME,
     probes: Reference | None = None,
+    inquiries: Sequence[str] = (),
+    ask: Ask | None = None,
 ) -> tuple[Ensemble, FitReport]:
     """Fit detectors, the default ones unless others are named, and calibrate what decides.
 
@@ -86,8 +104,9 @@ def fit(
     benign : Batch or None
         Benign events in the order of the stream, with clients and times: what thresholds are calibrated on. Without
         them the ensemble can only open tickets, calibrated on held-out reference rows.
-    crafted : Reference or None
-        Adversarial rows and the model's answers to them; they only weigh detectors against each other.
+    crafted : mapping of str to Reference, optional
+        Adversarial rows and the model's answers to them, by the name of their attack; they only weigh detectors against
+        each other. Of two or more attacks the report says how well each is found by weights learned from the others.
     budget : int
         N, false pages a week at most.
     clients_per_week : int or None
@@ -106,7 +125,12 @@ def fit(
     scheme : Scheme
         How scores are made comparable and how they become one.
     probes : Reference or None
-        Adversarial rows that nothing is learned from; the report says how many of them are found.
+        Adversarial rows that nothing is learned from; the report says how many of them are found. Without them it says
+        that of attacks rehearsed from rows of clients that set no table of single inputs.
+    inquiries : sequence of str
+        Names in `detectors.responses.escalation.KINDS`: the escalation tier, which no decision depends on.
+    ask : callable, optional
+        The watched model, for `inquiries`: rows (m, d) in, probabilities (m, k) out.
 
     Returns
     -------
@@ -121,6 +145,9 @@ def fit(
     _check(reference, schema, benign, crafted, budget, clients_per_week, week_us, partitions)
     _check_rows("probe", probes, schema)
     chosen = _chosen(detectors, model)
+    if inquiries and ask is None:
+        raise FitError("inquiries ask the watched model at their fit; give it (`--model`)")
+    _check_embeddings(chosen, schema, benign)
     kept = correct_rows(reference, len(schema.classes), schema.width)
     traffic = benign
     if traffic is None:
@@ -154,6 +181,19 @@ def fit(
         partitions=partitions,
         progress=lambda what, share: progress(what, 0.8 + 0.2 * share),
     )
+    escalation = None
+    if inquiries and ask is not None:
+        # Drawn from a generator of their own, and last: everything else is the same with them and without.
+        escalation = Escalation.fit(
+            kept,
+            schema,
+            traffic.inputs,
+            traffic.labels,
+            ask,
+            rng.spawn(1)[0],
+            inquiries,
+            lambda what, share: progress(what, 0.98 + 0.02 * share),
+        )
     ensemble = Ensemble(
         schema=schema,
         single=single,
@@ -161,12 +201,12 @@ def fit(
         intent=intent,
         policy=decision.policy,
         index_rows=index_rows,
+        escalation=escalation,
     )
     counts = {name: int(np.count_nonzero(getattr(pool, name))) for name in ("shape", "ranks", "fusion", "thresholds")}
     counts = {"reference": len(kept), **counts, **clusters.sizes(tables), "index": index_rows}
-    report = _report(ensemble, decision, past, counts, between, crafted is not None, budget, benign is not None)
-    if scheme.fusion == "mean":
-        report = replace(report, fusion="mean")
+    learned = "mean" if scheme.fusion == "mean" else "rehearsed" if crafted is None else "logistic"
+    report = _report(ensemble, decision, past, counts, between, learned, budget, partitions, benign is not None)
     progress("done", 1.0)
     return ensemble, replace(report, data_digest=_data_digest(reference, benign, crafted), examination=examined)
 
@@ -175,7 +215,7 @@ def _check(
     reference: Reference,
     schema: FeatureSchema,
     benign: Batch | None,
-    crafted: Reference | None,
+    crafted: Mapping[str, Reference] | None,
     budget: int,
     clients_per_week: int | None,
     week_us: int,
@@ -187,6 +227,10 @@ def _check(
             f"budget {budget} must be >= 0, week {week_us} us, partitions {partitions} and clients a week "
             f"{clients_per_week} >= 1"
         )
+    if crafted is not None and not crafted:
+        raise FitError("crafted rows name no attack; give rows of one at least, or none at all")
+    for attack, rows in (crafted or {}).items():
+        _check_rows(f"crafted {attack}", rows, schema)
     if benign is None:
         if len(reference) < LEAST_REFERENCE:
             raise FitError(f"{len(reference)} reference rows alone are too few; give at least {LEAST_REFERENCE}")
@@ -200,7 +244,6 @@ def _check(
     if np.any(np.diff(benign.times) < 0):
         raise FitError("benign events must stand in the order of their times")
     _check_rows("benign", benign, schema)
-    _check_rows("crafted", crafted, schema)
 
 
 def _check_rows(what: str, rows: Batch | Reference | None, schema: FeatureSchema) -> None:
@@ -216,6 +259,10 @@ def _check_rows(what: str, rows: Batch | Reference | None, schema: FeatureSchema
     wrong = np.flatnonzero((labels < 0) | (labels >= len(schema.classes)))
     if len(wrong):
         raise FitError(f"{what} row {wrong[0]} has label {labels[wrong[0]]}; labels are 0 to {len(schema.classes) - 1}")
+    try:
+        embedded_rows(rows, schema.embedding_width)
+    except SchemaError as odd:
+        raise FitError(f"{what} rows: {odd}") from None
 
 
 def _chosen(names: Sequence[str], model: Any) -> tuple[Detector | HistoryDetector, ...]:
@@ -228,6 +275,18 @@ def _chosen(names: Sequence[str], model: Any) -> tuple[Detector | HistoryDetecto
     if twice:
         raise FitError(f"detectors are named once; given twice: {', '.join(twice)}")
     return made
+
+
+def _check_embeddings(
+    detectors: Sequence[Detector | HistoryDetector], schema: FeatureSchema, benign: Batch | None
+) -> None:
+    """Refuse detectors of embeddings where benign events carry none: any embedding would be odd beside them."""
+    asking = [detector.name for detector in detectors if needs_embedding(detector)]
+    if asking and benign is not None and not len(embedded_rows(benign, schema.embedding_width)):
+        raise FitError(
+            f"{asking[0]} is calibrated on embeddings, and the benign events carry none; give events with the field "
+            f"`embedding`, or leave {' and '.join(asking)} out"
+        )
 
 
 def _stand_in(kept: Reference, rng: np.random.Generator) -> tuple[Reference, Batch]:
@@ -244,9 +303,11 @@ def _stand_in(kept: Reference, rng: np.random.Generator) -> tuple[Reference, Bat
         times=place,
         offsets=place,
         rows=np.zeros(count, dtype=np.int32),
+        embeddings=None if kept.embeddings is None else kept.embeddings[held],
     )
     outputs = None if kept.outputs is None else kept.outputs[rest]
-    return Reference(kept.inputs[rest], kept.labels[rest], outputs), traffic
+    embeddings = None if kept.embeddings is None else kept.embeddings[rest]
+    return Reference(kept.inputs[rest], kept.labels[rest], outputs, embeddings=embeddings), traffic
 
 
 def _single(
@@ -257,7 +318,7 @@ def _single(
     schema: FeatureSchema,
     traffic: Batch,
     pool: pools.Pools,
-    crafted: Reference | None,
+    crafted: Mapping[str, Reference] | None,
     probes: Reference | None,
     scheme: Scheme,
     rng: np.random.Generator,
@@ -292,39 +353,79 @@ def _single(
         view = BatchView(frame, _as_batch(rows))
         return np.asarray(calibration.surprise[calibration.ranks(raw_scores(detectors, view), view.batch.labels)])
 
-    alone = np.array([not remembers(detector) for detector in detectors])
-    if scheme.fusion == "mean":
-        weights = equal_weights(len(detectors))
-    elif crafted is not None:
-        weights = logistic_weights(benign[:, alone], surprise(crafted)[:, alone])
-    else:
+    known = (crafted or {}).values()
+    bare = not any(len(embedded_rows(rows, schema.embedding_width)) for rows in known)
+    alone = np.array([not (remembers(one) or (bare and needs_embedding(one))) for one in detectors])
+    learns = scheme.fusion != "mean"
+    attacks: list[tuple[str, NDArray[np.float64]]] = []
+    if learns and crafted is None:
         progress("rehearsing attacks to weigh detectors", 0.5)
         rehearsed = rehearse(traffic.inputs[pool.shape], labels[pool.shape], intent, schema, rng)
-        odd = np.concatenate([surprise(kind)[:, alone] for kind in rehearsed])
-        weights = hedged(logistic_weights(benign[:, alone], odd))
-    if scheme.fusion != "mean":
-        weights = spread_over(weights, alone)
+        attacks = [(attack, surprise(rows)) for attack, rows in rehearsed]
+    elif learns and crafted is not None:
+        attacks = [(attack, surprise(rows)) for attack, rows in crafted.items()]
+
+    def weighed(given: Sequence[tuple[str, NDArray[np.float64]]]) -> NDArray[np.float64]:
+        return learned_weights(benign, [odd for _, odd in given], alone, hedge=crafted is None)
+
+    weights = weighed(attacks) if learns else equal_weights(len(detectors))
     fusion = Fusion.fit(weights, calibration, ranks[pool.fusion])
     sums, rank = fusion.fuse(ranks, calibration.surprise)
     edges = np.quantile(columns.rows["density"][pool.ranks], np.arange(1, BINS) / BINS)
     columns.rows["rank"], columns.rows["bin"] = rank, np.searchsorted(edges, columns.rows["density"])
     single = Single(frame, detectors, calibration, fusion, coder, edges)
     fresh = pool.thresholds
+    held: list[tuple[str, Reference]] = []
+    if probes is None or (learns and crafted is None):
+        progress("rehearsing attacks to judge by", 0.53)
+        held = fooling(rehearse(traffic.inputs[fresh], labels[fresh], intent, schema, rng.spawn(1)[0]))
+    shown = [rows for _, rows in held] if probes is None else [probes]
+    judged = [(attack, surprise(rows)) for attack, rows in held] if crafted is None else attacks
     names = [*(detector.name for detector in detectors), FUSED]
     pvalues = np.column_stack([calibration.pvalues(ranks[fresh]), fusion.pvalues(rank[fresh])])
-    curves = []
-    if probes is not None:
-        found = single.score(_as_batch(probes))
-        usual = np.column_stack([calibration.normal(scores[fresh], labels[fresh]), sums[fresh]])
-        odd = np.column_stack([calibration.normal(found.scores, found.view.batch.labels), found.sums])
-        curves = [curve(name, usual[:, place], odd[:, place]) for place, name in enumerate(names)]
     examined = Examination(
-        uniformities(names, pvalues, labels[fresh]),
-        tuple(curves),
-        int(np.count_nonzero(fresh)),
-        0 if probes is None else len(probes),
+        uniformity=uniformities(names, pvalues, labels[fresh], single.calibrated),
+        curves=_curves(single, calibration.normal(scores[fresh], labels[fresh]), sums[fresh], shown),
+        benign=int(np.count_nonzero(fresh)),
+        crafted=sum(map(len, shown)),
+        against=int(np.count_nonzero(fresh)),
+        source="none" if not shown else "rehearsed" if probes is None else "probes",
+        left_out=_left_out(attacks, judged, calibration.surprise[ranks[fresh]], weighed),
+        fixed=fixed_rates(len(fusion.values), int(np.count_nonzero(pool.fusion))),
     )
     return single, columns, examined
+
+
+def _curves(
+    single: Single, normal: NDArray[np.float64], sums: NDArray[np.float64], crafted: Sequence[Reference]
+) -> tuple[Curve, ...]:
+    """ROC of each detector and of the fused score: normalised scores (n, D) and sums (n,) of benign rows; crafted."""
+    if not crafted:
+        return ()
+    found = [single.score(_as_batch(rows)) for rows in crafted]
+    odd = np.concatenate([single.scores.normal(one.scores, one.view.batch.labels) for one in found])
+    curves = [curve(one.name, normal[:, place], odd[:, place]) for place, one in enumerate(single.detectors)]
+    return (*curves, curve(FUSED, sums, np.concatenate([one.sums for one in found])))
+
+
+def _left_out(
+    learned: Sequence[tuple[str, NDArray[np.float64]]],
+    judged: Sequence[tuple[str, NDArray[np.float64]]],
+    benign: NDArray[np.float64],
+    weighed: Callable[[Sequence[tuple[str, NDArray[np.float64]]]], NDArray[np.float64]],
+) -> tuple[LeftOut, ...]:
+    """Each attack, judged by the fusion that the others make; -ln p (n, D) of rows to learn from and to judge by.
+
+    Attacks without rows to judge by are left out of what is told.
+    """
+    if len({attack for attack, _ in learned}) < 2:
+        return ()
+    told = []
+    for attack in dict.fromkeys(attack for attack, _ in judged):
+        weights = weighed([one for one in learned if one[0] != attack])
+        odd = np.concatenate([rows for name, rows in judged if name == attack])
+        told.append(left_out(attack, benign @ weights, odd @ weights))
+    return tuple(told)
 
 
 def _tables(
@@ -379,6 +480,7 @@ def _as_batch(rows: Reference) -> Batch:
         offsets=nothing,
         rows=nothing.astype(np.int32),
         outputs=rows.outputs,
+        embeddings=rows.embeddings,
     )
 
 
@@ -388,8 +490,9 @@ def _report(
     past: History,
     counts: dict[str, int],
     between: float,
-    logistic: bool,
+    learned: str,
     budget: int,
+    partitions: int,
     real: bool,
 ) -> FitReport:
     thresholds, share, count = decision.thresholds, decision.split, decision.count
@@ -424,13 +527,14 @@ def _report(
         proposed_repeaters=proposed(past, decision) if pages else (),
         would_page=int(np.count_nonzero(decision.beyond)),
         detectors=ensemble.detectors,
-        fusion="logistic" if logistic else "rehearsed",
+        fusion=learned,
         weights=tuple(float(weight) for weight in ensemble.single.fusion.weights),
         between_clients=between,
         tau=float(ensemble.tables.tau[0]),
         rows=counts,
         notes=tuple(_notes(decision, past, real)),
         data_digest="",
+        more=prospects(decision, len(past.weeks), len(past.index), partitions, THRESHOLDS_SHARE) if real else (),
     )
 
 
@@ -445,23 +549,19 @@ def _notes(decision: Decision, past: History, real: bool) -> list[str]:
         f"{past.weeks.whole_weeks} weeks; clients of a new kind are outside it"
     )
     notes += excuses(decision)
-    if decision.policy.mode == "tickets":
-        share = 1.0 - pools.SHAPE_SHARE - pools.RANKS_SHARE - pools.FUSION_SHARE
-        notes.append(
-            f"about {math.ceil(decision.needed / share)} client-weeks in all would do, as {share:.0%} of the clients "
-            "set thresholds and the rest tables"
-        )
     return notes
 
 
-def _data_digest(reference: Reference, benign: Batch | None, crafted: Reference | None) -> str:
+def _data_digest(reference: Reference, benign: Batch | None, crafted: Mapping[str, Reference] | None) -> str:
     """32 hex digits over the rows that were given."""
     total = hashlib.blake2b(digest_size=16)
     parts: list[NDArray[Any]] = [reference.inputs, reference.labels]
     if benign is not None:
         parts += [benign.inputs, benign.labels, benign.clients, benign.times]
-    if crafted is not None:
-        parts += [crafted.inputs, crafted.labels]
+    odd = (crafted or {}).values()
+    for rows in odd:
+        parts += [rows.inputs, rows.labels]
+    parts += [one.embeddings for one in (reference, benign, *odd) if one is not None and one.embeddings is not None]
     for part in parts:
         total.update(f"{part.dtype.str}{part.shape}".encode())
         total.update(np.ascontiguousarray(part).data)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,9 @@ BROKEN = (
 )
 #: Larger files, manifests and arrays are refused unread.
 MAX_BYTES, MAX_MANIFEST_BYTES, MAX_ARRAYS = 4 * 1024**3, 16 * 1024**2, 10_000
+
+#: Characters of a name or a version.
+MAX_TEXT = 200
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
@@ -62,6 +67,63 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         if not isinstance(manifest.get(name), kind):
             raise BundleError(f"bundle {path}: its manifest lacks {name!r}")
     return manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What made a bundle; no part of what it decides, nor of its digest.
+
+    Attributes
+    ----------
+    model, model_version : str
+        The watched model, as it was named at the fit; empty where it was not.
+    packages : mapping of str to str
+        Versions of the distributions that fitted it, by name.
+    providers : mapping of str to str
+        Distribution of each detector that an entry point added, by the detector's name.
+    """
+
+    model: str = ""
+    model_version: str = ""
+    packages: Mapping[str, str] = field(default_factory=dict)
+    providers: Mapping[str, str] = field(default_factory=dict)
+
+    def named(self) -> str:
+        """The model and its version in words; empty where neither is known."""
+        version = f"version {self.model_version}" if self.model_version else ""
+        return ", ".join(part for part in (self.model, version) if part)
+
+    def made_by(self) -> str:
+        """The packages and their versions in words; empty where they are not known."""
+        ours_first = sorted(self.packages.items(), key=lambda package: (package[0] != "vedette", package))
+        return ", ".join(f"{name} {version}" for name, version in ours_first)
+
+
+def read_origin(path: str | Path) -> Origin:
+    """What made a bundle; of one that doesn't say it, what it says. `BundleError` as in `read_manifest`."""
+    return origin_of(read_manifest(path), path)
+
+
+def origin_of(manifest: Mapping[str, Any], path: str | Path) -> Origin:
+    """`read_origin` of a manifest that was read from the path."""
+    model = _texts(manifest, "model", path)
+    return Origin(
+        model=model.get("name", ""),
+        model_version=model.get("version", ""),
+        packages=_texts(manifest, "versions", path),
+        providers=_texts(manifest, "providers", path),
+    )
+
+
+def _texts(manifest: Mapping[str, Any], name: str, path: str | Path) -> dict[str, str]:
+    found = manifest.get(name, {})
+    if not isinstance(found, dict) or not all(
+        isinstance(text, str) and text.isprintable() and len(text) <= MAX_TEXT
+        for pair in found.items()
+        for text in pair
+    ):
+        raise BundleError(f"bundle {path}: its manifest's {name!r} is no object of short texts")
+    return found
 
 
 def read_report(path: str | Path) -> FitReport:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from detectors.calibration import repeaters
 from detectors.calibration.alarms import FalseAlarm, admitted
 from detectors.calibration.decision import Decision, Yardstick, decide, excuses, proposed
+from detectors.calibration.examination import FUSED, Examination, uniformities
 from detectors.calibration.history import History, measure
+from detectors.calibration.prospects import prospects
 from detectors.calibration.report import FitReport
+from detectors.calibration.residual import between_share
 from detectors.contract import ANONYMOUS, Batch, Progress
 from detectors.errors import FitError
-from detectors.queries.walk import Columns
+from detectors.queries.walk import PLAIN, Columns
 from detectors.scorer import Ensemble
 from detectors.signals import client_name
 
@@ -73,13 +76,18 @@ def recalibrate(
     if np.any(np.diff(pilot.times) < 0):
         raise FitError("the pilot's events must stand in the order of their times")
     parts, remembered = [], ensemble.single.new_past(len(np.unique(pilot.clients)))
+    pvalues = np.empty((len(pilot), len(ensemble.detectors) + 1))
     for start in range(0, len(pilot), CHUNK_ROWS):
         progress("scoring the pilot", 0.3 * start / len(pilot))
-        parts.append(ensemble.single.score(pilot.take(slice(start, start + CHUNK_ROWS)), remembered).columns)
+        scored = ensemble.single.score(pilot.take(slice(start, start + CHUNK_ROWS)), remembered)
+        pvalues[start : start + CHUNK_ROWS] = np.column_stack([scored.pvalues, scored.fused])
+        parts.append(scored.columns)
     columns = Columns(*(np.concatenate(column) for column in zip(*parts, strict=True)))
     progress("replaying client-weeks", 0.3)
     silent = ensemble.tables._replace(thresholds=np.full_like(ensemble.tables.thresholds, np.inf))
     trace = measure(columns, silent, ensemble.index_rows)
+    evidence = (trace["kind"] == PLAIN) & (pilot.clients != ANONYMOUS)
+    between = between_share(ensemble.tables.normal[columns.rows["rank"][evidence]], pilot.clients[evidence])
     past = History.replay(
         columns,
         pilot.times,
@@ -130,8 +138,6 @@ def recalibrate(
                 else "nothing pages yet, so they change nothing"
             )
         )
-    if not pages:
-        notes.append(f"a pilot of {math.ceil(decision.needed)} client-weeks would do")
     report = replace(
         known,
         mode=decision.policy.mode,
@@ -164,12 +170,24 @@ def recalibrate(
         repeaters=tuple(client_name(int(name)) for name in np.unique(past.weeks.clients[past.repeating])),
         proposed_repeaters=proposed(past, decision) if pages else (),
         would_page=int(np.count_nonzero(decision.beyond)),
+        between_clients=between,
         rows={**known.rows, "thresholds": len(pilot)},
         notes=(*notes, *told),
+        examination=_examined(known.examination, ensemble, pvalues, pilot.labels),
+        more=prospects(decision, past.counted, len(past.index), partitions, 1.0),
+        calibrated=True,
         data_digest=_digest(known.data_digest, pilot, alarms, excused),
     )
     progress("done", 1.0)
     return made, report
+
+
+def _examined(
+    known: Examination | None, ensemble: Ensemble, pvalues: NDArray[np.float64], labels: NDArray[np.int32]
+) -> Examination:
+    """The fit's examination with the p-values (n, D + 1) of the pilot."""
+    found = uniformities([*ensemble.detectors, FUSED], pvalues, labels, ensemble.single.calibrated)
+    return replace(known or Examination((), (), 0, 0), uniformity=found, benign=len(labels))
 
 
 def _with_alarms(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from detectors.contract import Detector, HistoryDetector
-from detectors.errors import DetectorError, FitError
+from detectors.embeddings.dknn import EmbeddingNeighbours
+from detectors.embeddings.trust_ratio import EmbeddingTrustRatio
+from detectors.errors import DetectorError, FitError, MissingDetector
 from detectors.inputs.constraints import Constraints
 from detectors.inputs.dknn import DeepNeighbours
 from detectors.inputs.isolation_forest import IsolationForest
@@ -20,14 +22,18 @@ from detectors.inputs.outliers.loda import Loda
 from detectors.inputs.outliers.lof import Lof
 from detectors.inputs.outliers.mcd import Mcd
 from detectors.inputs.outliers.pca import Pca
-from detectors.inputs.outliers.uncompiled import PREFIX, uncompiled
+from detectors.inputs.outliers.uncompiled import PREFIX, Uncompiled, uncompiled
 from detectors.inputs.pattern import Pattern
+from detectors.inputs.relations import Relations
 from detectors.inputs.residual import PcaResidual
 from detectors.inputs.trust_ratio import TrustRatio
 from detectors.queries.extraction import Extraction
 from detectors.queries.trajectory import Trajectory
 from detectors.responses.disagreement import Disagreement
 from detectors.responses.margin import Margin
+
+#: Entry points of this group are detectors.
+GROUP = "vedette.detectors"
 
 #: The default ensemble, in the order of its columns. `pattern` costs .05 us a row and lifted the worst case of single
 #: inputs (TPR at 1 % FPR, ``benchmarks.detection``, MLP) from .05 to .98 on MNIST, from .44 to .88 on spambase.
@@ -50,10 +56,13 @@ _OWN: dict[str, type[Any]] = {
         IsolationForest,
         Constraints,
         DeepNeighbours,
+        EmbeddingTrustRatio,
+        EmbeddingNeighbours,
         LeafDistance,
         Disagreement,
         Margin,
         Pattern,
+        Relations,
         Hbos,
         Ecod,
         Pca,
@@ -72,11 +81,19 @@ _ALIASES: dict[str, type[Any]] = {PREFIX + "IForest": IsolationForest}
 
 def names() -> list[str]:
     """Every registered detector; any other of PyOD's is found as ``pyod.<class>``."""
-    return sorted({*_OWN, *(point.name for point in entry_points(group="vedette.detectors"))})
+    return sorted({*_OWN, *(point.name for point in entry_points(group=GROUP))})
 
 
 def kind(name: str) -> type[Detector | HistoryDetector]:
-    """The class of a detector; `DetectorError` names those there are."""
+    """The class of a detector.
+
+    Raises
+    ------
+    MissingDetector
+        When there is none of that name; those there are stand in the text.
+    DetectorError
+        When PyOD has no such class, or an entry point cannot be imported or is no detector of its name.
+    """
     if name in _OWN:
         return _OWN[name]
     if name in _ALIASES:
@@ -84,11 +101,46 @@ def kind(name: str) -> type[Detector | HistoryDetector]:
     if name.startswith(PREFIX):
         other: type[Any] = uncompiled(name)
         return other
-    for point in entry_points(group="vedette.detectors"):
-        if point.name == name:
-            found: type[Detector | HistoryDetector] = point.load()
-            return found
-    raise DetectorError(f"no detector is called {name!r}; there are {', '.join(names())}, and {PREFIX}<class of PyOD>")
+    point = _point(name)
+    if point is not None:
+        return _loaded(point)
+    there = f"there are {', '.join(names())}, and {PREFIX}<class of PyOD>"
+    raise MissingDetector(name, f"no detector is called {name!r}; {there}")
+
+
+def provider(name: str) -> tuple[str, str] | None:
+    """Name and version of the distribution whose entry point adds a detector; None of Vedette's own and PyOD's."""
+    point = None if name in _OWN or name.startswith(PREFIX) else _point(name)
+    return None if point is None or point.dist is None else (point.dist.name, point.dist.version)
+
+
+def runs_pyod(name: str) -> bool:
+    """Whether a detector scores by PyOD's own code, fitted again when a bundle is read."""
+    return issubclass(kind(name), Uncompiled)
+
+
+def _point(name: str) -> EntryPoint | None:
+    return next((point for point in entry_points(group=GROUP) if point.name == name), None)
+
+
+def _loaded(point: EntryPoint) -> type[Detector | HistoryDetector]:
+    where = f"the detector {point.name!r} ({point.value}, of {'?' if point.dist is None else point.dist.name})"
+    try:
+        found: Any = point.load()
+    except Exception as failed:  # whatever the module does, its user reads one sentence
+        raise DetectorError(f"{where} cannot be imported: {type(failed).__name__}: {failed}") from None
+    lacking = [part for part in ("fit", "explain", "arrays", "restore") if not callable(getattr(found, part, None))]
+    if not (callable(getattr(found, "score", None)) or callable(getattr(found, "advance", None))):
+        lacking.append("score")
+    if lacking:
+        raise DetectorError(f"{where} is no detector: it lacks {', '.join(lacking)} (see detectors.contract.Detector)")
+    if getattr(found, "name", None) != point.name:
+        raise DetectorError(
+            f"{where} calls itself {getattr(found, 'name', None)!r}; name and entry point must be the same, as bundles "
+            "keep the name"
+        )
+    kept: type[Detector | HistoryDetector] = found
+    return kept
 
 
 def remembers(name: str) -> bool:

@@ -42,11 +42,14 @@ class FeatureSchema:
         Names of the classes in the order of the output's columns.
     image_shape : (rows, columns) or (rows, columns, channels), optional
         Set where an input is a picture; its product is the number of features.
+    embedding_width : int, optional
+        Values of the embedding that events carry beside the input; None: embeddings of events are ignored.
     """
 
     features: tuple[Feature, ...]
     classes: tuple[str, ...]
     image_shape: tuple[int, ...] | None = None
+    embedding_width: int | None = None
 
     def __post_init__(self) -> None:
         if not self.features:
@@ -65,6 +68,8 @@ class FeatureSchema:
                 f"image shape {self.image_shape} holds {int(np.prod(self.image_shape))} values "
                 f"but there are {len(self.features)} features"
             )
+        if self.embedding_width is not None and (type(self.embedding_width) is not int or self.embedding_width < 1):
+            raise SchemaError(f"embedding_width is {self.embedding_width!r}; it must be a whole number from 1 on")
 
     @property
     def width(self) -> int:
@@ -96,8 +101,8 @@ class FeatureSchema:
         return {name: np.array(columns, dtype=np.intp) for name, columns in found.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {
+        """Plain data for JSON; without `embedding_width` where there is none, so that digests of before stay."""
+        found: dict[str, Any] = {
             "features": [
                 {
                     "name": f.name,
@@ -112,12 +117,13 @@ class FeatureSchema:
             "classes": list(self.classes),
             "image_shape": None if self.image_shape is None else list(self.image_shape),
         }
+        return found if self.embedding_width is None else {**found, "embedding_width": self.embedding_width}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> FeatureSchema:
         """The inverse of `to_dict`; `SchemaError` names a wrong or missing key."""
         try:
-            unknown = set(data) - {"features", "classes", "image_shape"}
+            unknown = set(data) - {"features", "classes", "image_shape", "embedding_width"}
             if unknown:
                 raise SchemaError(f"unknown key in schema: {', '.join(sorted(unknown))}")
             shape = data.get("image_shape")
@@ -125,6 +131,7 @@ class FeatureSchema:
                 features=tuple(Feature(**feature) for feature in data["features"]),
                 classes=tuple(str(name) for name in data["classes"]),
                 image_shape=None if shape is None else tuple(int(side) for side in shape),
+                embedding_width=data.get("embedding_width"),
             )
         except KeyError as missing:
             raise SchemaError(f"schema lacks the key {missing}") from None

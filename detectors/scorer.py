@@ -13,17 +13,22 @@ from numpy.typing import NDArray
 
 from detectors import kernels
 from detectors.contract import Batch, PartitionState, Signal, Verdicts
+from detectors.embeddings.space import embedded_rows
 from detectors.policy import Policy
 from detectors.queries import walk as walking
 from detectors.queries.intent import IntentTest
 from detectors.queries.memory import Memory
 from detectors.queries.walk import Packed, Tables
+from detectors.responses.escalation import Escalation
 from detectors.schema import FeatureSchema
 from detectors.signals import Teller
-from detectors.single import Single, part_of
+from detectors.single import Single
+from detectors.stored import part_of
 
 #: Columns of `Verdicts.statistics`.
 TESTS = ("client-cluster", "client-opposite", "input-sequence", "index-cluster")
+#: Prefix of the arrays of inquiries.
+INQUIRIES = "inquiries"
 #: Version of what `Ensemble.arrays` and `Ensemble.settings` hold.
 CONTENT_VERSION = 5
 
@@ -43,6 +48,8 @@ class Ensemble:
     policy : Policy
     index_rows : int
         The account-oblivious index is calibrated for at most so many rows.
+    escalation : Escalation or None
+        Inquiries that ask the model again about rows that were singled out; `score` never calls them.
     digest : str
         Identity of the content: 32 hex digits over every array and setting.
     """
@@ -53,6 +60,7 @@ class Ensemble:
     intent: IntentTest
     policy: Policy
     index_rows: int
+    escalation: Escalation | None = None
     digest: str = field(init=False)
     _packed: Packed = field(init=False, repr=False)
 
@@ -81,6 +89,7 @@ class Ensemble:
         frame = self.single.frame
         count = min(2, len(frame.inputs))
         nothing = np.zeros(count, dtype=np.int64)
+        width = self.schema.embedding_width
         batch = Batch(
             inputs=frame.inputs[:count],
             labels=frame.labels[:count],
@@ -88,6 +97,7 @@ class Ensemble:
             times=nothing,
             offsets=nothing,
             rows=nothing.astype(np.int32),
+            embeddings=None if width is None else np.zeros((count, width)),
         )
         self.score(batch, self.new_state(clients=2, index_rows=2))
 
@@ -97,12 +107,14 @@ class Ensemble:
         Raises
         ------
         SchemaError
-            When the batch does not fit the schema (`BatchView`); the state is then unchanged.
+            When the batch does not fit the schema (`BatchView`, `embedded_rows`); the state is then unchanged.
         TypeError
             When the state was not made by `new_state`.
         """
         if not isinstance(state, Memory):
             raise TypeError(f"the state must come from new_state, not be a {type(state).__name__}")
+        if batch.embeddings is not None:
+            embedded_rows(batch, self.schema.embedding_width)
         scored = self.single.score(batch, state.past)
         trace = walking.empty_trace(len(batch))
         levels = np.zeros(len(batch), dtype=np.uint8)
@@ -136,12 +148,14 @@ class Ensemble:
 
     def settings(self) -> dict[str, Any]:
         """Everything that is no array, as plain data."""
+        named = {} if self.escalation is None else {"inquiries": list(self.escalation.names)}
         return {
             "version": CONTENT_VERSION,
             "schema": self.schema.to_dict(),
             "detectors": list(self.detectors),
             "policy": asdict(self.policy),
             "index_rows": self.index_rows,
+            **named,
         }
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -150,6 +164,7 @@ class Ensemble:
             ("single", self.single.arrays()),
             ("walk", self.tables._asdict()),
             ("intent", self.intent.arrays()),
+            (INQUIRIES, {} if self.escalation is None else self.escalation.arrays()),
         )
         return {f"{part}.{name}": array for part, arrays in parts for name, array in arrays.items()}
 
@@ -173,12 +188,21 @@ class Ensemble:
             intent=IntentTest.restore(part_of(arrays, "intent"), schema),
             policy=Policy(**settings["policy"]),
             index_rows=int(settings["index_rows"]),
+            escalation=escalation_of(arrays, settings, schema),
         )
         if made.index_rows < 1:
             raise ValueError(f"index rows {made.index_rows} must be 1 or more")
         if set(made.arrays()) != set(arrays):
             raise ValueError(f"unknown arrays: {', '.join(sorted(set(arrays) - set(made.arrays())))}")
         return made
+
+
+def escalation_of(
+    arrays: Mapping[str, NDArray[Any]], settings: Mapping[str, Any], schema: FeatureSchema
+) -> Escalation | None:
+    """The inquiries among an ensemble's arrays; None where its settings name none."""
+    names = settings.get("inquiries")
+    return None if names is None else Escalation.restore(part_of(arrays, INQUIRIES), schema, tuple(names))
 
 
 def content_digest(arrays: Mapping[str, NDArray[Any]], settings: Mapping[str, Any]) -> str:

@@ -49,3 +49,9 @@ def within(name: str, array: NDArray[Any], low: float, high: float) -> NDArray[A
     if array.size and not (low <= array.min() and array.max() <= high):
         raise ValueError(f"{name} holds values outside {low:g} to {high:g}")
     return array
+
+
+def part_of(arrays: Mapping[str, NDArray[Any]], part: str) -> dict[str, NDArray[Any]]:
+    """The arrays of one part, without its prefix."""
+    prefix = part + "."
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

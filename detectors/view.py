@@ -43,6 +43,8 @@ def correct_rows(reference: Reference, classes: int, width: int | None = None) -
         raise FitError(f"reference inputs have shape {inputs.shape}; they must be {wanted}, one row an input")
     if len(reference.labels) != len(inputs):
         raise FitError(f"the reference has {len(inputs)} inputs but {len(reference.labels)} labels")
+    if reference.embeddings is not None and len(reference.embeddings) != len(inputs):
+        raise FitError(f"the reference has {len(inputs)} inputs but {len(reference.embeddings)} embeddings")
     bad = np.flatnonzero(~np.isfinite(inputs).all(axis=1))
     if len(bad):
         raise FitError(
@@ -53,11 +55,12 @@ def correct_rows(reference: Reference, classes: int, width: int | None = None) -
     if len(wrong):
         raise FitError(f"reference row {wrong[0]} has label {labels[wrong[0]]}; labels are 0 to {classes - 1}")
     if reference.truth is None:
-        kept = Reference(inputs, labels, reference.outputs)
+        kept = replace(reference, inputs=inputs, labels=labels)
     else:
         right = labels == reference.truth
         outputs = None if reference.outputs is None else reference.outputs[right]
-        kept = Reference(inputs[right], labels[right], outputs, reference.truth[right])
+        embeddings = None if reference.embeddings is None else reference.embeddings[right]
+        kept = Reference(inputs[right], labels[right], outputs, reference.truth[right], embeddings)
     if len(kept) == 0:
         raise FitError("no reference row is left to learn from; give benign rows that the model predicts correctly")
     return kept

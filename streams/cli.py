@@ -178,15 +178,23 @@ def topics(session: Session, partitions: int, replication: int) -> int:
 @click.option(
     "--schema", "schema_path", metavar="FILE", help="Feature schema (JSON); inferred from the reference if left out."
 )
-@click.option("--crafted", metavar="FILE", help="Crafted rows (npz with `inputs`) that train the fusion of detectors.")
 @click.option(
-    "--probes", metavar="FILE", help="Crafted rows (npz) that nothing is learned from: the report says what is found."
+    "--crafted",
+    multiple=True,
+    metavar="FILE",
+    help="Crafted rows that train the fusion of detectors, in place of attacks rehearsed at the fit. May be repeated: "
+    "each file is an attack, unless its rows name theirs (npz `families`, or a column `family`).",
+)
+@click.option(
+    "--probes",
+    metavar="FILE",
+    help="Crafted rows that nothing is learned from: the report says what is found. Default: attacks rehearsed anew.",
 )
 @click.option(
     "--detectors",
     metavar="NAMES",
-    help="Detectors of single inputs, separated by commas, instead of the default ones; '+' before a name adds it. "
-    "'extended' and 'trees' name sets.",
+    help="Detectors of single inputs or of clients' histories, separated by commas, instead of the default ones; '+' "
+    "before a name adds it. 'extended' and 'trees' name sets.",
 )
 @click.option(
     "--spread",
@@ -205,11 +213,21 @@ def topics(session: Session, partitions: int, replication: int) -> int:
 @click.option(
     "--model",
     "model_object",
-    metavar="MODULE:NAME",
-    help="The watched model as a Python object, for detectors that read it at their fit (oc_score). Runs its module.",
+    metavar="MODEL",
+    help="The watched model: MODULE:NAME, a Python object, for detectors that read it at their fit (oc_score); that, a "
+    "URL http://HOST:PORT/v2/models/NAME or a FILE.onnx for --inquiries. Runs its module.",
 )
+@click.option(
+    "--inquiries",
+    metavar="NAMES",
+    help="Inquiries that ask the watched model again about rows that raised something: all, or names with commas.",
+)
+@click.option("--model-version", metavar="TEXT", help="Version of the watched model, kept in the bundle.")
 @click.option("--out", required=True, metavar="FILE", help="Where to write the bundle.")
-@click.option("--report", "report_to", metavar="FILE.html", help="Write the report as one HTML page, too.")
+@click.option(
+    "--report", "report_to", metavar="FILE.html", help="Where to write the report as one HTML page; default: OUT.html."
+)
+@click.option("--no-report", is_flag=True, help="Write no HTML page.")
 @click.option("--budget", default=1, show_default=True, type=click.IntRange(0), help="False pages a week, at most.")
 @click.option(
     "--clients-per-week", type=click.IntRange(1), help="Clients expected in a week; default: those of --benign."
@@ -238,7 +256,10 @@ def fit(session: Session, /, begin: str | None, end: str | None, most: int | Non
 @click.argument("pilot", metavar="FILE|topic")
 @click.option("--bundle", metavar="FILE", help="Bundle to calibrate; default: the model's from the settings.")
 @click.option("--out", required=True, metavar="FILE", help="Where to write the calibrated bundle.")
-@click.option("--report", "report_to", metavar="FILE.html", help="Write the report as one HTML page, too.")
+@click.option(
+    "--report", "report_to", metavar="FILE.html", help="Where to write the report as one HTML page; default: OUT.html."
+)
+@click.option("--no-report", is_flag=True, help="Write no HTML page.")
 @click.option(
     "--false-alarms", is_flag=True, help="Count approved false alarms of this bundle, from Redis, as client-weeks too."
 )
@@ -352,7 +373,7 @@ def redteam() -> None:
     "--model",
     required=True,
     metavar="URL|FILE|module:name",
-    help="http://HOST:PORT/v2/models/NAME, a file (.npz, .joblib, .pkl), or an estimator or function of this "
+    help="http://HOST:PORT/v2/models/NAME, a file (.onnx, .npz, .joblib, .pkl), or an estimator or function of this "
     "environment.",
 )
 @click.option("--data", required=True, metavar="FILE", help="Rows with true classes that the model never learned from.")

@@ -87,6 +87,19 @@ class ObjectiveSettings(_Settings, frozen=True):
     """Share of benign controls that page."""
 
 
+class EscalationSettings(_Settings, frozen=True):
+    """Asking one model again about rows that raised something; the table being there switches it on."""
+
+    model: str = ""
+    """A URL http://HOST:PORT/v2/models/NAME, an ONNX file, or module:name; empty: the model's `endpoint`."""
+    timeout_seconds: Positive = 10.0
+    """For one answer of an endpoint."""
+    questions_per_second: Positive = 200.0
+    """Rows that the model is asked about, at most."""
+    waiting_rows: Count = 256
+    """Rows that wait to be asked about; what comes beyond is dropped."""
+
+
 class ModelSettings(_Settings, frozen=True):
     """One watched model: its events, its bundle, its endpoint."""
 
@@ -103,6 +116,8 @@ class ModelSettings(_Settings, frozen=True):
     """npz with `inputs` and `labels` (rows that probes start from) and `surrogate_*`, for probes."""
     objectives: ObjectiveSettings = ObjectiveSettings()
     """What probes must show; a breach opens an incident."""
+    escalation: EscalationSettings | None = None
+    """The model is asked again about rows that raised something; None: it is not."""
 
 
 class WorkerSettings(_Settings, frozen=True):
@@ -432,6 +447,11 @@ def parse(data: Mapping[str, Any], source: str) -> Settings:
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"{source}: models: the name {name!r} is declared twice")
+    for model in settings.models:
+        if model.escalation is not None and not model.escalation.model and model.endpoint is None:
+            raise ConfigError(
+                f"{source}: models[{model.name}].escalation: names no model to ask; set escalation.model, or endpoint"
+            )
     _check_schedules(settings.probes.schedules, source)
     return settings
 

@@ -181,7 +181,7 @@ def replay(
     except BundleError as refusal:
         raise BundleMismatch(str(refusal)) from None
     scorer.warm_up()
-    warm_up(model.format)
+    warm_up(model.format, scorer.schema)
     options = ScoringOptions.of(
         settings, model, scorer.schema, config.secret(settings, "client"), _probe_key(settings, notes)
     )

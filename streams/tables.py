@@ -2,8 +2,9 @@
 
 Columns of Parquet and CSV: one per feature, under the schema's names; the model's answer as `label` (a class name or
 number) or as `output_0 ... output_k-1`; optional `truth` (true class), `client` (text or number) and `time` (ISO 8601
-or seconds since the epoch). npz files hold the arrays `inputs` and `labels` or `outputs`, and optionally `truth`,
-`clients`, `times` (microseconds). JSON lines are native events (docs/formats.md).
+or seconds since the epoch), in Parquet a list column `embedding`. npz files hold the arrays `inputs` and `labels` or
+`outputs`, and optionally `truth`, `clients`, `times` (microseconds), `embeddings`, `families` (the attack of each
+crafted row; in tables the column `family`). JSON lines are native events (docs/formats.md).
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from streams.errors import ConfigError
 
 #: Column names that are not features.
 RESERVED = ("label", "truth", "client", "time", "id")
+#: Column of Parquet files with the embedding, a list of numbers in each row; a feature where it holds single numbers.
+EMBEDDING = "embedding"
 #: Rows of JSON lines that are decoded at once.
 JSONL_CHUNK_RECORDS = 5000
 
@@ -37,7 +40,11 @@ ClientHash = Callable[[Sequence[bytes]], NDArray[np.uint64]]
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows of a file as columns: inputs (n, d) float64, labels (n,) int32, clients (n,) uint64, times (n,) int64 us."""
+    """Rows of a file as columns: inputs (n, d) float64, labels (n,) int32, clients (n,) uint64, times (n,) int64 us.
+
+    embeddings (n, e) float64 are NaN in rows without one; None where the schema states none, or no row has one.
+    `families` (n,) names the attack that made each row, where the file says so.
+    """
 
     inputs: NDArray[np.float64]
     labels: NDArray[np.int32]
@@ -45,13 +52,15 @@ class Rows:
     truth: NDArray[np.int32] | None
     clients: NDArray[np.uint64]
     times: NDArray[np.int64]
+    embeddings: NDArray[np.float64] | None = None
+    families: NDArray[np.str_] | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def reference(self) -> Reference:
         """The rows as reference for a fit."""
-        return Reference(self.inputs, self.labels, self.outputs, self.truth)
+        return Reference(self.inputs, self.labels, self.outputs, self.truth, self.embeddings)
 
     def batch(self) -> Batch:
         """The rows as events, in order of time; offsets are row numbers of the file."""
@@ -64,6 +73,7 @@ class Rows:
             offsets=np.arange(len(order), dtype=np.int64),
             rows=np.zeros(len(order), dtype=np.int32),
             outputs=None if self.outputs is None else self.outputs[order],
+            embeddings=None if self.embeddings is None else self.embeddings[order],
         )
 
 
@@ -140,7 +150,7 @@ def _read_npz(path: Path, schema: FeatureSchema | None) -> tuple[Rows, FeatureSc
         held = ", ".join(sorted(arrays))
         raise ConfigError(f"{path}: needs the arrays `inputs` and `labels` or `outputs`; has {held}")
     for name, array in arrays.items():
-        if array.dtype.kind not in "biuf":
+        if array.dtype.kind not in ("biufU" if name == "families" else "biuf"):
             raise ConfigError(f"{path}: `{name}` is not numeric, but of {array.dtype}")
     inputs = np.ascontiguousarray(arrays["inputs"], dtype=np.float64)
     if inputs.ndim != 2:
@@ -153,6 +163,7 @@ def _read_npz(path: Path, schema: FeatureSchema | None) -> tuple[Rows, FeatureSc
         k = outputs.shape[1] if outputs is not None else int(labels.max(initial=1)) + 1
         schema = infer_schema(inputs, [f"feature_{i}" for i in range(inputs.shape[1])], [str(c) for c in range(k)])
     n = len(inputs)
+    stated = "embeddings" in arrays and schema.embedding_width is not None
     rows = Rows(
         inputs=inputs,
         labels=labels.astype(np.int32),
@@ -160,6 +171,8 @@ def _read_npz(path: Path, schema: FeatureSchema | None) -> tuple[Rows, FeatureSc
         truth=arrays["truth"].astype(np.int32) if "truth" in arrays else None,
         clients=arrays.get("clients", np.zeros(n)).astype(np.uint64),
         times=arrays.get("times", np.arange(n)).astype(np.int64),
+        embeddings=arrays["embeddings"].astype(np.float64) if stated else None,
+        families=arrays["families"].astype(np.str_) if "families" in arrays else None,
     )
     return _checked(rows, schema, path), schema
 
@@ -187,6 +200,17 @@ def _read_jsonl(path: Path, schema: FeatureSchema, client_key: bytes) -> Rows:
         truth=None,
         clients=np.concatenate([part.clients for part in parts]),
         times=np.concatenate([part.times for part in parts]),
+        embeddings=stacked([part.embeddings for part in parts], [len(part) for part in parts]),
+    )
+
+
+def stacked(parts: Sequence[NDArray[np.float64] | None], lengths: Sequence[int]) -> NDArray[np.float64] | None:
+    """Rows (n, w) of parts that are each (length, w) or None, which counts as rows of NaN; None where all are."""
+    width = max((part.shape[1] for part in parts if part is not None), default=0)
+    if not width:
+        return None
+    return np.concatenate(
+        [np.full((n, width), np.nan) if part is None else part for part, n in zip(parts, lengths, strict=True)]
     )
 
 
@@ -234,9 +258,13 @@ def _from_table(
     table: pa.Table, path: Path, schema: FeatureSchema | None, client_key: bytes
 ) -> tuple[Rows, FeatureSchema]:
     names = list(table.column_names)
+    lists = EMBEDDING in names and _is_list(table.schema.field(EMBEDDING).type)
+    embeddings = None
+    if lists and schema is not None and schema.embedding_width is not None:
+        embeddings = _embeddings(table.column(EMBEDDING), schema.embedding_width, path)
     output_names = sorted((n for n in names if n.startswith("output_")), key=lambda n: (len(n), n))
     if schema is None:
-        features = [n for n in names if n not in RESERVED and n not in output_names]
+        features = [n for n in names if n not in RESERVED and n not in output_names and not (n == EMBEDDING and lists)]
     else:
         features = [f.name for f in schema.features]
     missing = [n for n in features if n not in names]
@@ -261,6 +289,8 @@ def _from_table(
         truth=_codes(table.column("truth"), classes, path, "truth") if "truth" in names else None,
         clients=_clients(table, client_key),
         times=_times(table),
+        embeddings=embeddings,
+        families=_families(table) if "family" in names and "family" not in features else None,
     )
     return _checked(rows, schema, path), schema
 
@@ -270,6 +300,30 @@ def _numbers(table: pa.Table, name: str, path: Path) -> NDArray[np.float64]:
         return np.asarray(pc.cast(table.column(name), pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         raise ConfigError(f"{path}: column {name!r} is not numeric") from None
+
+
+def _is_list(kind: Any) -> bool:
+    return any(is_one(kind) for is_one in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
+
+
+def _embeddings(column: Any, width: int, path: Path) -> NDArray[np.float64] | None:
+    """A column of lists of `width` numbers as (n, width), NaN where it is null; None where it is null throughout."""
+    there = column.is_valid().to_numpy()
+    if not there.any():
+        return None
+    lists = column.drop_null()
+    lengths = pc.list_value_length(lists).to_numpy()
+    wrong = np.flatnonzero(lengths != width)
+    if len(wrong):
+        row = int(np.flatnonzero(there)[wrong[0]])
+        raise ConfigError(f"{path}: row {row} has an embedding of {lengths[wrong[0]]} values; {width} are expected")
+    try:
+        values = pc.cast(pc.list_flatten(lists), pa.float64()).to_numpy(zero_copy_only=False)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise ConfigError(f"{path}: column {EMBEDDING!r} does not hold lists of numbers") from None
+    found = np.full((len(there), width), np.nan)
+    found[there] = values.reshape(-1, width)
+    return found
 
 
 def _classes(table: pa.Table, output_names: list[str]) -> list[str]:
@@ -304,6 +358,11 @@ def _clients(table: pa.Table, client_key: bytes) -> NDArray[np.uint64]:
     return np.asarray(hashes[index], dtype=np.uint64)
 
 
+def _families(table: pa.Table) -> NDArray[np.str_]:
+    column = pc.cast(table.column("family"), pa.string())
+    return np.array(pc.fill_null(column, "").to_pylist(), dtype=np.str_)
+
+
 def _times(table: pa.Table) -> NDArray[np.int64]:
     if "time" not in table.column_names:
         return np.arange(len(table), dtype=np.int64)
@@ -325,7 +384,13 @@ def _checked(rows: Rows, schema: FeatureSchema, path: Path) -> Rows:
         raise ConfigError(f"{path}: holds no rows")
     if rows.inputs.shape[1] != schema.width:
         raise ConfigError(f"{path}: rows have {rows.inputs.shape[1]} features, the schema has {schema.width}")
-    columns = (("labels", rows.labels), ("truth", rows.truth), ("clients", rows.clients), ("times", rows.times))
+    columns: tuple[tuple[str, NDArray[Any] | None], ...] = (
+        ("labels", rows.labels),
+        ("truth", rows.truth),
+        ("clients", rows.clients),
+        ("times", rows.times),
+        ("families", rows.families),
+    )
     for name, column in columns:
         if column is not None and column.shape != (len(rows),):
             raise ConfigError(f"{path}: `{name}` has shape {column.shape} beside {len(rows)} rows")
@@ -339,4 +404,15 @@ def _checked(rows: Rows, schema: FeatureSchema, path: Path) -> Rows:
         raise ConfigError(f"{path}: row {row} has label {int(rows.labels[row])}; the schema has {k} classes")
     if rows.outputs is not None and rows.outputs.shape != (len(rows), k):
         raise ConfigError(f"{path}: outputs have shape {rows.outputs.shape}, expected {(len(rows), k)}")
+    if rows.embeddings is not None:
+        width = schema.embedding_width
+        if rows.embeddings.shape != (len(rows), width):
+            raise ConfigError(f"{path}: embeddings have shape {rows.embeddings.shape}, expected {(len(rows), width)}")
+        finite = np.isfinite(rows.embeddings)
+        odd = np.flatnonzero(~finite.all(axis=1) & ~np.isnan(rows.embeddings).all(axis=1))
+        if len(odd):
+            raise ConfigError(
+                f"{path}: the embedding of row {int(odd[0])} holds a value that is not finite ({len(odd)} such rows); "
+                "a row without one is null, or NaN throughout"
+            )
     return replace(rows, labels=np.ascontiguousarray(rows.labels, dtype=np.int32))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.calibration.scheme import Spread
+from detectors.contract import SAYS_NOTHING
 from detectors.kernels import rows
 from detectors.stored import stored
 
@@ -21,6 +22,8 @@ MAD_TO_SD = 1.4826
 TAIL_QUANTILE = 0.95
 #: Calibration scores that are kept; of more, an evenly spaced sample is.
 MAX_VALUES = 8000
+#: Stands in calibration values for "larger than every score".
+LARGEST = float(np.finfo(np.float64).max)
 
 
 def surprise_of(p: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -35,12 +38,17 @@ class ScoreCalibration:
     Over exchangeable benign rows P(p <= a) <= a (Vovk, Gammerman & Shafer, "Algorithmic Learning in a Random World",
     2005, proposition 2.8), whatever the class normalisation, as long as that was learned on other rows.
 
+    A row that says nothing to a detector (`contract.SAYS_NOTHING`) has p = 1, and counts among neither the rows that a
+    normalisation is learned from nor the calibration scores: the p-values of others are those among rows that say
+    something.
+
     Attributes
     ----------
     centres, spreads : float64 (k, D)
         Median and spread (`Scheme.spread`) of each detector's scores among rows of each predicted class.
     values : float64 (D, m)
-        Normalised scores of calibration rows, ascending.
+        Normalised scores of calibration rows, ascending; of a detector to which some say nothing, those of the others
+        spread over the m places such that p-values stay valid.
     surprise : float64 (m + 1,)
         What each rank adds to the fusion: -ln p, or e (`Scheme.fusion`).
     """
@@ -66,13 +74,16 @@ class ScoreCalibration:
         `measure` says what a p-value adds to the fusion.
         """
         centres, spreads = np.empty((classes, scores.shape[1])), np.empty((classes, scores.shape[1]))
-        pooled = _centre_and_spread(shape_scores, spread)
+        nothing = np.zeros(scores.shape[1]), np.ones(scores.shape[1])
+        pooled = _centre_and_spread(shape_scores, spread, nothing, least=1)
         for label in range(classes):
             members = shape_scores[shape_labels == label]
-            own = len(members) >= MIN_ROWS
-            centres[label], spreads[label] = _centre_and_spread(members, spread) if own else pooled
-        normal = np.sort((scores - centres[labels]) / spreads[labels], axis=0)
-        values = np.ascontiguousarray(thinned(normal, MAX_VALUES).T)
+            centres[label], spreads[label] = _centre_and_spread(members, spread, pooled)
+        normal = (scores - centres[labels]) / spreads[labels]
+        silent = scores <= SAYS_NOTHING
+        values = np.ascontiguousarray(thinned(np.sort(normal, axis=0), MAX_VALUES).T)
+        for column in np.flatnonzero(silent.any(axis=0)):
+            values[column] = spread_out(np.sort(normal[~silent[:, column], column]), values.shape[1])
         return cls(centres, spreads, values, measure(pvalue_table(values.shape[1])))
 
     def normal(self, scores: NDArray[np.float64], labels: NDArray[np.int32]) -> NDArray[np.float64]:
@@ -130,7 +141,35 @@ def thinned(ascending: NDArray[np.float64], most: int, small: bool = False) -> N
     return np.asarray(ascending[place] if small else ascending[n - 1 - place[::-1]])
 
 
-def _centre_and_spread(scores: NDArray[np.float64], kind: Spread) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def spread_out(ascending: NDArray[np.float64], places: int) -> NDArray[np.float64]:
+    """Ascending values (n,) over m `places`, such that p-values of large values stay super-uniform, whatever n and m.
+
+    As in `thinned`, the k-th largest of m is the floor(k (n + 1) / (m + 1))-th largest of all; the 0-th is `LARGEST`.
+    """
+    n = len(ascending)
+    place = (np.arange(1, places + 1) * (n + 1)) // (places + 1)
+    return np.append(ascending, LARGEST)[n - place[::-1]]
+
+
+_Normalisation = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def _centre_and_spread(
+    scores: NDArray[np.float64], kind: Spread, instead: _Normalisation, least: int = MIN_ROWS
+) -> _Normalisation:
+    """Centre and spread (D,) of the scores (n, D) that say something; `instead` where those are fewer than `least`."""
+    silent = scores <= SAYS_NOTHING
+    if not silent.any():
+        return _measured(scores, kind) if len(scores) >= least else instead
+    centre, spread = instead[0].copy(), instead[1].copy()
+    for column in range(scores.shape[1]):
+        heard = scores[~silent[:, column], column]
+        if len(heard) >= least:
+            centre[column], spread[column] = _measured(heard, kind)
+    return centre, spread
+
+
+def _measured(scores: NDArray[np.float64], kind: Spread) -> tuple[Any, Any]:
     centre = np.median(scores, axis=0)
     if kind == "tail":
         spread = np.quantile(scores, TAIL_QUANTILE, axis=0) - centre

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.calibration import order_statistics
-from detectors.calibration.budget import Split, split
+from detectors.calibration.budget import INDEX_SHARE, Split, split
 from detectors.calibration.evalues import updates_to_cross
 from detectors.calibration.history import History
 from detectors.calibration.order_statistics import RISK, Threshold
@@ -213,7 +213,7 @@ def decide(
         count=found.count,
         coming=coming,
         needed=needed,
-        index_needed=order_statistics.units_needed(partitions, 0, 0.2 * RISK),
+        index_needed=order_statistics.units_needed(partitions, int(INDEX_SHARE * budget), INDEX_SHARE * RISK),
         expected_tickets=coming * float(tickets.mean()) if units else 0.0,
         beyond=alone | (together >= policy.page_score) if policy.mode == "intent" else alone,
         alone=alone,

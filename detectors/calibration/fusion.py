@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -82,13 +82,25 @@ def hedged(weights: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def spread_over(weights: NDArray[np.float64], alone: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """(D,) weights of all detectors from those of detectors of single rows, which `alone` (D,) marks.
+    """(D,) weights of all detectors from those of the detectors that crafted rows weigh, which `alone` (D,) marks.
 
-    No single row tells what a client's history is worth: each detector of histories gets an equal share.
+    No single row tells what a client's history is worth, nor a row without an embedding what embeddings are: each
+    detector of these gets an equal share.
     """
     found = equal_weights(len(alone))
     found[alone] = weights * np.count_nonzero(alone) / len(alone)
     return found
+
+
+def learned_weights(
+    benign: NDArray[np.float64], crafted: Sequence[NDArray[np.float64]], alone: NDArray[np.bool_], hedge: bool
+) -> NDArray[np.float64]:
+    """(D,) weights by -ln p (n, D) of benign rows and of those of several attacks; `alone` as in `spread_over`.
+
+    `hedge` is for rehearsed attacks.
+    """
+    weights = logistic_weights(benign[:, alone], np.concatenate([odd[:, alone] for odd in crafted]))
+    return spread_over(hedged(weights) if hedge else weights, alone)
 
 
 def logistic_weights(benign: NDArray[np.float64], crafted: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -65,19 +65,38 @@ def best_rank(coming: int, units: int, most: int, risk: float = RISK) -> int:
     return low
 
 
-def units_needed(coming: int, most: int, risk: float = RISK) -> int:
-    """The fewest calibration units with which some rank fits."""
-    high = 1
-    while excess_chance(coming, 1, high, most) > risk * SLACK and high < MOST_UNITS:
+def units_needed(coming: int, most: int, risk: float = RISK, rank: int = 1) -> int:
+    """The fewest calibration units with which this rank fits."""
+    high = rank
+    while excess_chance(coming, rank, high, most) > risk * SLACK and high < MOST_UNITS:
         high *= 2
-    low = 0
+    low = rank - 1
     while high - low > 1:
         middle = (low + high) // 2
-        if excess_chance(coming, 1, middle, most) <= risk * SLACK:
+        if excess_chance(coming, rank, middle, most) <= risk * SLACK:
             high = middle
         else:
             low = middle
     return high
+
+
+def least_budget(coming: int, units: int, risk: float = RISK) -> int:
+    """The smallest N with which some rank fits so many calibration units, 1 or more."""
+    low, high = -1, coming
+    while high - low > 1:
+        middle = (low + high) // 2
+        if excess_chance(coming, 1, units, middle) <= risk * SLACK:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def most_expected(coming: int, most: int, risk: float = RISK) -> float:
+    """Mean number of pages a week with endless calibration: C q with P(binomial(C, q) > `most`) = `risk`."""
+    from scipy.stats import beta
+
+    return float(coming) if most >= coming else coming * float(beta.ppf(risk, most + 1, coming - most))
 
 
 def threshold(maxima: NDArray[np.float64], coming: int, most: int, risk: float = RISK) -> Threshold | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +19,8 @@ STEPS = (0.05, 0.1, 0.2)
 DIFFERENCE = 0.02
 #: Halvings of the way between two classes, and how far beyond the boundary the row goes.
 HALVINGS, BEYOND = 12, 0.02
+#: The attacks, by name.
+RANDOM_SIGNS, ONE_STEP, BOUNDARY = "random signs", "one step", "boundary"
 
 
 def rehearse(
@@ -25,8 +29,9 @@ def rehearse(
     intent: IntentTest,
     schema: FeatureSchema,
     rng: np.random.Generator,
-) -> list[Reference]:
-    """Crafted rows of several kinds, with the surrogate's answers.
+) -> list[tuple[str, Reference]]:
+    """Crafted rows of several kinds, each under the name of its attack, with the surrogate's answers; `truth` is the
+    watched model's answer to the row that each began as.
 
     Random signs, one step against the surrogate's slope (Goodfellow, Shlens & Szegedy, ICLR 2015), and rows just beyond
     the surrogate's boundary on the way to a row of another class, as decision-based attacks end. They only weigh
@@ -51,16 +56,26 @@ def rehearse(
         rows = np.clip(rows, schema.lows(), schema.highs())
         return np.where(schema.integral(), np.rint(rows), rows)
 
-    def answered(rows: NDArray[np.float64]) -> Reference:
-        return Reference(rows, _answers(intent, rows, len(schema.classes)))
+    def answered(attack: str, rows: NDArray[np.float64]) -> tuple[str, Reference]:
+        return attack, Reference(rows, _answers(intent, rows, len(schema.classes)), truth=own)
 
     slope = _slopes(intent, x, own, width)
     made = []
     for step in STEPS:
-        made.append(answered(legal(x + step * width * rng.choice([-1.0, 1.0], x.shape))))
-        made.append(answered(legal(x - step * width * np.sign(slope))))
-    made.append(answered(legal(_beyond_boundary(intent, x, own, start, labels, rng))))
+        made.append(answered(RANDOM_SIGNS, legal(x + step * width * rng.choice([-1.0, 1.0], x.shape))))
+        made.append(answered(ONE_STEP, legal(x - step * width * np.sign(slope))))
+    made.append(answered(BOUNDARY, legal(_beyond_boundary(intent, x, own, start, labels, rng))))
     return made
+
+
+def fooling(rehearsed: Sequence[tuple[str, Reference]]) -> list[tuple[str, Reference]]:
+    """The rows whose answer is no longer the one they began with, of attacks that have any."""
+    found = []
+    for attack, rows in rehearsed:
+        changed = rows.labels != rows.truth
+        if changed.any():
+            found.append((attack, Reference(rows.inputs[changed], rows.labels[changed])))
+    return found
 
 
 def _answers(intent: IntentTest, rows: NDArray[np.float64], classes: int) -> NDArray[np.int32]:

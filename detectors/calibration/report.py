@@ -11,7 +11,7 @@ from detectors.policy import Mode
 
 @dataclass(frozen=True, slots=True)
 class FitReport:
-    """The outcome of `detectors.ensemble.fit`. Every number is about the period that is called a week.
+    """The outcome of a fit, or of the calibration of what was fitted. Every number is about what is called a week.
 
     Attributes
     ----------
@@ -46,17 +46,27 @@ class FitReport:
         Client-weeks of the calibration beyond the paging thresholds.
     detectors : tuple of str
     fusion : str
-        ``logistic`` (weighed by given crafted rows) or ``rehearsed`` (by rows crafted at the fit).
+        ``logistic`` (weighed by given crafted rows), ``rehearsed`` (by rows crafted at the fit, hedged) or ``mean``
+        (mean of e-values, which learns no weights).
     weights : tuple of float
         Of the detectors in the fusion.
     between_clients : float
-        Share of the variance of normal scores that lies between clients.
+        Share of the variance of normal scores that lies between clients: of the fit's or of the pilot's.
     tau : float
-        Weight of the prior of the client residual, in rows.
+        Weight of the prior of the client residual, in rows; of the fit, whatever has been calibrated since.
     rows : dict of str to int
         Sizes of pools and tables.
     notes : tuple of str
-        What weakens the promise, and what would help.
+        What weakens the promise.
+    data_digest : str
+        Hex digest of the rows that it was fitted and calibrated on.
+    examination : Examination or None
+        Of single inputs; None in the bundles of older releases.
+    more : tuple of str
+        What more benign data would buy, a sentence each.
+    calibrated : bool
+        Whether thresholds are those of a pilot (`recalibration`): then detectors, weights, `tau`, and of the
+        examination all but the uniformity of p-values, are of the fit before it.
     """
 
     mode: Mode
@@ -88,9 +98,9 @@ class FitReport:
     rows: dict[str, int]
     notes: tuple[str, ...]
     data_digest: str
-    """Hex digest of the rows that it was fitted and calibrated on."""
     examination: Examination | None = None
-    """Of single inputs, at the fit; None in the bundles of older releases."""
+    more: tuple[str, ...] = ()
+    calibrated: bool = False
 
     @property
     def pages(self) -> bool:
@@ -122,6 +132,7 @@ class FitReport:
             **{
                 **data,
                 **{name: tuple(data[name]) for name in lists},
+                "more": tuple(data.get("more", ())),
                 "examination": None if examined is None else Examination.from_dict(examined),
             }
         )
@@ -162,7 +173,7 @@ class FitReport:
                 "benign clients that would page, to be looked at and approved as repeaters: "
                 + ", ".join(self.proposed_repeaters[:20])
             )
-        return lines + list(self.notes)
+        return [*lines, *self.notes, *self.more]
 
 
 def ordinal(number: int) -> str:

@@ -25,8 +25,15 @@ class Constraints:
 
     A range weighs by how far it is exceeded, in widths of the range (of the observed range where a stated one is open);
     a broken whole number or group weighs 1; a feature that was constant in the reference and is not now weighs
-    `rows.PATTERN_WEIGHT`. Blind to: crafted inputs that keep the schema, as constrained attacks do (Simonetto et al.,
-    "TabularBench", NeurIPS 2024).
+    `rows.PATTERN_WEIGHT`.
+
+    Blind to: crafted inputs that keep the schema, as constrained attacks do; relations between features (`relations`
+    learns some).
+
+    References
+    ----------
+    Vedette's own method. Constraints that attacks on tables must keep, and do: Simonetto, Ghamizi & Cordy,
+    "TabularBench: Benchmarking Adversarial Robustness for Tabular Deep Learning in Real-world Use-cases", NeurIPS 2024.
     """
 
     name = "constraints"

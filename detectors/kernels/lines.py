@@ -2,6 +2,13 @@
 
 Everything is made of exact inner products and single rounded operations, so that a verdict is the same to the bit on
 every machine.
+
+Blind to: searches for the boundary along curves, or along lines whose ends are never asked; ways between rows that
+differ in few features; rows that stray from their line by more than a fifth of an arm.
+
+References
+----------
+Vedette's own method; the searches that it looks for are those of the attacks that `halvings` names.
 """
 
 from __future__ import annotations
@@ -53,7 +60,7 @@ def halvings(
 
     A decision-based attack finds the boundary by binary search on straight lines, between a row with the answer to
     leave and one with another: in the steps of HopSkipJump (Chen, Jordan & Wainwright, IEEE S&P 2020, algorithm 1),
-    in Sign-OPT's and OPT's distances (Cheng et al., ICLR 2019 and 2020), and in their cautious relatives. Its next row
+    in OPT's and Sign-OPT's distances (Cheng et al., ICLR 2019 and 2020), and in their cautious relatives. Its next row
     lies in the piece whose ends differ, and its next line goes nearly the same way as one before. Who looks for the
     boundary once from every row, as services for recourse do, mostly goes another way each time.
 

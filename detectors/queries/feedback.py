@@ -1,4 +1,13 @@
-"""Do later queries follow the answers to earlier ones? What attackers by questions must do, and repeaters don't."""
+"""Do later queries follow the answers to earlier ones? What attackers by questions must do, and repeaters don't.
+
+Blind to: attackers whose next queries don't depend on the answers, as where rows are drawn beforehand or crafted on a
+surrogate; those who wait longer than `REACH` rows before they use an answer; clusters of few pairs or of one answer.
+
+References
+----------
+Vedette's own method. The attacks whose moves it follows: SimBA (Guo et al., ICML 2019), Square (Andriushchenko, Croce,
+Flammarion & Hein, ECCV 2020), NES (Ilyas et al., ICML 2018), HopSkipJump (Chen, Jordan & Wainwright, IEEE S&P 2020).
+"""
 
 from __future__ import annotations
 

@@ -215,6 +215,14 @@ class IntentTest:
     Blind to: attackers who touch at most `NARROW_FEATURES` features, or change so few at a time and always come back
     (they stay tickets), and so to models with few inputs; clusters of fewer than `LEAST_SIZE` members.
 
+    References
+    ----------
+    Vedette's own method. What it looks for is what published attacks do: binary search and steps along the boundary,
+    Chen, Jordan & Wainwright, "HopSkipJumpAttack: A Query-Efficient Decision-Based Attack", IEEE S&P 2020, algorithms 1
+    and 2; gradients from scores of noisy copies, Ilyas, Engstrom, Athalye & Lin, "Black-box Adversarial Attacks with
+    Limited Queries and Information", ICML 2018; steps that are kept or dropped, Guo, Gardner, You, Wilson & Weinberger,
+    "Simple Black-box Adversarial Attacks", ICML 2019.
+
     Attributes
     ----------
     surrogate : Surrogate

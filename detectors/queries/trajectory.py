@@ -44,8 +44,10 @@ class Trajectory:
 
     References
     ----------
-    The angle of consecutive differences follows GWAD (CVPR 2025); the distance of a query to its predecessors, Chen,
-    Carlini & Wagner, "Stateful Detection of Black-Box Adversarial Attacks", 2019.
+    The angle of consecutive differences: Park, McLaughlin & Alouani, "Mind the Gap: Detecting Black-box Adversarial
+    Attacks in the Making through Query Update Analysis" (GWAD), CVPR 2025, whose Delta Similarity it is; theirs are
+    classified by their histogram, here they are averaged, and from the query's parent. The distance of a query to its
+    predecessors: Chen, Carlini & Wagner, "Stateful Detection of Black-Box Adversarial Attacks", 2019.
     """
 
     name = "trajectory"

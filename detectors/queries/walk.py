@@ -14,6 +14,20 @@ business.
 
 No logarithm is taken here, as its last bit differs between machines: squared ratios and products of p-values order as
 their logarithms do, and gains stand in tables.
+
+Blind to: cluster evidence, to queries that stay farther apart than benign rows do, to a client's near rows with more
+than its last 48 different ones in between, and to whether what repeats itself means harm (the intent test is asked);
+the index, to rows that many others of the partition have pushed out, to near rows whose simhash differs more than that
+of many others, and to what comes by another partition. Anonymous rows have no history; the index sees them.
+
+References
+----------
+That queries near earlier ones betray attacks by questions: Chen, Carlini & Wagner, "Stateful Detection of Black-Box
+Adversarial Attacks", 2019; without accounts: Li, Shan, Wenger, Zhang, Zheng & Zhao, "Blacklight: Scalable Defense for
+Neural Networks against Query-Based Black-Box Attacks", USENIX Security 2022. Simhashes: Charikar, "Similarity
+Estimation Techniques from Rounding Algorithms", STOC 2002. P-values within bins are Mondrian conformal ones: Vovk,
+Gammerman & Shafer, "Algorithmic Learning in a Random World", 2005. Evidence that grows by joins and decays, and its two
+geometries, are Vedette's own method.
 """
 
 from __future__ import annotations

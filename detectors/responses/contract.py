@@ -20,6 +20,8 @@ class Inquiry(Protocol):
     """Scores single inputs by what the watched model says of others near them; a larger score is more adversarial.
 
     A fitted inquiry is a pure function of the row, its label and the callable. What it asks is drawn once, at the fit.
+    It is as exact as the callable is: where the model answers a row the same to the bit in whatever company it is
+    asked, a row's score is the same to the bit too, alone and in any batch.
 
     Attributes
     ----------
@@ -37,7 +39,13 @@ class Inquiry(Protocol):
         """Learn from benign rows what the model usually answers."""
 
     def score(self, inputs: NDArray[np.float64], labels: NDArray[np.int32], ask: Ask) -> NDArray[np.float64]:
-        """(n,) finite scores of rows (n, d) that the model gave labels (n,)."""
+        """(n,) finite scores of rows (n, d) that the model gave labels (n,).
+
+        Raises
+        ------
+        InquiryError
+            The rows do not fit the schema, or the model's answers are not probabilities of the schema's classes.
+        """
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """Everything fitted, as named arrays."""

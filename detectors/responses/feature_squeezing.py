@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.contract import Reference
+from detectors.responses.asking import asked, judged
 from detectors.responses.contract import Ask
 from detectors.schema import FeatureSchema
 from detectors.stored import stored
@@ -47,7 +48,7 @@ class FeatureSqueezing:
         return self._of(schema)
 
     def _of(self, schema: FeatureSchema) -> Self:
-        self._shape = schema.image_shape
+        self._shape, self._classes = schema.image_shape, len(schema.classes)
         self._free = ~schema.integral() & (self.high_ > self.low_)
         return self
 
@@ -66,12 +67,20 @@ class FeatureSqueezing:
         return made
 
     def score(self, inputs: NDArray[np.float64], labels: NDArray[np.int32], ask: Ask) -> NDArray[np.float64]:
-        """(n,) distances, 0 to 2."""
+        """(n,) distances, 0 to 2.
+
+        Raises
+        ------
+        InquiryError
+            As in `detectors.responses.asking`.
+        """
+        inputs, labels = judged(inputs, labels, len(self.low_), self._classes)
         out = np.zeros(len(inputs))
         for start in range(0, len(inputs), BLOCK_ROWS):
             rows = inputs[start : start + BLOCK_ROWS]
             copies = self._squeezed(rows)
-            answers = np.asarray(ask(np.concatenate([rows, *copies]))).reshape(1 + len(copies), len(rows), -1)
+            answers = asked(ask, np.concatenate([rows, *copies]), self._classes)
+            answers = answers.reshape(1 + len(copies), len(rows), self._classes)
             out[start : start + BLOCK_ROWS] = np.abs(answers[1:] - answers[:1]).sum(axis=2).max(axis=0)
         return out
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.contract import Reference
+from detectors.responses.asking import asked, judged
 from detectors.responses.contract import Ask
 from detectors.schema import FeatureSchema
 from detectors.stored import stored, within
@@ -77,15 +78,23 @@ class NoiseStability:
         for start in range(0, len(inputs), BLOCK_ROWS):
             rows, own = inputs[start : start + BLOCK_ROWS], labels[start : start + BLOCK_ROWS]
             noisy = np.clip(rows[:, None] + self.noise_, self.low_, self.high_)
-            asked = np.concatenate([rows[:, None], noisy], axis=1).reshape(-1, rows.shape[1])
-            odds = np.log(np.maximum(ask(asked), LEAST_PROBABILITY)).reshape(len(rows), -1, classes)
+            questions = np.concatenate([rows[:, None], noisy], axis=1).reshape(-1, rows.shape[1])
+            answers = asked(ask, questions, classes)
+            odds = np.log(np.maximum(answers, LEAST_PROBABILITY)).reshape(len(rows), -1, classes)
             odds = odds - odds[np.arange(len(rows)), :, own][:, :, None]
             change = (odds[:, 1:] - odds[:, :1]).reshape(len(rows), len(SIZES), DRAWS, classes)
             moved[start : start + BLOCK_ROWS] = change.mean(axis=2).transpose(0, 2, 1)
         return moved
 
     def score(self, inputs: NDArray[np.float64], labels: NDArray[np.int32], ask: Ask) -> NDArray[np.float64]:
-        """(n,) largest standardised change."""
+        """(n,) largest standardised change.
+
+        Raises
+        ------
+        InquiryError
+            As in `detectors.responses.asking`.
+        """
+        inputs, labels = judged(inputs, labels, len(self.low_), len(self.mean_))
         moved = self._moves(inputs, labels, ask, len(self.mean_))
         normal = (moved - self.mean_[labels]) / self.spread_[labels]
         normal[np.arange(len(labels)), labels] = -np.inf

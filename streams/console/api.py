@@ -28,6 +28,7 @@ from streams.probes.regression import Comparison
 from streams.probes.requests import MOST_PROBES
 from streams.store.messages import (
     Incident,
+    InquiryMessage,
     LevelName,
     Matcher,
     ProbeOutcome,
@@ -175,6 +176,8 @@ class IncidentDocument(msgspec.Struct, frozen=True):
     evidence: list[SignalMessage]
     kept: int
     """Signals that are kept; more than are given where inputs are wide."""
+    inquiries: list[InquiryMessage]
+    """What the watched model said when it was asked again about some of their rows, newest first."""
 
 
 class SilenceList(msgspec.Struct, frozen=True):
@@ -465,7 +468,7 @@ class ApiRoom:
     async def _one(self, call: Call) -> IncidentDocument:
         name = call.request.match_info["incident"]
         found = await self._incidents.dossier(call.request, call.watch, name)
-        return IncidentDocument(found.incident, found.change, found.signals, found.kept)
+        return IncidentDocument(found.incident, found.change, found.signals, found.kept, found.inquiries)
 
     async def _silences(self, call: Call) -> SilenceList:
         kept = await self._desk(call, lambda desk: desk.silences())

@@ -18,7 +18,14 @@ from streams.console.deliveries import health_of
 from streams.console.index import IncidentIndex, IncidentRow
 from streams.incidents.monitoring import BLIND
 from streams.store.keys import ModelKeys, PartitionKeys
-from streams.store.messages import CalibrationStatus, Incident, ProbeSummary, SignalMessage, WorkerStatus
+from streams.store.messages import (
+    CalibrationStatus,
+    Incident,
+    InquiryMessage,
+    ProbeSummary,
+    SignalMessage,
+    WorkerStatus,
+)
 
 Range = Literal["hour", "day", "week"]
 """How far a plot of the live page looks back."""
@@ -99,6 +106,8 @@ class Overview:
     """False pages a week that the bundle in force was calibrated for; None where nobody can tell."""
     calibration: CalibrationStatus | None = None
     """What the correlator says of the calibration; None while it has not looked."""
+    escalation: dict[str, int] = field(default_factory=dict)
+    """What became of rows that the model was to be asked again about, and the questions; empty: none were."""
 
     @property
     def lag(self) -> int | None:
@@ -122,6 +131,8 @@ class Dossier:
     """Newest first."""
     kept: int
     """Signals that Redis holds; more than are shown where inputs are wide."""
+    inquiries: list[InquiryMessage]
+    """What the watched model said when it was asked again, newest first."""
 
 
 @dataclass(slots=True)
@@ -181,7 +192,8 @@ class Watch:
         pipe.hmget(self.keys.incident(name), "m", "version")
         pipe.llen(self.keys.evidence(name))
         pipe.lrange(self.keys.evidence(name), -1, -1)
-        (body, change), kept, last = await pipe.execute()
+        pipe.hvals(self.keys.inquiries(name))
+        (body, change), kept, last, said = await pipe.execute()
         if body is None:
             return None
         signals: list[SignalMessage] = []
@@ -189,7 +201,8 @@ class Watch:
             most = max(EVIDENCE_LEAST, EVIDENCE_BYTES // max(len(last[0]), 1))
             texts = await self._evidence(name, kept, most)
             signals = decoded(reversed(texts), SignalMessage)
-        return Dossier(msgspec.json.decode(body, type=Incident), int(change or 0), signals, int(kept))
+        inquiries = sorted(decoded(said, InquiryMessage), key=lambda one: (one.at, one.signal), reverse=True)
+        return Dossier(msgspec.json.decode(body, type=Incident), int(change or 0), signals, int(kept), inquiries)
 
     async def course(self, back: Range) -> list[Minute]:
         """Traffic of the last hour by minute, of the last day by hour, or of the last week by three hours."""
@@ -244,7 +257,8 @@ class Watch:
         pipe.hget(self.keys.bundle, "path")
         pipe.hgetall(self.keys.notice_health)
         pipe.hmget(self.keys.calibration, "m")
-        statuses, mode, results, places, bundle, healths, calibration = await pipe.execute()
+        pipe.hgetall(self.keys.inquiry_totals)
+        statuses, mode, results, places, bundle, healths, calibration, asked = await pipe.execute()
         said = sorted(decoded(statuses, WorkerStatus), key=lambda status: status.worker)
         living = [status for status in said if now - status.at / 1e6 <= WORKER_STALE_SECONDS]
         held = {partition for status in living for partition in status.partitions}
@@ -280,6 +294,7 @@ class Watch:
             week_false_pages=sum(row.verdict == "false" for row in paged),
             page_budget=await asyncio.to_thread(self._budgets.of, in_force),
             calibration=next(iter(decoded(filter(None, calibration), CalibrationStatus)), None),
+            escalation={text(what): int(count) for what, count in asked.items()},
             deaf=[
                 (text(name), health.problem)
                 for name, said in sorted(healths.items())

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from detectors.calibration.examination import FUSED
 from detectors.errors import DetectorError
-from detectors.manifest import read_report
+from detectors.manifest import read_origin, read_report
 from streams.console import plots
 from streams.console.data import Watch, text
 from streams.console.front import Front
@@ -145,7 +145,11 @@ def _report(path: str) -> tuple[list[str], int | None]:
     """What the fit of a bundle said, a sentence each, and when its file was written (microseconds)."""
     try:
         written = Path(path).stat().st_mtime
-        return read_report(path).sentences(), int(datetime.fromtimestamp(written, UTC).timestamp() * 1e6)
+        made = read_origin(path)
+        told = [f"Fitted for {made.named()}."] * bool(made.named()) + [f"Made by {made.made_by()}."] * bool(
+            made.made_by()
+        )
+        return [*read_report(path).sentences(), *told], int(datetime.fromtimestamp(written, UTC).timestamp() * 1e6)
     except (DetectorError, OSError) as error:
         log.warning("bundle %s: %s", path, error)
         return [], None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from streams.console.data import Overview
 from streams.console.deliveries import Deliveries
 from streams.probes.outcome import together
+from streams.store.messages import INQUIRY_OUTCOMES, QUESTIONS
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -93,6 +94,18 @@ def exposition(looks: Sequence[Overview], out: Sequence[Deliveries] = ()) -> str
             _answers(looks),
         ),
         ("vedette_recorded_signals_total", "counter", "Signals that workers recorded, by level.", _signals(looks)),
+        (
+            "vedette_escalation_rows_total",
+            "counter",
+            "Rows that the watched model was to be asked again about, by what became of them.",
+            _escalated(looks),
+        ),
+        (
+            "vedette_escalation_questions_total",
+            "counter",
+            "Rows that the escalation tier asked the watched model about.",
+            [({"model": look.model}, look.escalation[QUESTIONS]) for look in looks if QUESTIONS in look.escalation],
+        ),
         ("vedette_alerts_length", "gauge", "Entries in the public stream of alerts.", _alerts(out)),
         ("vedette_alert_group_pending", "gauge", "Alerts handed out and not acknowledged.", _groups(out, "pending")),
         ("vedette_alert_group_waiting", "gauge", "Alerts that a group has not read yet.", _groups(out, "waiting")),
@@ -173,6 +186,15 @@ def _answers(looks: Sequence[Overview]) -> list[Sample]:
 def _signals(looks: Sequence[Overview]) -> list[Sample]:
     kinds = (("page", "pages"), ("ticket", "tickets"))
     return [({"model": look.model, "level": level}, look.totals[name]) for look in looks for level, name in kinds]
+
+
+def _escalated(looks: Sequence[Overview]) -> list[Sample]:
+    return [
+        ({"model": look.model, "outcome": outcome}, look.escalation.get(outcome, 0))
+        for look in looks
+        if look.escalation
+        for outcome in INQUIRY_OUTCOMES
+    ]
 
 
 def _alerts(out: Sequence[Deliveries]) -> list[Sample]:

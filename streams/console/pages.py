@@ -136,6 +136,8 @@ class Pages:
             "change": dossier.change,
             "signals": dossier.signals,
             "kept": dossier.kept,
+            "inquiries": dossier.inquiries,
+            "places": {signal.id: signal for signal in dossier.signals},
             "sentence": words.sentence(incident),
             "missing": words.missing(incident),
             "advice": [part for part in self._runbook.text(incident.technique, incident.entity).split("\n\n") if part],

@@ -206,7 +206,7 @@ def prepare(directory: Path, rate: float, partitions: int, seed: int, key: bytes
         known,
         digits.schema(),
         benign,
-        crafted=crafted(known, model, np.random.default_rng([seed, 9])),
+        crafted={"fgsm": crafted(known, model, np.random.default_rng([seed, 9]))},
         budget=BUDGET,
         clients_per_week=None,
         week_us=round(WEEK_SECONDS * 1e6),

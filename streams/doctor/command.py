@@ -90,4 +90,5 @@ def examine(
         findings += redis_side.workers(store, model, clock)
         store.close()
     findings.append(installation.endpoint(model))
+    findings += installation.escalation(settings, model, environ)
     return findings

@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from streams import config
 from streams.config import ModelSettings, Settings
 from streams.doctor.finding import Finding, Findings, ok, problem, warning
-from streams.errors import BundleMismatch, ConfigError
+from streams.errors import BundleMismatch, ConfigError, EndpointError, VedetteError
 
 if TYPE_CHECKING:
     from detectors.contract import Scorer
@@ -95,19 +97,62 @@ def notifications(settings: Settings) -> Findings:
 
 def bundle(model: ModelSettings) -> tuple[Scorer | None, Finding]:
     """The bundle, where it loads."""
-    from detectors.bundle import load
+    from detectors.bundle import changed_packages, load
     from detectors.errors import DetectorError
+    from detectors.manifest import read_origin
 
     remedy = "make one with `vedette fit`, or name another with models.bundle"
     try:
         scorer = load(Path(model.bundle))
+        made = read_origin(model.bundle)
     except OSError as error:
         text = f"{model.bundle} cannot be read: {error.strerror}"
         return None, problem("bundle", text, remedy, BundleMismatch)
     except DetectorError as error:
         return None, problem("bundle", f"{model.bundle}: {error}", remedy, BundleMismatch)
     shape = f"{scorer.schema.width} features, {len(scorer.schema.classes)} classes"
-    return scorer, ok("bundle", f"{model.bundle}: {shape}, digest {scorer.digest[:12]}")
+    text = f"{model.bundle}: {shape}, digest {scorer.digest[:12]}"
+    text += f", of {made.named()}" * bool(made.named()) + f", made by {made.made_by()}" * bool(made.made_by())
+    if made.model and made.model != model.name:
+        text = f"{text}; it was fitted for another model than {model.name}"
+        return scorer, warning("bundle", text, "name the model's own bundle with models.bundle, or fit one")
+    changes = changed_packages(scorer, made)
+    if changes:
+        remedy = "install the same versions as at the fit, or fit anew"
+        return scorer, warning("bundle", f"{text}; {'; '.join(changes)}", remedy)
+    return scorer, ok("bundle", text)
+
+
+def escalation(settings: Settings, model: ModelSettings, environ: Mapping[str, str]) -> Findings:
+    """Whether the bundle has inquiries, and the model that they ask answers; nothing where escalation is off."""
+    if model.escalation is None:
+        return
+    from detectors.bundle import load_escalation
+    from detectors.errors import DetectorError
+    from streams.incidents.escalation import model_to_ask
+
+    where, remedy = "escalation", "set models.escalation right, or leave the table out"
+    try:
+        tier, _ = load_escalation(model.bundle)
+        asked = model_to_ask(settings, model, model.escalation, environ)
+    except (DetectorError, OSError) as error:
+        yield problem(where, str(error), "make a bundle with `vedette fit --inquiries all`", BundleMismatch)
+        return
+    except (ConfigError, EndpointError) as error:
+        yield problem(where, str(error), remedy, type(error))
+        return
+    if tier is None:
+        text = f"{model.bundle} has no inquiries"
+        yield problem(where, text, "fit it with `vedette fit --inquiries all`", ConfigError)
+        return
+    # Any row will do: what counts is that probabilities of the schema's classes come back.
+    row, label = np.zeros((1, tier.width)), np.zeros(1, dtype=np.int32)
+    try:
+        tier.judge(row, label, asked.predict)
+    except (DetectorError, EndpointError) as error:
+        yield warning(where, f"the model cannot be asked: {error}", "incidents get no answers of it until it can")
+        return
+    yield ok(where, f"{', '.join(tier.names)}: {tier.questions} questions a row, answered")
 
 
 def endpoint(model: ModelSettings) -> Finding:
@@ -124,4 +169,26 @@ def endpoint(model: ModelSettings) -> Finding:
             status = answer.status
     except (OSError, ValueError, urllib.error.URLError) as error:
         return warning("endpoint", f"{url} does not answer: {error}", remedy)
-    return ok("endpoint", f"{url} answers with {status}")
+    return _version(model) or ok("endpoint", f"{url} answers with {status}")
+
+
+def _version(model: ModelSettings) -> Finding | None:
+    """Whether the endpoint serves another version of the model than the bundle says that it was fitted for."""
+    from detectors.errors import DetectorError
+    from detectors.manifest import read_origin
+    from streams.models.oip import OIPModel
+
+    assert model.endpoint is not None
+    try:
+        fitted = read_origin(model.bundle).model_version
+        if not fitted:
+            return None
+        asked = OIPModel(model.endpoint, model.name, timeout_seconds=ENDPOINT_SECONDS)
+        serves = asked.version()
+        asked.close()
+    except (DetectorError, OSError, VedetteError):
+        return None  # of the bundle its own check tells; an endpoint need not tell its version
+    if serves in ("", fitted):
+        return None
+    text = f"{model.endpoint} serves version {serves} of {model.name}; the bundle was fitted for version {fitted}"
+    return warning("endpoint", text, "fit a bundle on the answers of the version that is served")

@@ -52,8 +52,8 @@ DECODED_RECORDS = 500
 AHEAD_SECONDS = 3600.0
 #: What rows without a client go without.
 LOST_WITHOUT_CLIENT = (
-    "such rows are scored one by one and seen by the index and population tests, but have no history, no sequence "
-    "test, no query clusters and no page of their own"
+    "such rows are scored one by one and compared in the index of all accounts, but have no history, no sequential "
+    "test, no query clusters and no page of their own, and the drift watch does not count them"
 )
 
 

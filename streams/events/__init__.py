@@ -53,7 +53,11 @@ def options_for(
     return DecodeOptions(model.name, schema, model.client, client_key, worker.max_record_bytes, worker.max_record_rows)
 
 
-def warm_up(format: str) -> None:  # noqa: A002
-    """Compile what the codec of a format needs, or load it from the cache, so that its first decode does not wait."""
+def warm_up(format: str, schema: FeatureSchema | None = None) -> None:  # noqa: A002
+    """Compile what the codec of a format needs, or load it from the cache, so that its first decode does not wait.
+
+    What reads embeddings only where the schema states them.
+    """
     siphash.warm_up()
-    warm_up_kernels({"native": NATIVE, "oip": OIP, "auto": NATIVE | OIP}.get(format, 0))
+    embedding = schema is not None and schema.embedding_width is not None
+    warm_up_kernels({"native": NATIVE, "oip": OIP, "auto": NATIVE | OIP}.get(format, 0), embedding)

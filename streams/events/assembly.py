@@ -158,6 +158,7 @@ class _Assembly:
             source_partitions=None if sources is None else sources[0],
             source_offsets=None if sources is None else sources[1],
             source_rows=None if sources is None else sources[2],
+            embeddings=self._embeddings(),
             dead=tuple(self.dead),
             records=len(self.records),
         )
@@ -175,9 +176,7 @@ class _Assembly:
         if (scanned is not None and scanned.scored) or any(rows.outputs is not None for rows in blocks.values()):
             outputs = np.full((self.total, self.layout.k), np.nan)
         if scanned is not None and len(scanned.inputs):
-            own = np.zeros(len(self.records), dtype=np.bool_)
-            own[self.tried] = scanned.counts > 0
-            rows_of_scan = np.repeat(own, self.counts)
+            rows_of_scan = self._scanned_rows(scanned)
             inputs[rows_of_scan] = scanned.inputs
             labels[rows_of_scan] = scanned.labels
             if outputs is not None:
@@ -189,6 +188,25 @@ class _Assembly:
             if outputs is not None and rows.outputs is not None:
                 outputs[where] = rows.outputs
         return inputs, outputs, labels
+
+    def _embeddings(self) -> NDArray[np.float64] | None:
+        """Embeddings of all rows, NaN where there are none."""
+        width = self.layout.embedding_width
+        if width is None:
+            return None
+        embeddings = np.full((self.total, width), np.nan)
+        if self.scanned is not None and self.scanned.embeddings is not None:
+            embeddings[self._scanned_rows(self.scanned)] = self.scanned.embeddings
+        for place, rows in self.blocks.items():
+            if rows.embeddings is not None:
+                embeddings[self._where(place)] = rows.embeddings
+        return None if np.isnan(embeddings).all() else embeddings
+
+    def _scanned_rows(self, scanned: Scan) -> NDArray[np.bool_]:
+        """Which rows the compiled reader read."""
+        own = np.zeros(len(self.records), dtype=np.bool_)
+        own[self.tried] = scanned.counts > 0
+        return np.repeat(own, self.counts)
 
     def _clients(self) -> NDArray[np.uint64]:
         """The client of each record."""

@@ -85,6 +85,8 @@ class InferenceBatch:
     source_partitions : int32 (n,), source_offsets : int64 (n,), source_rows : int32 (n,) or None
         Source coordinates, where the records carry them (compact records): rows that were delivered again are
         recognised by these. -1 for rows of other records in the same batch.
+    embeddings : float64 (n, e) or None
+        None when no record of the batch carried an embedding, or the schema states none; NaN in rows without one.
     dead : tuple of DeadLetter
     records : int
         Number of records decoded, dead ones included.
@@ -102,6 +104,7 @@ class InferenceBatch:
     source_partitions: NDArray[np.int32] | None = None
     source_offsets: NDArray[np.int64] | None = None
     source_rows: NDArray[np.int32] | None = None
+    embeddings: NDArray[np.float64] | None = None
     dead: tuple[DeadLetter, ...] = ()
     records: int = 0
 
@@ -118,6 +121,7 @@ class InferenceBatch:
             offsets=self.offsets,
             rows=self.rows,
             outputs=self.outputs,
+            embeddings=self.embeddings,
         )
 
 

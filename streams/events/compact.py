@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from streams.events.assembly import PROBE_REQUEST_PREFIX, assemble
 from streams.events.batch import DecodeOptions, InferenceBatch, Reason, Record
 from streams.events.refusal import Refusal, quoted
-from streams.events.rows import Faults, Layout, Rows, add_faults, settle
+from streams.events.rows import EMBEDDING, Faults, Layout, Rows, add_faults, settle
 
 #: First bytes of an Arrow IPC stream: the continuation marker.
 MARKER = b"\xff\xff\xff\xff"
@@ -31,7 +31,7 @@ _REQUIRED = {
 }
 _OPTIONAL = {"request_id": pa.string(), "label": pa.int32()}
 _CLAIM = PROBE_REQUEST_PREFIX.encode("ascii")
-_VECTORS = ("inputs", "outputs")
+_VECTORS = ("inputs", "outputs", EMBEDDING)
 # Slots of flatbuffers tables, by the order of their fields in Arrow's format/Message.fbs, and a value of an enum there.
 _MESSAGE_HEADER_TYPE, _MESSAGE_HEADER, _DICTIONARY_DATA, _BATCH_COMPRESSION = 1, 2, 1, 3
 _DICTIONARY_BATCH = 2
@@ -150,14 +150,16 @@ def _columns(schema: pa.Schema, layout: Layout) -> dict[str, int]:
     for place, name in enumerate(schema.names):
         if name not in _REQUIRED and name not in _OPTIONAL and name not in _VECTORS:
             continue
+        if name == EMBEDDING and layout.embedding_width is None:
+            continue
         if name in places:
             raise Refusal(Reason.DUPLICATE_KEY, f"the column {name!r} stands twice in the stream")
         places[name] = place
     for name, kind in (_REQUIRED | _OPTIONAL).items():
         if name in places and kinds[name] != kind:
             raise Refusal(Reason.WRONG_TYPE, f"column {name!r} is of {kinds[name]}, not {kind}")
-    for name, width in (("inputs", layout.width), ("outputs", layout.k)):
-        if name in places:
+    for name, width in (("inputs", layout.width), ("outputs", layout.k), (EMBEDDING, layout.embedding_width)):
+        if name in places and width is not None:
             _check_vectors(kinds[name], name, width)
     lacking = [name for name in (*_REQUIRED, "inputs") if name not in places]
     if lacking:
@@ -203,7 +205,12 @@ def _rows(columns: dict[str, list[Any]], layout: Layout) -> Rows:
             outputs = scored = None
     if "label" in columns:
         labels, stated = _values(columns["label"])
-    rows = settle(layout, inputs, outputs, scored, labels, stated, faults)
+    embeddings = embedded = None
+    if layout.embedding_width is not None and EMBEDDING in columns:
+        embeddings, embedded = _vectors(columns[EMBEDDING], layout.embedding_width, "embeddings", faults)
+        if embedded is not None and not embedded.any():
+            embeddings = embedded = None
+    rows = settle(layout, inputs, outputs, scored, labels, stated, faults, embeddings, embedded)
     if rows.places is not None:
         client = client[rows.places]
         sources = [values[rows.places] for values in sources]

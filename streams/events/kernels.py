@@ -46,6 +46,7 @@ FULL = -(1 << 40)
 MAX_SIDES = 8
 
 _INPUTS, _OUTPUTS, _LABEL, _MODEL, _ID = (letters(k) for k in (b"inputs", b"outputs", b"label", b"model", b"id"))
+_EMBEDDING = letters(b"embedding")
 _REQUEST, _RESPONSE, _MODEL_NAME = (letters(k) for k in (b"request", b"response", b"model_name"))
 _SHAPE, _DATATYPE, _DATA, _PARAMETERS = (letters(k) for k in (b"shape", b"datatype", b"data", b"parameters"))
 _FP, _INT, _UINT, _8, _16, _32, _64 = (letters(k) for k in (b"FP", b"INT", b"UINT", b"8", b"16", b"32", b"64"))
@@ -318,6 +319,39 @@ def _event(
     if scored == 0:
         outputs[row : row + n] = np.nan
     return n if scored else -n
+
+
+@inner
+def _layer(data: Any, at: int, n: int, width: int, out: Any, keys: Any, opened: Any) -> bool:
+    """Read the embeddings of the n rows of a record that has been read into `out`, flat; left as it is for a null.
+
+    Whether they were read: not, when it is no native event, or they are not n lists of `width` numbers.
+    """
+    native, read, used = False, False, _0
+    at = solid(data, solid(data, at) + 1)
+    while True:
+        at = read_key(data, at, keys, _0, used)
+        if at < 0:
+            return False
+        start, end = keys[used, 0], keys[used, 1]
+        used += 1
+        native = native or spells(data, start, end, _INPUTS)
+        is_embedding = spells(data, start, end, _EMBEDDING)
+        read = read or is_embedding
+        if is_embedding and byte(data, at) != NULL:
+            at, found = _matrix(data, at, width, out, _0)
+            if found != n:
+                return False
+        else:
+            at = value_end(data, at, keys, used, opened)
+        if at < 0:
+            return False
+        if native and read:
+            return True
+        at = solid(data, at)
+        if byte(data, at) != COMMA:
+            return False
+        at = solid(data, at + 1)
 
 
 # --- Open Inference Protocol ----------------------------------------------------------------------------------------
@@ -753,8 +787,38 @@ def records(
     return starts.shape[0], row
 
 
-def warm_up(forms: int = NATIVE | OIP) -> None:
-    """Compile what reads these forms, or load it from the cache."""
+@njit(cache=True, nogil=True)
+def embeddings(data: Any, starts: Any, asked: Any, counts: Any, out: Any, left: Any) -> None:
+    """Read the embeddings of native events, each once more, that `records` has read.
+
+    Parameters
+    ----------
+    data, starts
+        As for `records`.
+    asked : bool (r,)
+        Records that may have the field `embedding`.
+    counts : int64 (r,)
+        Rows of each record.
+    out : float64 (n, e)
+        Filled in rows that have one.
+    left : bool (r,)
+        Filled: whether an asked record is left to the library path, embedding and all.
+    """
+    keys = np.empty((MAX_KEYS, 2), dtype=np.int64)
+    opened = np.empty((MAX_DEPTH, 2), dtype=np.int64)
+    base, width, flat = data.ctypes.data, out.shape[1], out.reshape(out.size)
+    row = 0
+    for i in range(starts.shape[0]):
+        n = counts[i]
+        left[i] = False
+        if asked[i] and n:
+            own = flat[row * width : (row + n) * width]
+            left[i] = not _layer(base, starts[i], n, width, own, keys, opened)
+        row += n
+
+
+def warm_up(forms: int = NATIVE | OIP, embedding: bool = False) -> None:
+    """Compile what reads these forms, with embeddings or without, or load it from the cache."""
     nesting(np.zeros(1, dtype=np.uint8))
     one, pair = np.zeros(1, dtype=np.int64), np.zeros((1, 2), dtype=np.int64)
     data, matrix, flag = np.zeros(PADDING, dtype=np.uint8), np.empty((1, 1)), np.zeros(1, dtype=np.bool_)
@@ -762,6 +826,8 @@ def warm_up(forms: int = NATIVE | OIP) -> None:
     names = Names((0, 0), (0, 0), (0, 0), (0, 0), np.zeros(2, dtype=np.int64))
     if forms:
         records(data, one, one, one, *tried(forms), 0, 0, names, *rows)
+    if forms and embedding:
+        embeddings(data, one, flag, one, matrix, flag)
 
 
 def tried(forms: int) -> tuple[bool | None, bool | None]:

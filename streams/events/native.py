@@ -14,7 +14,7 @@ from streams.events.document import parse, text_field
 from streams.events.kernels import NATIVE
 from streams.events.numbers import base64_tensor, matrix
 from streams.events.refusal import Refusal, kind_of
-from streams.events.rows import Faults, Layout, Rows, add_faults, settle
+from streams.events.rows import EMBEDDING, Faults, Layout, Rows, add_faults, settle
 
 
 class NativeCodec:
@@ -46,11 +46,15 @@ def read_fields(record: Record, fields: dict[str, Any], layout: Layout) -> Rows:
     layout.check_model(text_field(fields, "model"))
     faults: Faults = {}
     inputs = _inputs(fields.get("inputs"), layout, faults)
-    outputs, scored = _outputs(fields.get("outputs"), len(inputs), layout.k, faults)
+    outputs, scored = _vectors(fields.get("outputs"), len(inputs), layout.k, "outputs", "scores", faults)
+    embeddings = embedded = None
+    if layout.embedding_width is not None:
+        asked = fields.get(EMBEDDING), len(inputs), layout.embedding_width
+        embeddings, embedded = _vectors(*asked, "embeddings", "values", faults)
     labels, stated = _labels(fields.get("label"), len(inputs), layout, faults)
     request_id = fields.get("id")
     client = layout.place.find(record, fields, None)
-    rows = settle(layout, inputs, outputs, scored, labels, stated, faults)
+    rows = settle(layout, inputs, outputs, scored, labels, stated, faults, embeddings, embedded)
     rows.client = client
     rows.request_id = request_id if type(request_id) is str else None
     return rows
@@ -75,24 +79,30 @@ def _inputs(value: Any, layout: Layout, faults: Faults) -> NDArray[Any]:
     return values.reshape(n, width)
 
 
-def _outputs(value: Any, n: int, k: int, faults: Faults) -> tuple[NDArray[Any] | None, NDArray[np.bool_] | None]:
-    """Outputs (n, k) and which rows have them, if not all."""
+def _vectors(
+    value: Any, n: int, width: int, what: str, parts: str, faults: Faults
+) -> tuple[NDArray[Any] | None, NDArray[np.bool_] | None]:
+    """A vector beside each input, (n, width), and which rows have one, if not all.
+
+    `what` names the field and `parts` its values, in the plural.
+    """
     if value is None:
         return None, None
     if type(value) is dict:
-        values, shape = base64_tensor(value, "outputs")
+        values, shape = base64_tensor(value, what)
         found = shape[0] if len(shape) > 1 else 1
-        if found != n or len(values) != n * k:
-            raise Refusal(Reason.WRONG_SHAPE, f"outputs have shape {list(shape)}; {n} rows of {k} scores are expected")
-        return values.reshape(n, k), None
-    scored = None
+        if found != n or len(values) != n * width:
+            detail = f"{what} have shape {list(shape)}; {n} rows of {width} {parts} are expected"
+            raise Refusal(Reason.WRONG_SHAPE, detail)
+        return values.reshape(n, width), None
+    there = None
     if type(value) is list and None in value and len(value) == n:
-        scored = np.array([row is not None for row in value])
-        value = [[0.0] * k if row is None else row for row in value]
-    rows = _lists(value, "outputs")
+        there = np.array([row is not None for row in value])
+        value = [[0.0] * width if row is None else row for row in value]
+    rows = _lists(value, what)
     if len(rows) != n:
-        raise Refusal(Reason.WRONG_SHAPE, f"outputs have {len(rows)} rows, inputs {n}")
-    return matrix(rows, k, "outputs", faults), scored
+        raise Refusal(Reason.WRONG_SHAPE, f"{what} have {len(rows)} rows, inputs {n}")
+    return matrix(rows, width, what, faults), there
 
 
 def _lists(value: Any, what: str) -> list[Any]:

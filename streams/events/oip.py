@@ -22,7 +22,7 @@ from streams.events.kernels import OIP
 from streams.events.native import class_numbers
 from streams.events.numbers import flatten, matrix, raw_values, shape_of
 from streams.events.refusal import Refusal, kind_of, quoted
-from streams.events.rows import Faults, Layout, Rows, add_faults, settle
+from streams.events.rows import EMBEDDING, Faults, Layout, Rows, add_faults, settle
 from streams.events.scan import BINARY_SIZE
 
 #: Bytes of the length in front of each element of a raw BYTES tensor.
@@ -88,13 +88,14 @@ def read_fields(record: Record, fields: dict[str, Any], raw: memoryview, layout:
     faults: Faults = {}
     layout.check_rows(asked[0].n)
     inputs = _inputs(asked, layout.width, faults)
+    embeddings, answered = _embedding(answered, len(inputs), layout, faults)
     outputs, labels, stated = _answer(answered, len(inputs), layout, faults)
     parameters = request.get("parameters")
     if parameters is not None and type(parameters) is not dict:
         raise Refusal(Reason.WRONG_TYPE, f"the request's parameters are {kind_of(parameters)}, not an object")
     request_id = request.get("id")
     client = layout.place.find(record, fields, parameters)
-    rows = settle(layout, inputs, outputs, None, labels, stated, faults)
+    rows = settle(layout, inputs, outputs, None, labels, stated, faults, embeddings)
     rows.client = client
     rows.request_id = request_id if type(request_id) is str else None
     return rows
@@ -142,6 +143,7 @@ class _Tail:
 class _Tensor:
     """One tensor: its values are a flat array when they came raw, else a flat list."""
 
+    name: str | None
     what: str
     datatype: str
     shape: tuple[int, ...]
@@ -157,8 +159,9 @@ class _Tensor:
 
     @classmethod
     def read(cls, fields: Mapping[str, Any], kind: str, tail: _Tail) -> _Tensor:
-        name = fields.get("name")
-        what = f"{kind} {quoted(name)}" if type(name) is str else kind
+        given = fields.get("name")
+        name = given if type(given) is str else None
+        what = kind if name is None else f"{kind} {quoted(name)}"
         for field in ("shape", "datatype"):
             if fields.get(field) is None:
                 raise Refusal(Reason.MISSING_FIELD, f"{what} lacks {field!r}")
@@ -174,13 +177,13 @@ class _Tensor:
             data = fields.get("data")
             if data is None:
                 raise Refusal(Reason.MISSING_FIELD, f"{what} has no data")
-            return cls(what, datatype, shape, flatten(data, shape, what))
+            return cls(name, what, datatype, shape, flatten(data, shape, what))
         if fields.get("data") is not None:
             raise Refusal(Reason.WRONG_SHAPE, f"{what} has data both in the JSON and behind it")
         raw = tail.take(size, what)
         if datatype == _TEXT:
-            return cls(what, datatype, shape, _texts(raw, math.prod(shape), what))
-        return cls(what, datatype, shape, raw_values(raw, DATATYPES[datatype], shape, what))
+            return cls(name, what, datatype, shape, _texts(raw, math.prod(shape), what))
+        return cls(name, what, datatype, shape, raw_values(raw, DATATYPES[datatype], shape, what))
 
     def numbers(self, faults: Faults) -> NDArray[Any]:
         """The values (n, width) of a numeric tensor; rows with a value that the datatype lacks stand in `faults`."""
@@ -262,6 +265,25 @@ def _inputs(tensors: Sequence[_Tensor], width: int, faults: Faults) -> NDArray[A
         return tensors[0].numbers(faults)
     parts = [tensor.numbers(faults).astype(np.float64) for tensor in tensors if tensor.width]
     return np.concatenate(parts, axis=1)
+
+
+def _embedding(
+    tensors: list[_Tensor], n: int, layout: Layout, faults: Faults
+) -> tuple[NDArray[Any] | None, list[_Tensor]]:
+    """The embeddings (n, e) of the output tensor of that name, where the schema states their width; the other tensors.
+
+    The tensor stands for all rows or for none.
+    """
+    width = layout.embedding_width
+    tensor = None if width is None else next((t for t in tensors if t.name == EMBEDDING), None)
+    if tensor is None:
+        return None, tensors
+    if tensor.datatype == _TEXT:
+        raise Refusal(Reason.WRONG_TYPE, f"{tensor.what} is of BYTES; embeddings are numbers")
+    if tensor.n != n or tensor.width != width:
+        detail = f"{tensor.what} has shape {list(tensor.shape)}; {n} rows of {width} values are expected"
+        raise Refusal(Reason.WRONG_SHAPE, detail)
+    return tensor.numbers(faults), [other for other in tensors if other is not tensor]
 
 
 def _answer(

@@ -14,6 +14,8 @@ from streams.events.batch import DecodeOptions, Reason
 from streams.events.identity import ClientPlace
 from streams.events.refusal import Refusal, quoted
 
+#: Name of the embedding: a field of native events, an output tensor, a column.
+EMBEDDING = "embedding"
 _NO_ANSWER = "the model's answer is missing: neither label nor outputs"
 
 Faults = dict[int, tuple[Reason, str]]
@@ -35,6 +37,11 @@ class Layout:
     def k(self) -> int:
         """Number of classes."""
         return len(self.options.schema.classes)
+
+    @cached_property
+    def embedding_width(self) -> int | None:
+        """Values of an embedding, e; None: those of events are ignored."""
+        return self.options.schema.embedding_width
 
     @cached_property
     def classes(self) -> dict[str, int]:
@@ -88,6 +95,8 @@ class Rows:
     outputs : (m, k) or None
     places : int32 (m,) or None
         Place of each row in its record; None: 0 to m - 1.
+    embeddings : (m, e) or None
+        NaN in rows without one.
     client, request_id
         Of the record as a whole.
     clients : uint64 (m,) or None
@@ -103,6 +112,7 @@ class Rows:
     labels: NDArray[np.int32]
     outputs: NDArray[Any] | None
     places: NDArray[np.int32] | None = None
+    embeddings: NDArray[Any] | None = None
     client: bytes | None = None
     request_id: str | None = None
     clients: NDArray[np.uint64] | None = None
@@ -128,6 +138,8 @@ def settle(
     labels: NDArray[np.int64] | None,
     stated: NDArray[np.bool_] | None,
     faults: Faults,
+    embeddings: NDArray[Any] | None = None,
+    embedded: NDArray[np.bool_] | None = None,
 ) -> Rows:
     """Judge the rows of a record whose structure is sound.
 
@@ -143,6 +155,9 @@ def settle(
         Rows that have a label; None: all of them, where `labels` is there.
     faults : Faults
         What is known to be wrong already. Added to.
+    embeddings : (n, e) or None
+    embedded : bool (n,) or None
+        Rows that have an embedding; None: all of them, where `embeddings` is there.
 
     Returns
     -------
@@ -179,6 +194,12 @@ def settle(
         if outputs is None and labels is None:
             final = np.zeros(n, dtype=np.int64)
     rows = Rows(inputs, final.astype(np.int32), outputs)
+    if embeddings is not None:
+        there = np.ones(n, dtype=np.bool_) if embedded is None else embedded
+        embeddings = np.where(there[:, None], embeddings, 0.0)
+        _check_finite(faults, embeddings, "embeddings")
+        embeddings[~there] = np.nan
+        rows.embeddings = embeddings
     if faults:
         _set_aside(rows, faults, n)
     return rows
@@ -205,4 +226,5 @@ def _set_aside(rows: Rows, faults: Faults, n: int) -> None:
     rows.refused = tuple(Refused(reason, detail, tuple(places)) for reason, (detail, places) in grouped.items())
     rows.inputs, rows.labels = rows.inputs[keep], rows.labels[keep]
     rows.outputs = None if rows.outputs is None else rows.outputs[keep]
+    rows.embeddings = None if rows.embeddings is None else rows.embeddings[keep]
     rows.places = np.flatnonzero(keep).astype(np.int32)

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from streams.events import kernels
 from streams.events.decimals import PADDING
-from streams.events.rows import Layout
+from streams.events.rows import EMBEDDING, Layout
 
 #: Parameter of a tensor that says how many raw bytes it has behind the JSON.
 BINARY_SIZE = "binary_data_size"
+#: What a record with an embedding holds, unless the name has escapes, which leave the record to the library path.
+_EMBEDDING = f'"{EMBEDDING}"'.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,8 @@ class Scan:
         Rows of the records in order.
     scored : bool
         Some row has outputs.
+    embeddings : float64 (n, e) or None
+        NaN in rows without one.
     clients, requests : int64 (r, 2)
         Where in `data` the client's name and a front-door id begin and end; equal where there is none.
     """
@@ -42,6 +46,7 @@ class Scan:
     outputs: NDArray[np.float64]
     labels: NDArray[np.int32]
     scored: bool
+    embeddings: NDArray[np.float64] | None
     clients: NDArray[np.int64]
     requests: NDArray[np.int64]
 
@@ -101,14 +106,22 @@ def scan(values: Sequence[bytes], json_lengths: NDArray[np.int64] | None, forms:
         room *= 2
         inputs, outputs, labels = (_grown(column, row, room) for column in (inputs, outputs, labels))
     inputs, outputs, labels = inputs[:row], outputs[:row], labels[:row]
-    many = counts > layout.options.max_record_rows
-    if many.any():  # left to the library path, which refuses them
-        keep = np.repeat(~many, counts)
+    left = counts > layout.options.max_record_rows  # the library path refuses them
+    embeddings: NDArray[np.float64] | None = None
+    if layout.embedding_width is not None:
+        asked = np.fromiter((_EMBEDDING in value for value in values), dtype=np.bool_, count=r)
+        if asked.any():
+            embeddings, unread = np.full((row, layout.embedding_width), np.nan), np.zeros(r, dtype=np.bool_)
+            kernels.embeddings(data, starts, asked, counts, embeddings, unread)
+            left |= unread
+    if left.any():
+        keep = np.repeat(~left, counts)
         inputs, outputs, labels = inputs[keep], outputs[keep], labels[keep]
-        counts[many], scored[many] = 0, False
+        embeddings = None if embeddings is None else embeddings[keep]
+        counts[left], scored[left] = 0, False
         for spans_found in found:
-            spans_found[many] = 0
-    return Scan(data, counts, inputs, outputs, labels, bool(scored.any()), *found)
+            spans_found[left] = 0
+    return Scan(data, counts, inputs, outputs, labels, bool(scored.any()), embeddings, *found)
 
 
 def _grown(column: NDArray[Any], used: int, room: int) -> NDArray[Any]:

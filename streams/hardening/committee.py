@@ -12,7 +12,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 
 from attacks.contract import GradientModel, Model
 from attacks.trees import Forest
-from streams.redteam.subject import Answers, of
+from streams.models.named import Answers
+from streams.redteam.subject import of
 
 #: Floor of a mean probability before its logarithm.
 LEAST_PROBABILITY = 1e-12

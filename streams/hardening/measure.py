@@ -17,10 +17,11 @@ from attacks.oracle import scores_of
 from attacks.threat import ThreatModel
 from detectors.contract import Progress
 from streams.errors import ConfigError
+from streams.models.named import Answers
 from streams.redteam.campaign import asked
 from streams.redteam.intervals import Change, Share, change, share
 from streams.redteam.lineup import Entry, lineup
-from streams.redteam.subject import Answers, Subject, of
+from streams.redteam.subject import Subject, of
 
 #: Attacks that judge, of those that the threat model and the model permit.
 JUDGES = ("pgd", "transfer_pgd", "leaf_search", "square", "hop_skip_jump", "coordinate_search")

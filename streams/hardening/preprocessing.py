@@ -11,7 +11,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 
 from attacks.contract import GradientModel, Model
 from attacks.trees import TreeModel
-from streams.redteam.subject import Answers, of
+from streams.models.named import Answers
+from streams.redteam.subject import of
 
 
 def prepared(

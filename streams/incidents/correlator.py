@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from redis import Redis
@@ -31,6 +31,9 @@ from streams.lease import LEASE_SECONDS, Lease
 from streams.store.keys import ModelKeys, PartitionKeys
 from streams.store.messages import Alert, Incident, SignalMessage, WorkerStatus
 from streams.tracing import Tracing, tracing
+
+if TYPE_CHECKING:
+    from streams.incidents.escalation import Inquirer
 
 log = logging.getLogger("vedette.correlator")
 
@@ -85,6 +88,8 @@ class Correlator:
         Marks evidence that comes while the calibration is stale.
     tracing : Tracing, optional
         Is told what signals did to incidents.
+    inquirer : Inquirer, optional
+        Is handed the evidence that incidents get, to ask the model again.
     """
 
     def __init__(
@@ -98,6 +103,7 @@ class Correlator:
         patience: int = 0,
         calibration: CalibrationWatch | None = None,
         tracing: Tracing | None = None,
+        inquirer: Inquirer | None = None,
     ) -> None:
         self.redis = redis
         self.topic = topic
@@ -111,6 +117,7 @@ class Correlator:
         self._quiet = quiet or Quiet()
         self._calibration = calibration
         self._tracing = tracing
+        self._inquirer = inquirer
         self._absence = Absence(redis, self.keys, patience)
         self._tended = 0
         """Cursor of the walk over open incidents."""
@@ -269,6 +276,10 @@ class Correlator:
             if self._tracing is not None:
                 changes = [change for draft in folded.drafts for change in draft.log]
                 self._tracing.folded(changes, began, time.time_ns() // 1000)
+            if self._inquirer is not None:
+                for draft in folded.drafts:
+                    for text, _ in draft.evidence:
+                        self._inquirer.offer(draft.incident.id, text)
             return
         raise Fenced(f"incidents that signals of {place} belong to changed {ATTEMPTS} times under us")
 
@@ -303,6 +314,8 @@ class Correlator:
         if self._calibration is not None and self.lease.token is not None:
             self._calibration.look(sorted(self.progress), self._since, self.lease.token)
         self._forget()
+        if self._inquirer is not None:
+            self._inquirer.tell()
 
     def tend(self) -> None:
         """Go on with the walk over open incidents: silences that began or ended, and what has been quiet for long."""
@@ -405,6 +418,14 @@ def run(settings: Settings, model_name: str) -> int:
     calibration = CalibrationWatch(
         redis, ModelKeys(model.name), model.topic, model.bundle, round(settings.week_seconds * 1e6)
     )
+    asking = None
+    if model.escalation is not None:
+        from streams.incidents.escalation import inquirer  # it reads inquiries, which the correlator alone never needs
+
+        asking = inquirer(settings, model, redis)
+    if asking is not None:
+        # A model within this process that never returns must not hold up the end.
+        threading.Thread(target=asking.run, args=(stop,), name="escalation", daemon=True).start()
     tracer = tracing(settings, "correlator")
     try:
         Correlator(
@@ -416,6 +437,7 @@ def run(settings: Settings, model_name: str) -> int:
             patience=patience(settings.probes),
             calibration=calibration,
             tracing=tracer,
+            inquirer=asking,
         ).run(stop)
     finally:
         if tracer is not None:

@@ -26,6 +26,7 @@ from streams.store.keys import ModelKeys
 from streams.store.messages import (
     Incident,
     IncidentChange,
+    InquiryMessage,
     LevelName,
     Matcher,
     SignalMessage,
@@ -48,6 +49,8 @@ class IncidentView:
     incident: Incident
     version: int
     evidence: list[SignalMessage]
+    inquiries: list[InquiryMessage]
+    """What the watched model said when it was asked again about some of the rows, newest first."""
 
 
 class IncidentService:
@@ -96,7 +99,11 @@ class IncidentService:
         stored = self._ledger.incident(incident)
         texts = self._redis.lrange(self._keys.evidence(incident), 0, -1)
         evidence = [msgspec.json.decode(text, type=SignalMessage) for text in reversed(texts)]
-        return IncidentView(stored.incident, stored.version, evidence)
+        said = [
+            msgspec.json.decode(text, type=InquiryMessage) for text in self._redis.hvals(self._keys.inquiries(incident))
+        ]
+        said.sort(key=lambda one: (one.at, one.signal), reverse=True)
+        return IncidentView(stored.incident, stored.version, evidence, said)
 
     def acknowledge(self, incident: str, by: str, *, now: int | None = None) -> Incident:
         """Take the incident: it is in progress and `by` is its assignee.

@@ -28,7 +28,7 @@ from streams.incidents.service import IncidentService, IncidentView, StateFilter
 from streams.incidents.silences import describe
 from streams.incidents.titles import TECHNIQUES
 from streams.store.keys import ModelKeys
-from streams.store.messages import Incident, IncidentChange, LevelName, Matcher, SignalMessage, Verdict
+from streams.store.messages import Incident, IncidentChange, InquiryMessage, LevelName, Matcher, SignalMessage, Verdict
 
 #: Evidence signals, clients, changes and features that `show` prints at most.
 SHOWN_SIGNALS, SHOWN_CLIENTS, SHOWN_CHANGES, SHOWN_FEATURES = 5, 12, 12, 6
@@ -82,7 +82,14 @@ def show_command(
     """Print one incident with its evidence."""
     view = service.show(incident)
     if as_json:
-        _print_json({"incident": view.incident, "version": view.version, "evidence": view.evidence})
+        _print_json(
+            {
+                "incident": view.incident,
+                "version": view.version,
+                "evidence": view.evidence,
+                "inquiries": view.inquiries,
+            }
+        )
     else:
         console.print(_page(view, runbook or Runbook()))
     return 0
@@ -471,8 +478,9 @@ def _page(view: IncidentView, runbook: Runbook) -> RenderableType:
         for change in one.history[-SHOWN_CHANGES:]:
             history.add_row(moment(change.at), line(change.by), line(change.what))
         parts += [line(), history]
+    asked = {said.signal: said for said in view.inquiries}
     for signal in view.evidence[:SHOWN_SIGNALS]:
-        parts += [line(), _evidence(signal)]
+        parts += [line(), _evidence(signal, asked.get(signal.id))]
     if len(view.evidence) > SHOWN_SIGNALS:
         parts += [
             line(),
@@ -481,7 +489,7 @@ def _page(view: IncidentView, runbook: Runbook) -> RenderableType:
     return Group(*parts)
 
 
-def _evidence(signal: SignalMessage) -> RenderableType:
+def _evidence(signal: SignalMessage, asked: InquiryMessage | None) -> RenderableType:
     where = f"{signal.topic}/{signal.partition}/{signal.offset} row {signal.row}"
     lines = [
         line(f"{signal.rule} at {where}, {moment(signal.time)} UTC", style="bold"),
@@ -493,6 +501,11 @@ def _evidence(signal: SignalMessage) -> RenderableType:
     for reason in signal.reasons:
         p = f"p {'<' if reason.extrapolated else '='} {reason.p:.2g}"
         lines.append(line(f"  {reason.detector}: {reason.text} ({p})"))
+    for said in () if asked is None else asked.answers:
+        share = f"p = {said.p:.2g} of {said.rows:,} benign rows"
+        lines.append(
+            line(f"  model asked again, {said.inquiry}: {said.score:.3g} ({share}; {said.questions} questions)")
+        )
     if signal.nearest and len(signal.nearest) == len(signal.input):
         changed = sorted(range(len(signal.input)), key=lambda i: -abs(signal.input[i] - signal.nearest[i]))
         parts = [

@@ -43,8 +43,6 @@ PROBE_ROWS = 1
 ASIDE_ROWS = 64
 #: A surrogate fitted on the endpoint's answers is fitted anew after so long: the model may have been replaced.
 SURROGATE_SECONDS = 3600.0
-#: Issue time of asides.
-ASIDE_ISSUED = 0
 #: Pause between two looks whether the partition of a client is known.
 HOME_LOOK_SECONDS = 0.05
 #: Rows that an extraction starts from, and rows on which its copy is compared with the model.
@@ -171,7 +169,7 @@ class Desk:
 
     def aside_id(self, client: str, campaign: bytes, counter: int, rows: NDArray[np.float64]) -> str:
         """Id of a request (n, d) whose logged copy is excluded everywhere."""
-        return marks.sign_request(self._key, self._topic, campaign, counter, ASIDE_ISSUED, client.encode(), rows)
+        return marks.sign_request(self._key, self._topic, campaign, counter, marks.ASIDE_ISSUED, client.encode(), rows)
 
     def ask(
         self, inputs: NDArray[np.float64], stop: threading.Event, tally: AnswerTally | None = None

@@ -48,6 +48,8 @@ _PARTITION_BYTES = 4
 _TIME_BYTES = 8
 #: Counter of the aside that asks where a client's records arrive.
 HELLO = (1 << (8 * _COUNTER_BYTES)) - 1
+#: Issue time of asides: questions whose logged copies have expired from the start, so that they are scored nowhere.
+ASIDE_ISSUED = 0
 #: Stands in a front-door id that names no partition.
 ANYWHERE = (1 << (8 * _PARTITION_BYTES)) - 1
 

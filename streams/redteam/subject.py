@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import itertools
-import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast, get_args, runtime_checkable
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,18 +17,19 @@ from attacks.contract import GradientModel, Model
 from attacks.errors import ModelError
 from attacks.network import Activation, Network
 from attacks.trees import TreeModel
-from streams.errors import ConfigError, EndpointError
+from streams.errors import ConfigError
+from streams.models import named
 from streams.models.function import FunctionModel
-from streams.models.oip import OIPModel
+from streams.models.named import Answers, is_function, is_onnx, is_url, made_by, object_of, takes_rows
 
-#: Rows of one request to an endpoint: attacks ask thousands at once, servers bound the size of a request.
-ROWS_PER_REQUEST = 64
+#: What names the model, for errors.
+OPTION = "--model"
 #: Identity that an endpoint is told, unless another is named.
 CLIENT = "vedette-redteam"
 #: Files that run code when they are read.
 PICKLES = (".joblib", ".pkl", ".pickle")
 #: What --model may be.
-FORMS = "a URL http://HOST:PORT/v2/models/NAME, a file (.npz, .joblib, .pkl) or module:name"
+FORMS = "a URL http://HOST:PORT/v2/models/NAME, a file (.onnx, .npz, .joblib, .pkl) or module:name"
 
 
 @runtime_checkable
@@ -64,50 +62,15 @@ class Subject:
     trees: TreeModel | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Requests:
-    """An endpoint that is asked in requests of bounded size."""
-
-    endpoint: OIPModel
-
-    def predict(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Scores (n, k) of rows (n, d)."""
-        parts = [X[first : first + ROWS_PER_REQUEST] for first in range(0, len(X), ROWS_PER_REQUEST)]
-        return np.concatenate([self.endpoint.predict(part) for part in parts])
-
-
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """The scores of an estimator, as scikit-learn's have them."""
-
-    estimator: Any
-    name: str
-
-    def predict(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Probabilities (n, k); where there are none, decision values."""
-        try:
-            if hasattr(self.estimator, "predict_proba"):
-                values = np.asarray(self.estimator.predict_proba(X), dtype=np.float64)
-            else:
-                values = np.asarray(self.estimator.decision_function(X), dtype=np.float64)
-        except Exception as error:  # an estimator of a stranger: whatever it raises becomes one sentence
-            raise EndpointError(f"{self.name} failed: {type(error).__name__}: {error}") from error
-        if values.ndim == 1:
-            values = np.column_stack([-values, values])
-        if values.shape[0] != len(X) or not np.isfinite(values).all():
-            raise EndpointError(f"{self.name} returned {values.shape} scores for {len(X)} rows, or not finite ones")
-        return values
-
-
 def load(spec: str, *, trust_pickle: bool = False, client: str = CLIENT) -> Subject:
     """The model that --model names.
 
     Parameters
     ----------
     spec : str
-        ``http://HOST:PORT/v2/models/NAME`` (Open Inference Protocol); a file ``.npz`` (layers, as `save_network` writes
-        them), ``.joblib`` or ``.pkl`` (a fitted estimator); ``module:name``: an estimator, a function of rows (n, d) to
-        scores (n, k), or a function without arguments that makes either.
+        ``http://HOST:PORT/v2/models/NAME`` (Open Inference Protocol); a file ``.onnx``; ``.npz`` (layers, as
+        `save_network` writes them), ``.joblib`` or ``.pkl`` (a fitted estimator); ``module:name``: an estimator, a
+        function of rows (n, d) to scores (n, k), or a function without arguments that makes either.
     trust_pickle : bool
         Whether files that run code when they are read may be.
     client : str
@@ -120,15 +83,10 @@ def load(spec: str, *, trust_pickle: bool = False, client: str = CLIENT) -> Subj
     EndpointError
         When what it names fails.
     """
-    if spec.startswith(("http://", "https://")):
-        return _endpoint(spec, client)
+    if is_url(spec) or is_onnx(spec):
+        return Subject(spec, named.load(spec, client=client))
     path = Path(spec)
     suffix = path.suffix.lower()
-    if suffix == ".onnx":
-        raise ConfigError(
-            f"--model: {spec}: ONNX files are not read; serve the model and name its URL, or write a function "
-            "rows -> scores around it and name it as module:function"
-        )
     if suffix in PICKLES or suffix == ".npz":
         if not path.is_file():
             raise ConfigError(f"--model: {spec}: no such file")
@@ -153,10 +111,10 @@ def load_estimator(spec: str, *, trust_pickle: bool = False) -> Any:
         if not path.is_file():
             raise ConfigError(f"--model: {spec}: no such file")
         found = _pickle(path, trust_pickle)
-    elif ":" in spec and not spec.startswith(("http://", "https://")):
-        found = _object(spec)
-        if _function(found):
-            found = None if _takes_rows(found) else _made(found, spec)
+    elif ":" in spec and not is_url(spec):
+        found = object_of(spec, OPTION, FORMS)
+        if is_function(found):
+            found = None if takes_rows(found) else made_by(found, spec)
     else:
         found = None
     if not (hasattr(found, "fit") and hasattr(found, "get_params")) or inspect.isclass(found):
@@ -198,20 +156,6 @@ def save_network(network: Network, path: Path) -> None:
         np.savez(out, allow_pickle=False, activation=np.array(network.activation), **arrays)
 
 
-def _endpoint(spec: str, client: str) -> Subject:
-    try:
-        parts = urlsplit(spec)
-    except ValueError as wrong:
-        raise ConfigError(f"--model: {spec}: {wrong}") from None
-    path = parts.path
-    base, found, rest = path.partition("/v2/models/")
-    model_name = unquote(rest.removesuffix("/").removesuffix("/infer"))
-    if not parts.netloc or not found or not model_name or "/" in model_name:
-        raise ConfigError(f"--model: {spec} names no model; it reads http://HOST:PORT/v2/models/NAME")
-    root = f"{parts.scheme}://{parts.netloc}{base}"
-    return Subject(spec, Requests(OIPModel(root, model_name, client_id=client)))
-
-
 def _adapted(reader: Any, estimator: Any) -> Any:
     try:
         return reader.adapt(estimator)
@@ -219,51 +163,15 @@ def _adapted(reader: Any, estimator: Any) -> Any:
         return None
 
 
-def _object(spec: str) -> Any:
-    """What ``module:name`` names; modules of the working directory count."""
-    module, _, path = spec.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found: Any = importlib.import_module(module)
-        for part in path.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"--model: {spec}: {error}; it is {FORMS}") from None
-    return found
-
-
 def _named(spec: str) -> Subject:
-    found = _object(spec)
+    found = object_of(spec, OPTION, FORMS)
     if inspect.isclass(found):
         raise ConfigError(f"--model: {spec} is a class; name a fitted estimator, or a function that returns one")
-    if _function(found):
-        if _takes_rows(found):
+    if is_function(found):
+        if takes_rows(found):
             return Subject(spec, FunctionModel(spec))
-        found = _made(found, spec)
+        found = made_by(found, spec)
     return of(found, spec)
-
-
-def _function(found: Any) -> bool:
-    """Functions, methods, and functions with a cache."""
-    return inspect.isroutine(found) or (callable(found) and hasattr(found, "cache_info"))
-
-
-def _made(function: Any, spec: str) -> Any:
-    """What a stranger's function returns."""
-    try:
-        return function()
-    except Exception as error:  # whatever it raises becomes one sentence
-        raise EndpointError(f"{spec} failed: {type(error).__name__}: {error}") from error
-
-
-def _takes_rows(function: Any) -> bool:
-    """Whether a function asks for an argument."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return True
-    return any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
 
 
 def _pickle(path: Path, trusted: bool) -> Any:

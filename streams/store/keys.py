@@ -149,6 +149,15 @@ class ModelKeys:
         """List of evidence JSON of one incident, newest last, bounded; has a TTL."""
         return f"{self.tag}:evidence:{incident}"
 
+    def inquiries(self, incident: str) -> str:
+        """Hash: signal id -> InquiryMessage JSON of the rows of one incident asked about again; bounded, has a TTL."""
+        return f"{self.tag}:inquiries:{incident}"
+
+    @property
+    def inquiry_totals(self) -> str:
+        """Hash: what became of rows handed to the escalation tier, and ``questions`` -> count."""
+        return f"{self.tag}:inquiry-totals"
+
     @property
     def silences(self) -> str:
         """Hash: silence id -> Silence JSON; ended ones are kept for a week."""

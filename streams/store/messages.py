@@ -80,6 +80,38 @@ class SignalMessage(msgspec.Struct, frozen=True):
     version: int = 1
 
 
+#: What becomes of a row that is handed to the escalation tier: fields of `ModelKeys.inquiry_totals`.
+INQUIRY_OUTCOMES = ("answered", "failed", "dropped", "passed_over")
+#: The field beside them that counts rows which the model was asked about.
+QUESTIONS = "questions"
+
+
+class InquiryAnswer(msgspec.Struct, frozen=True):
+    """What one inquiry of the escalation tier says of one row."""
+
+    inquiry: str
+    score: float
+    p: float
+    """Conformal: the share of benign rows that score at least as much, at least 1 / (rows + 1)."""
+    rows: int
+    """Benign rows that it is compared with."""
+    questions: int
+    """Rows that the watched model was asked about for it."""
+
+
+class InquiryMessage(msgspec.Struct, frozen=True):
+    """What the watched model says when it is asked again about the row of a signal; evidence, never a decision."""
+
+    signal: str
+    """Id of the signal."""
+    at: int
+    """When it was asked, microseconds since the epoch."""
+    bundle: str
+    """Digest of the bundle whose inquiries asked."""
+    answers: list[InquiryAnswer]
+    version: int = 1
+
+
 class Change(msgspec.Struct, frozen=True):
     """One entry of an incident's history."""
 

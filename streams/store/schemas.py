@@ -16,6 +16,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "docs" / "schemas"
 #: Messages that stand by themselves somewhere in Redis.
 MESSAGES: tuple[type[msgspec.Struct], ...] = (
     messages.SignalMessage,
+    messages.InquiryMessage,
     messages.Incident,
     messages.IncidentChange,
     messages.Alert,

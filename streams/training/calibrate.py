@@ -12,7 +12,7 @@ from detectors import bundle as bundles
 from detectors.calibration.alarms import FalseAlarm
 from detectors.errors import BundleError, DetectorError
 from detectors.kernels import limit_blas_threads
-from detectors.manifest import read_report
+from detectors.manifest import read_origin, read_report
 from detectors.recalibration import recalibrate
 from detectors.scorer import Ensemble
 from streams.cli import print_json
@@ -24,7 +24,7 @@ from streams.store.client import connect
 from streams.store.keys import ModelKeys
 from streams.store.messages import Repeater
 from streams.training.findings import Findings, show
-from streams.training.fit import partition_count, period, writable
+from streams.training.fit import page_of, partition_count, period, writable
 from streams.training.page import render
 from streams.training.sources import Session, Span, client_key, events_of, settings_of
 from streams.training.telling import Telling
@@ -37,6 +37,7 @@ def run(
     bundle: str | None,
     out: str,
     report_to: str | None = None,
+    no_report: bool = False,
     budget: int,
     clients_per_week: int | None,
     week_seconds: float | None,
@@ -46,7 +47,7 @@ def run(
     false_alarms: bool = False,
     repeaters: bool = False,
 ) -> int:
-    """Replay the pilot, set thresholds, write the bundle, print the findings; returns 0.
+    """Replay the pilot, set thresholds, write bundle and page, print the findings; returns 0.
 
     Raises
     ------
@@ -62,7 +63,7 @@ def run(
     began = time.monotonic()
     limit_blas_threads()
     target = writable(out)
-    shown = None if report_to is None else writable(report_to, "--report")
+    shown = page_of(target, report_to, no_report)
     settings = settings_of(session)
     if bundle is None:
         if settings is None:
@@ -70,7 +71,7 @@ def run(
         bundle = session.model_settings.bundle
     key, notes = client_key(settings)
     try:
-        ensemble, known = bundles.load(bundle), read_report(bundle)
+        ensemble, known, origin = bundles.load(bundle), read_report(bundle), read_origin(bundle)
     except BundleError as refusal:
         raise BundleMismatch(str(refusal)) from None
     length = period(week_seconds, None if settings is None else settings.week_seconds)
@@ -94,7 +95,7 @@ def run(
             )
         except DetectorError as refusal:
             raise ConfigError(f"cannot calibrate: {refusal}") from None
-        bundles.save(target, made, report)
+        bundles.save(target, made, report, origin)
     found = Findings(
         bundle=str(target),
         digest=made.digest,
@@ -104,9 +105,12 @@ def run(
         clients=len(np.unique(events.batch.clients)),
         seconds=time.monotonic() - began,
         notes=(*notes, *events.notes, *_until(known_ones)),
+        origin=origin,
+        classes=made.schema.classes,
+        page=None if shown is None else str(shown),
     )
     if shown is not None:
-        shown.write_text(render(found, made.schema.classes), encoding="utf-8")
+        shown.write_text(render(found), encoding="utf-8")
     if as_json:
         print_json(found.to_dict())
     else:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from detectors.calibration.examination import CONFIDENCE, FUSED, RATE, Examination, LeftOut, Source
 from detectors.calibration.report import FitReport, ordinal
+from detectors.manifest import Origin
 
 #: The weekly count of false pages lies between these quantiles in 90 % of weeks.
 QUANTILES = (0.05, 0.95)
@@ -22,8 +24,16 @@ WEIGHED_BY = {
     "rehearsed": "weights from attacks rehearsed at the fit",
     "mean": "mean of e-values",
 }
-#: Clients that are named at most.
-SHOWN_CLIENTS = 20
+#: What the crafted rows of ROC curves are.
+CRAFTED_FROM: dict[Source, str] = {
+    "none": "no crafted rows were held out",
+    "probes": "the given probes, of which nothing was learned",
+    "rehearsed": "rehearsed on benign rows that set no table, such as change the surrogate's answer",
+}
+#: Clients that are named at most, and numbers of false pages that the terminal tells one by one.
+SHOWN_CLIENTS, SHOWN_COUNTS = 20, 7
+#: Said of what a calibration takes over.
+OF_THE_FIT = " (of the fit)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +55,12 @@ class Findings:
         What it took.
     notes : tuple of str
         Beside those of the report.
+    origin : Origin
+        The watched model, and what made the bundle.
+    classes : tuple of str
+        Names of the schema's classes.
+    page : str or None
+        Where the HTML page was written.
     """
 
     bundle: str
@@ -55,6 +71,9 @@ class Findings:
     clients: int
     seconds: float
     notes: tuple[str, ...] = ()
+    origin: Origin = field(default_factory=Origin)
+    classes: tuple[str, ...] = ()
+    page: str | None = None
 
     @property
     def pages_a_week(self) -> tuple[int, int] | None:
@@ -85,20 +104,62 @@ class Findings:
         counts = range(max(most, report.budget_clients) + 1)
         return [(n, float(betabinom.pmf(n, report.clients_per_week, report.rank, rest))) for n in counts]
 
+    @property
+    def of_the_fit(self) -> str:
+        """Marks what a calibration has taken over from the fit; empty in a fit's own report."""
+        return OF_THE_FIT if self.report.calibrated else ""
+
+    def class_name(self, label: int | None) -> str:
+        """The schema's name of a class."""
+        return self.classes[label] if label is not None and label < len(self.classes) else str(label)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        interval = self.pages_a_week
+        interval, examined = self.pages_a_week, self.report.examination
+        left = None if examined is None else LeaveOneOut.of(examined.left_out)
         return {
             "bundle": self.bundle,
+            "page": self.page,
             "digest": self.digest,
+            "origin": asdict(self.origin),
             "week_seconds": self.week_seconds,
             "events": self.events,
             "clients": self.clients,
             "pages_a_week_90": None if interval is None else list(interval),
+            "false_pages": [{"pages": number, "chance": chance} for number, chance in self.false_pages],
+            "refused": refusals(self.report),
+            "leave_one_out": None if left is None else asdict(left),
             "seconds": round(self.seconds, 2),
             **self.report.to_dict(),
             "notes": [*self.report.notes, *self.notes],
         }
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveOneOut:
+    """Mean and worst over attacks, each judged by weights of the others (`examination.LeftOut`)."""
+
+    area_mean: float
+    area_worst: float
+    area_worst_attack: str
+    found_mean: float
+    found_worst: float
+    found_worst_attack: str
+
+    @classmethod
+    def of(cls, attacks: Sequence[LeftOut]) -> Self | None:
+        """None where there are none."""
+        if not attacks:
+            return None
+        area, found = min(attacks, key=lambda one: one.area), min(attacks, key=lambda one: one.found)
+        return cls(
+            area_mean=sum(one.area for one in attacks) / len(attacks),
+            area_worst=area.area,
+            area_worst_attack=area.family,
+            found_mean=sum(one.found for one in attacks) / len(attacks),
+            found_worst=found.found,
+            found_worst_attack=found.family,
+        )
 
 
 def show(found: Findings, console: Console) -> None:
@@ -109,6 +170,39 @@ def show(found: Findings, console: Console) -> None:
     for name, value in lines(found):
         table.add_row(name, Text(value))
     console.print(table)
+    examined = found.report.examination
+    if examined is not None and examined.uniformity:
+        console.print(_singles(found, examined))
+
+
+def _singles(found: Findings, examined: Examination) -> Table:
+    """Each detector: its weight, what it finds, and how far its p-values are from uniform; at most 96 columns."""
+    table = Table(box=None, padding=(0, 2, 0, 0), title_justify="left", title_style="dim")
+    table.title = Text(
+        f"Single inputs. ROC{found.of_the_fit}: {CRAFTED_FROM[examined.source]}. KS: distance of benign p-values from "
+        "uniform; small: the part that makes them too small (equal scores make p larger, which is safe), and its "
+        "chance were rows independent. Then the class that is farthest."
+    )
+    for name in ("detector", "weight", "AUC", f"TPR at {RATE:.0%}", "KS", "small", "chance", "class", "KS", "chance"):
+        words, width = name in ("detector", "class"), 12 if name == "class" else 16
+        table.add_column(name, justify="left" if words else "right", no_wrap=True, overflow="ellipsis", max_width=width)
+    weights = dict(zip(found.report.detectors, found.report.weights, strict=True))
+    curves = {one.detector: one for one in examined.curves}
+    for name in (*found.report.detectors, FUSED):
+        curve, whole, worst = curves.get(name), examined.overall(name), examined.farthest(name)
+        table.add_row(
+            Text(name),
+            f"{weights[name]:.2f}" if name in weights else "",
+            "" if curve is None else f"{curve.area:.3f}",
+            "" if curve is None else f"{curve.at_rate:.1%}",
+            "" if whole is None else f"{whole.distance:.3f}",
+            "" if whole is None else f"{whole.excess:.3f}",
+            "" if whole is None else chance_in_words(whole.chance),
+            Text("" if worst is None else found.class_name(worst.label)),
+            "" if worst is None else f"{worst.distance:.3f}",
+            "" if worst is None else chance_in_words(worst.chance),
+        )
+    return table
 
 
 def lines(found: Findings) -> list[tuple[str, str]]:
@@ -117,9 +211,11 @@ def lines(found: Findings) -> list[tuple[str, str]]:
     loud = {"tickets": "tickets only", "at-once": "pages at once", "intent": "ticket, then page by the intent test"}
     told = [
         ("bundle", f"{found.bundle}  ({found.digest})"),
+        ("model", found.origin.named() or "not named"),
+        ("made by", found.origin.made_by() or "not known"),
         ("mode", f"{loud[report.mode]}: {report.reason}"),
-        ("detectors", _weighed(report)),
-        ("reference rows", f"{report.rows.get('reference', 0):,}"),
+        ("detectors", _weighed(report) + found.of_the_fit),
+        ("reference rows", f"{report.rows.get('reference', 0):,}{found.of_the_fit}"),
         ("benign", f"{found.events:,} events of {found.clients:,} clients" if found.events else "none"),
         ("a week", period_in_words(found.week_seconds)),
         ("client-weeks m", f"{report.client_weeks:,}, for C = {report.clients_per_week:,} clients a week"),
@@ -134,6 +230,7 @@ def lines(found: Findings) -> list[tuple[str, str]]:
                 "false pages a week",
                 f"{report.expected_pages:.2g} on average, {interval[0]} to {interval[1]} in 90 % of weeks",
             ),
+            ("", _distribution(found)),
             ("", f"more than N = {report.budget_clients} of clients with chance {report.excess:.2g}"),
             (
                 "budget N",
@@ -146,18 +243,88 @@ def lines(found: Findings) -> list[tuple[str, str]]:
         ]
     told.append(("thresholds A", ", ".join(f"{name} {value:.4g}" for name, value in report.thresholds.items())))
     told.append(("tickets a week", f"about {report.expected_tickets:.2g} benign clients"))
+    told.append(
+        (
+            "between clients",
+            f"{report.between_clients:.1%} of the variance of scores; prior of {report.tau:g} rows{found.of_the_fit}",
+        )
+    )
     told += [
         (f"fastest {rule}", "never" if queries is None else f"{queries} queries")
         for rule, queries in report.fastest.items()
     ]
     if report.partition_weeks < report.partition_weeks_needed:
         told.append(("index", report.index_pages))
+    told += _examined(found)
     told += [
         ("repeaters seen", _named(report.repeaters)),
         ("proposed repeaters", _named(report.proposed_repeaters)),
         ("took", f"{found.seconds:.1f} s"),
     ]
-    return told + [("note", note) for note in (*report.notes, *found.notes)]
+    told += [("page", found.page)] if found.page is not None else []
+    told += [("note", note) for note in (*report.notes, *found.notes)]
+    return told + [("more data", sentence) for sentence in report.more]
+
+
+def refusals(report: FitReport) -> list[str]:
+    """What the data can't support, a sentence each."""
+    told = []
+    if not report.pages:
+        told.append(f"Nothing pages: {report.reason}.")
+    if report.partition_weeks < report.partition_weeks_needed:
+        told.append(f"The account-oblivious index: {report.index_pages}.")
+    if report.would_page > report.budget_clients:
+        told.append(
+            f"{report.would_page} benign client-weeks of the calibration would have paged; a responder should look at "
+            "the proposed repeaters."
+        )
+    never = [rule for rule, queries in report.fastest.items() if queries is None]
+    told += [f"No {rule} can ever be reached with so few calibration rows: give more benign events." for rule in never]
+    return told
+
+
+def _examined(found: Findings) -> list[tuple[str, str]]:
+    """What was seen of single inputs beside the table of detectors."""
+    examined = found.report.examination
+    if examined is None:
+        return []
+    told, fit = [], found.of_the_fit
+    if (fused := examined.fused) is not None:
+        value = (
+            f"AUC {fused.area:.3f}, TPR {fused.at_rate:.1%} at {RATE:.0%} FPR{fit}: {examined.crafted:,} rows, "
+            f"{CRAFTED_FROM[examined.source]}; {examined.against:,} benign rows"
+        )
+        told.append(("single inputs", value))
+    if (left := LeaveOneOut.of(examined.left_out)) is not None:
+        value = (
+            f"AUC {left.area_mean:.3f} on average, {left.area_worst:.3f} at worst ({left.area_worst_attack}); "
+            f"TPR at {RATE:.0%} FPR {left.found_mean:.1%} on average, {left.found_worst:.1%} at worst "
+            f"({left.found_worst_attack}); each of {len(examined.left_out)} attacks by weights of the others{fit}"
+        )
+        told.append(("left-out attacks", value))
+    elif found.report.fusion == "logistic":
+        told.append(("left-out attacks", "one attack was given; give several --crafted, or rows that name families"))
+    if examined.fixed:
+        bounds = ", ".join(f"{one.bound:.2%} at p <= {one.level:g}" for one in examined.fixed)
+        rows = examined.fixed[0].rows
+        value = f"FPR of the fused p-value at most {bounds}; {CONFIDENCE:.0%} sure, by {rows:,} rows{fit}"
+        told.append(("fixed thresholds", value))
+    return told
+
+
+def _distribution(found: Findings) -> str:
+    """Chances of the first numbers of false pages, and of more."""
+    chances = found.false_pages[:SHOWN_COUNTS]
+    rest = 1.0 - sum(chance for _, chance in chances)
+    told = [f"P({number}) {chance:.3f}" for number, chance in chances]
+    return "  ".join([*told, f"P(more) {max(rest, 0.0):.3f}"])
+
+
+def chance_in_words(chance: float | None) -> str:
+    """A chance in three figures at most."""
+    if chance is None:
+        return ""
+    return f"{chance:.2f}" if chance >= 0.01 else f"{chance:.0e}" if chance >= 1e-99 else "0"
 
 
 def _weighed(report: FitReport) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ from detectors.kernels import limit_blas_threads
 from detectors.schema import FeatureSchema
 from streams import tables
 from streams.cli import print_json
+from streams.config import Settings
 from streams.errors import ConfigError
-from streams.training.choice import detectors_of, model_of
+from streams.training.choice import ask_of, detectors_of, inquiries_of, model_of
 from streams.training.findings import Findings, show
 from streams.training.page import render
 from streams.training.sources import PARTITIONS, Events, Session, Span, client_key, events_of, schema_of, settings_of
@@ -34,14 +36,17 @@ def run(
     reference: str,
     benign: str | None,
     schema_path: str | None,
-    crafted: str | None,
+    crafted: Sequence[str] = (),
     probes: str | None = None,
     detectors: str | None = None,
     model_object: str | None = None,
+    model_version: str | None = None,
     spread: Spread = "median",
     fusion: Fusion = "product",
+    inquiries: str | None = None,
     out: str,
     report_to: str | None = None,
+    no_report: bool = False,
     budget: int,
     clients_per_week: int | None,
     week_seconds: float | None,
@@ -50,7 +55,7 @@ def run(
     as_json: bool,
     span: Span | None = None,
 ) -> int:
-    """Fit, calibrate, write the bundle, print the report; returns 0.
+    """Fit, calibrate, write bundle and page, print the report; returns 0.
 
     Raises
     ------
@@ -58,18 +63,26 @@ def run(
         A file, a setting, or what the data can't support, in a sentence.
     BrokerError, MissingTopic
         When benign events are to come from the topic.
+    EndpointError
+        When the watched model, whom inquiries ask, does not answer.
     """
     began = time.monotonic()
     limit_blas_threads()
     target = writable(out)
-    shown = None if report_to is None else writable(report_to, "--report")
-    chosen, watched = detectors_of(detectors), model_of(model_object)
+    shown = page_of(target, report_to, no_report)
+    chosen, wanted = detectors_of(detectors), inquiries_of(inquiries, model_object)
+    watched = model_of(model_object)
     settings = settings_of(session)
     key, notes = client_key(settings)
+    ask = None
+    if wanted and model_object is not None:
+        ask, told = ask_of(model_object, settings, lambda: session.model_settings.topic)
+        notes = (*notes, *told)
     with Telling() as telling:
         telling("reading the reference", 0.0)
         rows, schema = tables.read(reference, schema_of(schema_path), key)
-        odd, held = (None if path is None else _crafted(path, schema, key) for path in (crafted, probes))
+        odd = _crafted(crafted, schema, key) if crafted else None
+        held = tables.read(probes, schema, key)[0].reference() if probes is not None else None
         events = None
         if benign is not None:
             telling("reading benign events", 0.0)
@@ -92,10 +105,13 @@ def run(
                 model=watched,
                 scheme=Scheme(spread, fusion),
                 probes=held,
+                inquiries=wanted,
+                ask=ask,
             )
         except DetectorError as refusal:
             raise ConfigError(f"cannot fit: {refusal}") from None
-        bundles.save(target, fitted, report)
+        made = bundles.origin(fitted, _model_name(session, settings), model_version or "")
+        bundles.save(target, fitted, report, made)
     found = Findings(
         bundle=str(target),
         digest=fitted.digest,
@@ -105,14 +121,24 @@ def run(
         clients=0 if events is None else len(np.unique(events.batch.clients)),
         seconds=time.monotonic() - began,
         notes=notes,
+        origin=made,
+        classes=schema.classes,
+        page=None if shown is None else str(shown),
     )
     if shown is not None:
-        shown.write_text(render(found, schema.classes), encoding="utf-8")
+        shown.write_text(render(found), encoding="utf-8")
     if as_json:
         print_json(found.to_dict())
     else:
         show(found, Console())
     return 0
+
+
+def _model_name(session: Session, settings: Settings | None) -> str:
+    """The watched model's name, as far as an option or the settings tell."""
+    if settings is None or (session.model is None and len(settings.models) != 1):
+        return session.model or ""
+    return session.model_settings.name
 
 
 def writable(out: str, option: str = "--out") -> Path:
@@ -121,6 +147,18 @@ def writable(out: str, option: str = "--out") -> Path:
     if target.is_dir() or not target.parent.is_dir():
         raise ConfigError(f"{option}: {out} can't be written: {target.parent} is no folder, or {target.name} is one")
     return target
+
+
+def page_of(bundle: Path, report_to: str | None, no_report: bool) -> Path | None:
+    """Where the HTML page goes: beside the bundle unless an option says otherwise; None for nowhere."""
+    if no_report:
+        if report_to is not None:
+            raise ConfigError("--report and --no-report: give one of them")
+        return None
+    page = writable(report_to or f"{bundle}.html", "--report")
+    if page == bundle:
+        raise ConfigError(f"--report: {page} is where the bundle goes; name another file")
+    return page
 
 
 def period(option: float | None, setting: float | None) -> float:
@@ -138,6 +176,26 @@ def partition_count(option: int | None, events: Events | None) -> int:
     return PARTITIONS if events is None or events.partitions is None else events.partitions
 
 
-def _crafted(path: str, schema: FeatureSchema, key: bytes) -> Reference:
-    rows, _ = tables.read(path, schema, key)
-    return rows.reference()
+def _crafted(paths: Sequence[str], schema: FeatureSchema, key: bytes) -> dict[str, Reference]:
+    """Crafted rows by their attack: as the rows say, else by the file's name."""
+    parts: dict[str, list[Reference]] = {}
+    for path in paths:
+        found, _ = tables.read(path, schema, key)
+        named = np.full(len(found), Path(path).stem) if found.families is None else found.families
+        rows = found.reference()
+        for name in np.unique(named):
+            chosen = named == name
+            outputs = None if rows.outputs is None else rows.outputs[chosen]
+            part = Reference(rows.inputs[chosen], rows.labels[chosen], outputs)
+            parts.setdefault(str(name) or Path(path).stem, []).append(part)
+    return {name: _joined(several) for name, several in parts.items()}
+
+
+def _joined(parts: Sequence[Reference]) -> Reference:
+    """Rows one after another; scores only where all have them."""
+    outputs = [part.outputs for part in parts if part.outputs is not None]
+    return Reference(
+        np.concatenate([part.inputs for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate(outputs) if len(outputs) == len(parts) else None,
+    )

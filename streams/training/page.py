@@ -8,10 +8,18 @@ from typing import Any
 
 import jinja2
 
-from detectors.calibration.examination import FUSED, LEVELS, RATES, Curve, Examination, Uniformity
-from detectors.calibration.report import FitReport, ordinal
+from detectors.calibration.examination import CONFIDENCE, FUSED, LEVELS, RATES, Curve, Uniformity
+from detectors.calibration.report import ordinal
 from streams.redteam import charts
-from streams.training.findings import Findings, lines, period_in_words
+from streams.training.findings import (
+    CRAFTED_FROM,
+    Findings,
+    LeaveOneOut,
+    chance_in_words,
+    lines,
+    period_in_words,
+    refusals,
+)
 
 #: The page, and the styles that reports share.
 TEMPLATES = (Path(__file__).parent, Path(charts.__file__).parent)
@@ -23,12 +31,13 @@ HISTOGRAM = (300, 150)
 SHOWN_CLASSES = 40
 
 
-def render(found: Findings, classes: Sequence[str]) -> str:
-    """The page of what was found; `classes` are the schema's names."""
+def render(found: Findings) -> str:
+    """The page of what was found."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"percent": lambda share: f"{share:.1%}", "ordinal": ordinal}
+    environment.filters["percent"] = lambda share: f"{share:.1%}"
+    environment.filters["ordinal"], environment.filters["chance"] = ordinal, chance_in_words
     report = found.report
     return environment.get_template("report_of_fit.html").render(
         found=found,
@@ -37,29 +46,13 @@ def render(found: Findings, classes: Sequence[str]) -> str:
         week=period_in_words(found.week_seconds),
         pages=_pages(found),
         interval=found.pages_a_week,
-        examined=_examined(report.examination, classes),
+        examined=_examined(found),
         weights=charts.bars(sorted(zip(report.detectors, report.weights, strict=True), key=lambda one: -one[1]), ""),
         lines=lines(found),
         levels=LEVELS,
         rates=TOLD_RATES,
+        confidence=CONFIDENCE,
     )
-
-
-def refusals(report: FitReport) -> list[str]:
-    """What the data can't support, a sentence each."""
-    told = []
-    if not report.pages:
-        told.append(f"Nothing pages: {report.reason}.")
-    if report.partition_weeks < report.partition_weeks_needed:
-        told.append(f"The account-oblivious index: {report.index_pages}.")
-    if report.would_page > report.budget_clients:
-        told.append(
-            f"{report.would_page} benign client-weeks of the calibration would have paged; a responder should look at "
-            "the proposed repeaters."
-        )
-    never = [rule for rule, queries in report.fastest.items() if queries is None]
-    told += [f"No {rule} can ever be reached with so few calibration rows: give more benign events." for rule in never]
-    return told
 
 
 def _pages(found: Findings) -> Any:
@@ -76,7 +69,8 @@ def _pages(found: Findings) -> Any:
     )
 
 
-def _examined(examined: Examination | None, classes: Sequence[str]) -> Mapping[str, Any] | None:
+def _examined(found: Findings) -> Mapping[str, Any] | None:
+    examined = found.report.examination
     if examined is None or not examined.benign:
         return None
     whole = [one for one in examined.uniformity if one.label is None]
@@ -84,9 +78,15 @@ def _examined(examined: Examination | None, classes: Sequence[str]) -> Mapping[s
     return {
         "benign": examined.benign,
         "crafted": examined.crafted,
+        "against": examined.against,
+        "source": examined.source,
+        "crafted_from": CRAFTED_FROM[examined.source],
+        "left_out": sorted(examined.left_out, key=lambda one: one.found),
+        "summary": LeaveOneOut.of(examined.left_out),
+        "fixed": examined.fixed,
         "whole": [{**_told(one), "plot": _histogram(one)} for one in whole],
-        "classes": [{**_told(one), "class": _name(one.label, classes)} for one in parts[:SHOWN_CLASSES]],
-        "left_out": max(0, len(parts) - SHOWN_CLASSES),
+        "classes": [{**_told(one), "class": found.class_name(one.label)} for one in parts[:SHOWN_CLASSES]],
+        "unshown": max(0, len(parts) - SHOWN_CLASSES),
         "roc": _roc(examined.curves),
         "curves": [
             {
@@ -107,6 +107,7 @@ def _told(one: Uniformity) -> dict[str, Any]:
         "distance": one.distance,
         "excess": one.excess,
         "shares": one.shares,
+        "chance": one.chance,
     }
 
 
@@ -132,7 +133,3 @@ def _kind(place: int, name: str) -> str:
 
 def _nearest(rate: float) -> int:
     return min(range(len(RATES)), key=lambda place: abs(RATES[place] - rate))
-
-
-def _name(label: int | None, classes: Sequence[str]) -> str:
-    return classes[label] if label is not None and label < len(classes) else str(label)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from detectors.contract import ANONYMOUS, Batch
 from detectors.schema import FeatureSchema
@@ -43,6 +42,7 @@ class Session(Protocol):
     """What the commands need of the command line's context object."""
 
     config: str | None
+    model: str | None
 
     @property
     def settings(self) -> Settings: ...
@@ -177,12 +177,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _merged(batches: list[Batch]) -> Batch:
-    """One batch in the order of times; where some carry no scores, rows hold NaN there."""
-    width = max((batch.outputs.shape[1] for batch in batches if batch.outputs is not None), default=0)
-    outputs: NDArray[np.float64] | None = None
-    if width:
-        blank = [np.full((len(b), width), np.nan) if b.outputs is None else b.outputs for b in batches]
-        outputs = np.concatenate(blank)
+    """One batch in the order of times; where some carry no scores or embeddings, rows hold NaN there."""
     whole = Batch(
         inputs=np.concatenate([batch.inputs for batch in batches]),
         labels=np.concatenate([batch.labels for batch in batches]),
@@ -190,7 +185,8 @@ def _merged(batches: list[Batch]) -> Batch:
         times=np.concatenate([batch.times for batch in batches]),
         offsets=np.concatenate([batch.offsets for batch in batches]),
         rows=np.concatenate([batch.rows for batch in batches]),
-        outputs=outputs,
+        outputs=tables.stacked([batch.outputs for batch in batches], [len(batch) for batch in batches]),
+        embeddings=tables.stacked([batch.embeddings for batch in batches], [len(batch) for batch in batches]),
     )
     order = np.argsort(whole.times, kind="stable")
     return replace(whole.take(order), offsets=np.arange(len(whole), dtype=np.int64))

@@ -141,7 +141,7 @@ class Worker:
         pilot, bundle, approvals = self._pointers()
         scorer = load_bundle(Path(bundle or model.bundle), self._load)
         options = ScoringOptions.of(settings, model, scorer.schema, client_key, probe_key)
-        warm_up(model.format)
+        warm_up(model.format, scorer.schema)
         verify_keyed_by_client(settings.kafka, model.topic, options.codec, options.decode)
         gc.collect()
         gc.freeze()

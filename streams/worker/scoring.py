@@ -272,6 +272,7 @@ class PartitionScoring:
             offsets=decoded.offsets,
             rows=decoded.rows,
             outputs=decoded.outputs,
+            embeddings=decoded.embeddings,
         )
         if found.probes or earlier or repeated is not None:
             work.real = whole.take(kinds == _REAL)

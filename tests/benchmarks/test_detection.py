@@ -8,7 +8,20 @@ import numpy as np
 import pytest
 
 from benchmarks import crafted
-from benchmarks.detection import LEAD, LEAST_EXAMPLES, Cell, detected, lead_figures, wilson, worst
+from benchmarks.detection import (
+    LEAD,
+    LEAST_EXAMPLES,
+    Cell,
+    auroc,
+    detected,
+    lead_figures,
+    scene_of,
+    supervised,
+    tables,
+    tree_figures,
+    wilson,
+    worst,
+)
 from benchmarks.report import write_between
 
 
@@ -96,6 +109,33 @@ def test_trees_are_asked_by_their_arrays(data: crafted.Data, kind: crafted.Kind)
     np.testing.assert_allclose(
         made.model.predict(made.report.x), made.model.estimator.predict_proba(made.report.x), atol=1e-12
     )
+
+
+def test_supervised_detectors_learn_the_attack_from_tuning_rows() -> None:
+    made = crafted.task("cancer", "forest", 1)
+    plan = next(plan for plan in crafted.tree_plans(made) if plan.name == "square Linf 0.2")
+    scene = scene_of(made, [plan], 20, 20, inquiries=False)
+    found = supervised(scene, scene.cases[0])
+    assert set(found) == {"supervised, leaves", "supervised, scores"}
+    for benign, shown in found.values():
+        assert (len(benign), len(shown)) == (len(made.report.x), len(scene.cases[0].examples.x))
+        assert auroc(benign, shown) > 0.9
+
+
+def test_gap_is_to_the_better_supervised_detector_and_empty_where_none_learned() -> None:
+    def cell(area: float) -> Cell:
+        return Cell((area,), ((30, 30),), ((0, 30),))
+
+    shown = ("default", "extended", "IForest", "KNN", "ECOD", "max-softmax")
+    cells = {("t", scheme, attack): cell(0.5) for scheme in shown for attack in ("a", "b")}
+    cells |= {("t", "trees", "a"): cell(0.9), ("t", "trees", "b"): cell(0.9)}
+    cells |= {("t", "OC-score", "a"): cell(0.8), ("t", "OC-score", "b"): cell(0.8)}
+    cells |= {("t", "supervised, leaves", "a"): cell(0.85), ("t", "supervised, scores", "a"): cell(0.97)}
+    values = {figure.name: figure.value for figure in tree_figures(cells)}
+    assert values["t / trees: largest gap to the best supervised (AUROC)"] == pytest.approx(0.07)
+    text = tables({}, cells)
+    assert "| supervised, leaves | .850 (.850-.850) |  |" in text
+    assert "| best supervised less trees | +.070 | none |" in text
 
 
 def test_text_is_put_between_its_marks(tmp_path: Path) -> None:

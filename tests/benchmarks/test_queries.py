@@ -31,12 +31,12 @@ def made() -> crafted.Task:
 
 @pytest.fixture(scope="module")
 def world(made: crafted.Task) -> queries.World:
-    return queries.World.make(made, SETTINGS)
+    return queries.World.make(made, SETTINGS, known_kinds(0))
 
 
 @pytest.fixture(scope="module")
 def quiet(made: crafted.Task) -> tuple[queries.World, Rivals]:
-    world = queries.World.make(made, msgspec.structs.replace(SETTINGS, weeks=7), repeaters=False)
+    world = queries.World.make(made, msgspec.structs.replace(SETTINGS, weeks=7), ())
     return world, Rivals(world, queries.BUDGET, np.random.default_rng(4))
 
 
@@ -73,7 +73,7 @@ def test_success_is_the_first_near_row_with_another_answer() -> None:
 @pytest.mark.parametrize("data", ["cancer", "digits"])
 def test_benign_rows_are_fresh_and_repeat_themselves_under_a_seed(data: crafted.Data) -> None:
     part = crafted.task(data, "logistic", 3)
-    supply = Supply(part.report, part.schema.image_shape)
+    supply = Supply(part.report, part.schema.image_shape, part.domain)
     rows, again = (supply.client(400, np.random.default_rng(5)) for _ in range(2))
     assert rows.tobytes() == again.tobytes()
     assert rows.min() >= 0.0
@@ -84,14 +84,14 @@ def test_benign_rows_are_fresh_and_repeat_themselves_under_a_seed(data: crafted.
     assert (part.model.predict(rows).argmax(axis=1) != part.model.predict(rows[::-1]).argmax(axis=1)).any()
 
 
-def test_every_kind_is_left_out_on_one_of_two_seeds() -> None:
+def test_every_kind_is_left_out_of_one_of_two_histories() -> None:
     assert set(known_kinds(4)) | set(known_kinds(5)) == set(KINDS) - set(NEVER_KNOWN)
     assert not set(known_kinds(4)) & set(known_kinds(5))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_special_clients_send_legal_near_identical_rows(kind: str, made: crafted.Task) -> None:
-    counter = Counter(Site(made.model.predict, made.train.x.mean(axis=0)), Supply(made.report, None))
+    counter = Counter(Site(made.model.predict, made.train.x.mean(axis=0)), Supply(made.report, None, made.domain))
     rows = KINDS[kind](counter, np.random.default_rng(3))
     assert 0.9 * SPECIAL_ROWS <= len(rows) <= SPECIAL_ROWS
     assert np.isfinite(rows).all()
@@ -199,6 +199,7 @@ def test_attackers_are_seen_in_traffic_and_their_own_queries_counted(world: quer
 
 def test_site_without_repeaters_pages_at_once_what_it_tickets(quiet: tuple[queries.World, Rivals]) -> None:
     world, rivals = quiet
+    assert not world.repeaters
     assert world.mode == "at-once"
     assert all(kind == "" for one in (*world.history, *world.background) for kind in one.kinds)
     assert {setting for _, setting in rivals.thresholds} == {"published", "same budget"}
@@ -206,7 +207,8 @@ def test_site_without_repeaters_pages_at_once_what_it_tickets(quiet: tuple[queri
     assert not any(hunt.repeaters for hunt in found)
     assert {(hunt.each, hunt.accounts) for hunt in found} == {(0, 1), (4, 1)}
     assert all(hunt.pages == hunt.tickets for hunt in found if hunt.scheme == "Vedette")
-    rows = queries.plain_benign(world, rivals)
+    rows = queries.benign(world, rivals)
+    assert {row.kind for row in rows} == {""}
     assert {row.scheme for row in rows} == {"Vedette"} | {scheme for scheme, _ in rivals.thresholds}
     assert all(row.clients == SETTINGS.clients and not row.repeaters for row in rows)
 
@@ -270,7 +272,11 @@ def made_up(seed: int, ours: int | None, theirs: int | None) -> Found:
                 hunts.append(Hunt(scheme, setting, plan.name, 0, 1, [], pages))
             hunts += [Hunt(scheme, setting, plan.name, each, 1, pages, pages, False) for each in (0, 4)]
     for scheme, setting in (("Vedette", ""), ("Blacklight", "same budget")):
-        benign += [Benign(scheme, setting, kind, kind in known_kinds(seed), 4, 2, 1) for kind in ("", *KINDS)]
+        benign += [
+            Benign(scheme, setting, kind, kind in known_kinds(half), 4, 2, 1)
+            for half in (0, 1)
+            for kind in ("", *KINDS)
+        ]
         benign.append(Benign(scheme, setting, "", False, 4, 1, 0, False))
     tuned = [
         Tuned(plan.name, part, [5, None], [4 if plan.each else None, None])
@@ -286,19 +292,33 @@ def test_figures_take_the_worst_and_leave_known_kinds_out() -> None:
     assert values["worst / undiluted: ticket"] == 1.0
     assert values["worst / undiluted: page"] == 0.75
     assert values["worst / undiluted: queries to page, p90"] == SETTINGS.queries + 1
+    assert values["mean of the worst task / undiluted: page"] == values["mean / undiluted: page"] == 0.75
     assert values["sensor, left out: paged"] == 0.25
+    assert values["sensor, in the history: paged"] == 0.25
     assert values["least lead over a baseline at the same budget"] == -0.5  # of the same attackers
     assert values["least lead over a baseline at the same budget, mean over attacks"] == -0.5
-    assert values["no repeaters / worst / 1:4: page"] == 0.75
+    assert values["no repeaters / worst / 1:4: page"] == values["no repeaters / digits mlp / mean / 1:4: page"] == 0.75
+    assert values["no repeaters / worst kept apart / 1:4: queries to page, p90"] == SETTINGS.queries + 1
     assert values["no repeaters / ordinary clients: paged"] == 0.0
     assert values["tuned attacker, worst task: success before a page"] == 0.5
     assert {target.figure for target in targets} == {target.figure for target in queries_tables.TARGETS}
 
 
+def test_worst_mean_is_that_of_a_task() -> None:
+    seen, missed = made_up(7, 6, 8), msgspec.structs.replace(made_up(7, None, 8), data="spambase")
+    figures, _ = queries_tables.figures_of([seen, missed], np.random.default_rng(0))
+    values = {figure.name: figure.value for figure in figures}
+    assert values["mean / undiluted: page"] == 0.75
+    assert values["mean of the worst task / undiluted: page"] == 0.5
+    assert values["spambase mlp / sensor, left out: paged"] == 0.25
+
+
 def test_tables_tell_what_was_never_seen() -> None:
     text = queries_tables.text_of([made_up(7, None, None)])
     assert "50 % (9-91) never/never" in text
-    assert "| sensor | " in text
+    assert "| sensor | 2 / 4 of 8; known: " not in text
+    assert "| sensor | 1 / 2 of 4; known: 1 / 2 of 4 |" in text
+    assert "A site without repeaters" in text
     assert "Blacklight, same budget" in text
 
 

@@ -10,16 +10,18 @@ import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from detectors import bundle
+from detectors import bundle, registry
 from detectors.calibration.report import FitReport
+from detectors.contract import Reference
 from detectors.errors import BundleError
-from detectors.manifest import MANIFEST, read_report
+from detectors.manifest import MANIFEST, Origin, read_origin, read_report
 from detectors.schema import FeatureSchema
 from detectors.scorer import Ensemble
 
@@ -119,6 +121,61 @@ def test_manifest_names_what_made_the_bundle(stored: Path, fitted: Any) -> None:
     assert report["client_weeks"] > 300
     assert len(report["data_digest"]) == 32
     assert report["rows"]["thresholds"] > 10_000
+
+
+def test_origin_survives_and_is_no_part_of_the_digest(fitted: Any, tmp_path: Path) -> None:
+    ensemble, report = fitted
+    made = bundle.origin(ensemble, "fraud", "7")
+    bundle.save(tmp_path / "named", ensemble, report, made)
+    assert read_origin(tmp_path / "named") == made
+    assert bundle.load(tmp_path / "named").digest == ensemble.digest
+    assert made.named() == "fraud, version 7"
+    assert dict(made.packages) == {name: version(name) for name in ("vedette", "numpy", "scikit-learn", "pyod")}
+    assert made.made_by().startswith(f"vedette {version('vedette')}, numpy {np.__version__}, pyod ")
+    assert made.providers == {}
+
+
+def test_bundle_of_before_that_names_no_model_is_read(ensemble: Ensemble, stored: Path, tmp_path: Path) -> None:
+    def older(manifest: dict[str, Any]) -> None:
+        del manifest["model"], manifest["providers"]
+        manifest["versions"] = {"numpy": "1.26.4"}
+
+    path = with_manifest(stored, tmp_path / "older", older)
+    assert bundle.load(path).digest == ensemble.digest
+    assert read_origin(path) == Origin(packages={"numpy": "1.26.4"})
+    assert read_origin(path).named() == ""
+    path = with_manifest(path, tmp_path / "oldest", lambda manifest: manifest.pop("versions"))
+    assert bundle.load(path).digest == ensemble.digest
+    assert read_origin(path) == Origin()
+
+
+@pytest.mark.parametrize("name", ["model", "versions", "providers"])
+@pytest.mark.parametrize("value", [None, [], "x", {"name": 7}, {"name": "\x1b[2J"}, {"\n": "x"}, {"name": "x" * 201}])
+def test_malformed_origin_is_a_sentence(stored: Path, tmp_path: Path, name: str, value: Any) -> None:
+    path = with_manifest(stored, tmp_path / "odd", lambda manifest: manifest.update({name: value}))
+    with pytest.raises(BundleError, match=f"its manifest's '{name}' is no object of short texts"):
+        bundle.load(path)
+
+
+def test_refusal_names_the_packages_that_changed_since_the_fit(stored: Path, tmp_path: Path) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["versions"].update(pyod="1.0.9", vedette="0.0.9")
+        manifest["settings"]["version"] = 1
+
+    path = with_manifest(stored, tmp_path / "old", change)
+    told = r"content version 1.*it was made with pyod 1\.0\.9, here is .*; it was made with vedette 0\.0\.9, here is"
+    with pytest.raises(BundleError, match=told):
+        bundle.load(path)
+
+
+def test_pyod_of_another_version_matters_where_it_runs_uncompiled(ensemble: Ensemble) -> None:
+    made = Origin(packages={"pyod": "1.0.9", "numpy": "1.0"})
+    assert bundle.changed_packages(ensemble, made) == [], "compiled detectors score without it"
+    frame = ensemble.single.frame
+    kde: Any = registry.made("pyod.KDE")
+    kde.fit(Reference(frame.inputs[:60], frame.labels[:60]), ensemble.schema, np.random.default_rng(0))
+    with_kde = replace(ensemble, single=replace(ensemble.single, detectors=(kde, *ensemble.single.detectors[1:])))
+    assert bundle.changed_packages(with_kde, made) == [f"it was made with pyod 1.0.9, here is {version('pyod')}"]
 
 
 def test_digest_tells_contents_apart(ensemble: Ensemble) -> None:

@@ -244,7 +244,8 @@ def weighed(small_world: Any, home: Any) -> Any:
     traffic = small_world.benign(home, np.random.default_rng(22), clients=30, weeks=2, a_week=30)
     outside = home.fresh(150, np.random.default_rng(23))
     outside[:, 5] = 4.0
-    return fit_to(small_world, traffic, crafted=Reference(outside, home.predict(outside)), clients_per_week=1000)
+    crafted = {"outside": Reference(outside, home.predict(outside))}
+    return fit_to(small_world, traffic, crafted=crafted, clients_per_week=1000)
 
 
 def test_too_few_client_weeks_refuse_to_page_and_say_how_many_would_do(weighed: Any) -> None:

@@ -19,6 +19,7 @@ _ROW = re.compile(r"^\| `(\w+)` \| ([^|]*) \|", re.MULTILINE)
 SECTIONS: dict[str, type[Any]] = {
     "[[models]]": config.ModelSettings,
     "[models.objectives]": config.ObjectiveSettings,
+    "[models.escalation]": config.EscalationSettings,
     "[[probes.schedules]]": config.ScheduleSettings,
     "[[notify.destinations]]": config.DestinationSettings,
     "[[notify.routes]]": config.RouteSettings,

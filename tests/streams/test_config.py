@@ -262,3 +262,19 @@ def test_declared_threat_models_go_before_shipped_ones() -> None:
     assert config.threat(None, "image-l2").eps_quantile == 0.25
     with pytest.raises(ConfigError, match="no threat model 'nobody'; there are embedding-l2"):
         config.threat(found, "nobody")
+
+
+def test_escalation_is_off_unless_its_table_is_there_and_then_names_a_model() -> None:
+    declared = {"name": "m", "topic": "t", "bundle": "b"}
+    assert config.parse({"models": [declared]}, "x").models[0].escalation is None
+    there = config.parse({"models": [declared | {"endpoint": "http://h", "escalation": {}}]}, "x").models[0].escalation
+    assert there is not None
+    assert (there.model, there.timeout_seconds, there.questions_per_second, there.waiting_rows) == ("", 10, 200, 256)
+    for table, says in (
+        ({}, r"models\[m\]\.escalation: names no model to ask; set escalation\.model, or endpoint"),
+        ({"modle": "a:b"}, r"models\[0\]\.escalation: .*unknown field `modle`; allowed: model, timeout_seconds"),
+        ({"model": "a:b", "questions_per_second": 0}, r"models\[0\]\.escalation\.questions_per_second: .*> 0"),
+        ({"model": "a:b", "waiting_rows": 0}, r"models\[0\]\.escalation\.waiting_rows: .*>= 1"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            config.parse({"models": [declared | {"escalation": table}]}, "x")

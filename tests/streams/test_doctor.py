@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -225,6 +226,29 @@ class Fitted:
     digest = "0123456789abcdef"
 
 
+def with_version(served: str, look: Callable[[str], Finding]) -> Finding:
+    """What is found while an endpoint serves that version."""
+
+    class Model(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps({"name": "m", "versions": [served]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Model)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        return look(f"http://127.0.0.1:{server.server_port}")
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 def test_bundle_is_loaded_and_described_or_the_remedy_told(tmp_path: Path) -> None:
     from detectors import bundle
     from detectors.contract import Reference
@@ -250,6 +274,22 @@ def test_bundle_is_loaded_and_described_or_the_remedy_told(tmp_path: Path) -> No
     assert found.status == "ok", found.text
     assert scorer is not None
     assert f"2 features, 2 classes, digest {ensemble.digest[:12]}" in found.text
+    assert f"made by vedette {version('vedette')}, numpy {np.__version__}" in found.text
+
+    def model_at(endpoint: str) -> config.ModelSettings:
+        return settings_for("x:1", "redis://x", "events", bundle=str(path), endpoint=endpoint).models[0]
+
+    bundle.save(path, ensemble, report, bundle.origin(ensemble, model.name, "7"))
+    assert f"of {model.name}, version 7, made by" in installation.bundle(model)[1].text
+    served = with_version("7", lambda url: installation.endpoint(model_at(url)))
+    assert served.status == "ok", served.text
+    served = with_version("8", lambda url: installation.endpoint(model_at(url)))
+    assert served.status == "warning"
+    assert f"serves version 8 of {model.name}; the bundle was fitted for version 7" in served.text
+    bundle.save(path, ensemble, report, bundle.origin(ensemble, "fraud", "7"))
+    found = installation.bundle(model)[1]
+    assert found.status == "warning"
+    assert f"fitted for another model than {model.name}" in found.text
     path.write_bytes(path.read_bytes()[:-200])
     scorer, found = installation.bundle(model)
     assert scorer is None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -275,3 +276,79 @@ def test_wrong_schema_files_are_refused_by_name(tmp_path: Path, text: str) -> No
 def test_constant_columns_are_not_called_whole_numbers() -> None:
     schema = tables.infer_schema(np.array([[1.0, 0.0], [2.0, 0.0]]), ["a", "b"], ["0", "1"])
     assert [feature.integral for feature in schema.features] == [True, False]
+
+
+WITH_EMBEDDING = replace(SCHEMA, embedding_width=2)
+LISTS: list[Any] = [[1.0, 2.0], None, [5.0, 6.0], [7.0, 8.0]]
+NUMBERS = [[1.0, 2.0], [np.nan] * 2, [5.0, 6.0], [7.0, 8.0]]
+
+
+def embedded_file(path: Path) -> Path:
+    if path.suffix == ".npz":
+        inputs = np.column_stack([COLUMNS["height"], COLUMNS["width"]])
+        np.savez(path, inputs=inputs, labels=[1, 0, 0, 1], times=[3, 1, 2, 4], embeddings=NUMBERS)
+        return path
+    if path.suffix == ".jsonl":
+        events = [
+            {"inputs": [h, w], "label": label, "time": time, "embedding": layer}
+            for h, w, label, time, layer in zip(
+                *(COLUMNS[name] for name in ("height", "width", "label", "time")), LISTS, strict=True
+            )
+        ]
+        path.write_text("".join(json.dumps(event) + "\n" for event in events))
+        return path
+    return written(path, {**COLUMNS, "embedding": LISTS})
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.npz", "rows.jsonl"])
+def test_embeddings_come_along_where_the_schema_states_them(tmp_path: Path, name: str) -> None:
+    path = embedded_file(tmp_path / name)
+    rows, _ = tables.read(path, WITH_EMBEDDING, KEY)
+    np.testing.assert_array_equal(rows.embeddings, NUMBERS)
+    np.testing.assert_array_equal(rows.reference().embeddings, NUMBERS)
+    np.testing.assert_array_equal(rows.batch().embeddings, np.array(NUMBERS)[[1, 2, 0, 3]])
+    assert tables.read(path, SCHEMA, KEY)[0].embeddings is None
+    if path.suffix != ".jsonl":
+        found, schema = tables.read(path, None, KEY)
+        assert found.embeddings is None
+        assert (schema.width, schema.embedding_width) == (2, None)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([[1.0, 2.0], None, [5.0], [7.0, 8.0]], "row 2 has an embedding of 1 values; 2 are expected"),
+        ([[1.0, 2.0], None, [5.0, None], [7.0, 8.0]], "the embedding of row 2 holds a value that is not finite"),
+        ([["a", "b"]] * 4, "column 'embedding' does not hold lists of numbers"),
+    ],
+)
+def test_embeddings_of_a_table_that_do_not_fit_are_named(tmp_path: Path, values: list[Any], message: str) -> None:
+    path = written(tmp_path / "rows.parquet", {**COLUMNS, "embedding": values})
+    with pytest.raises(ConfigError, match=message):
+        tables.read(path, WITH_EMBEDDING, KEY)
+
+
+def test_embeddings_of_an_npz_file_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    arrays = {"inputs": np.ones((3, 2)), "labels": [0, 1, 0]}
+    for embeddings, message in (
+        (np.ones((3, 5)), r"embeddings have shape \(3, 5\), expected \(3, 2\)"),
+        (np.ones((2, 2)), r"embeddings have shape \(2, 2\), expected \(3, 2\)"),
+        ([[1, 2], [np.nan, 2], [3, 4]], "the embedding of row 1 holds a value that is not finite"),
+    ):
+        np.savez(tmp_path / "rows.npz", **arrays, embeddings=embeddings)
+        with pytest.raises(ConfigError, match=message):
+            tables.read(tmp_path / "rows.npz", WITH_EMBEDDING, KEY)
+
+
+def test_a_column_of_numbers_called_embedding_is_a_feature(tmp_path: Path) -> None:
+    path = written(tmp_path / "rows.parquet", {**COLUMNS, "embedding": [1.0, 2.0, 3.0, 4.0]})
+    _, schema = tables.read(path, None, KEY)
+    assert [feature.name for feature in schema.features] == ["height", "width", "embedding"]
+
+
+def test_parts_without_vectors_are_rows_of_nan_among_others() -> None:
+    one, other = np.ones((2, 3)), np.zeros((1, 3))
+    np.testing.assert_array_equal(
+        tables.stacked([one, None, other], [2, 1, 1]), np.concatenate([one, np.full((1, 3), np.nan), other])
+    )
+    assert tables.stacked([None, None], [2, 1]) is None

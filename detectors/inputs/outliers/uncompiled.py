@@ -39,11 +39,15 @@ class Uncompiled:
 
     A bundle holds no pickled object but the rows and the seed, and `restore` fits again; it refuses when scores of some
     of the rows come out otherwise, as with another release of PyOD. Rows are scored one at a time, since batches change
-    bits, and of COPOD and others the scores themselves. Blind to: what its class is blind to.
+    bits, and of COPOD and others the scores themselves.
+
+    Blind to: what its class is blind to; nearly always inputs that stay near benign ones, of whatever class, as the
+    predicted class is not looked at.
 
     References
     ----------
-    Zhao, Nasrullah & Li, "PyOD: A Python Toolbox for Scalable Outlier Detection", JMLR 20, 2019.
+    Zhao, Nasrullah & Li, "PyOD: A Python Toolbox for Scalable Outlier Detection", JMLR 20(96), 2019; the paper of each
+    class stands in PyOD's documentation.
     """
 
     name: ClassVar[str]

@@ -751,3 +751,33 @@ def test_budget_of_false_pages_is_told_against_what_was_used(
     lines = served.get("/metrics").text.splitlines()
     assert 'vedette_pages_week{model="digits",false="true"} 1' in lines
     assert 'vedette_page_budget{model="digits"} 1' in lines
+
+
+def test_what_the_model_said_when_asked_again_is_on_the_page_in_the_api_and_counted(
+    scene: Fixture, serve: Fixture, redis: Redis
+) -> None:
+    name = scene.attack()
+    served = serve()
+    assert "The model, asked again" not in served.get(f"/incidents/{name}").text
+    assert "vedette_escalation" not in served.get("/metrics").text
+    kept = served.get(f"/api/v1/incidents/{name}").json()["evidence"]
+    answers = [{"inquiry": "noise_stability", "score": 4.25, "p": 0.0015, "rows": 2000, "questions": 97}]
+    for place, signal in enumerate((kept[0]["id"], "<b>forgotten</b>")):
+        said = {"signal": signal, "at": 5 + place, "bundle": "b1", "answers": answers}
+        redis.hset(scene.keys.inquiries(name), signal, json.dumps(said))
+    redis.hset(scene.keys.inquiries(name), "unreadable", "{}")
+    redis.hset(scene.keys.inquiry_totals, mapping={"answered": 2, "dropped": 1, "questions": 194})
+    page = served.get(f"/incidents/{name}").text
+    assert "The model, asked again" in page
+    row = page.partition("noise_stability")[2].partition("</tr>")[0]
+    assert all(f">{cell}<" in row for cell in ("4.25", "0.0015", "2,000", "97"))
+    assert "&lt;b&gt;forgotten" in page
+    assert "<b>forgotten" not in page
+    whole = served.get(f"/api/v1/incidents/{name}").json()["inquiries"]
+    assert [said["signal"] for said in whole] == ["<b>forgotten</b>", kept[0]["id"]]
+    assert whole[1]["answers"] == answers
+    lines = serve().get("/metrics").text.splitlines()
+    assert 'vedette_escalation_rows_total{model="digits",outcome="answered"} 2' in lines
+    assert 'vedette_escalation_rows_total{model="digits",outcome="dropped"} 1' in lines
+    assert 'vedette_escalation_rows_total{model="digits",outcome="failed"} 0' in lines
+    assert 'vedette_escalation_questions_total{model="digits"} 194' in lines

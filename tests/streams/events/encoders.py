@@ -35,7 +35,7 @@ class Sent:
 
 @dataclass(frozen=True)
 class Event:
-    """The rows of one record: inputs (n, d), outputs (n, k) or None, labels (n,) or None."""
+    """The rows of one record: inputs (n, d), outputs (n, k) or None, labels (n,) or None, embeddings (n, e) or None."""
 
     inputs: NDArray[Any]
     outputs: NDArray[Any] | None = None
@@ -44,11 +44,16 @@ class Event:
     request_id: str | None = None
     model: str | None = MODEL
     extra: dict[str, Any] = field(default_factory=dict)
+    embeddings: NDArray[Any] | None = None
 
 
-def options_for(width: int, classes: int, client: str = "key", model: str = MODEL, **more: Any) -> DecodeOptions:
+def options_for(
+    width: int, classes: int, client: str = "key", model: str = MODEL, embedding: int | None = None, **more: Any
+) -> DecodeOptions:
     schema = FeatureSchema(
-        tuple(Feature(f"f{i}") for i in range(width)), tuple(f"class {i}" for i in range(max(classes, 2)))
+        tuple(Feature(f"f{i}") for i in range(width)),
+        tuple(f"class {i}" for i in range(max(classes, 2))),
+        embedding_width=embedding,
     )
     return DecodeOptions(model, schema, client, CLIENT_KEY, **more)
 
@@ -82,6 +87,8 @@ def native_fields(event: Event, many: bool | None = None) -> dict[str, Any]:
         fields["outputs"] = shaped(event.outputs)
     if event.labels is not None:
         fields["label"] = shaped(event.labels)
+    if event.embeddings is not None:
+        fields["embedding"] = shaped(event.embeddings)
     return fields | event.extra
 
 
@@ -95,7 +102,7 @@ def native_list(event: Event) -> tuple[bytes, Headers]:
 
 def native_base64(event: Event) -> tuple[bytes, Headers]:
     fields = native_fields(event, many=True)
-    for name, values in (("inputs", event.inputs), ("outputs", event.outputs)):
+    for name, values in (("inputs", event.inputs), ("outputs", event.outputs), ("embedding", event.embeddings)):
         if values is not None:
             raw = np.ascontiguousarray(values, dtype="<f8")
             data = base64.b64encode(raw.tobytes()).decode()
@@ -125,6 +132,8 @@ def _oip(event: Event, tensor: Callable[[str, NDArray[Any]], dict[str, Any]]) ->
         outputs.append(tensor("predict", event.labels))
     if event.outputs is not None:
         outputs.append(tensor("probabilities", event.outputs))
+    if event.embeddings is not None:
+        outputs.append(tensor("embedding", event.embeddings))
     response: dict[str, Any] = {"outputs": outputs}
     fields: dict[str, Any] = {"request": request, "response": response}
     if event.model is not None:
@@ -178,6 +187,8 @@ def compact_columns(event: Event, dtype: Any = None) -> dict[str, pa.Array]:
         columns["outputs"] = vectors(event.outputs, dtype or pa.float64())
     if event.labels is not None:
         columns["label"] = pa.array(event.labels.tolist(), pa.int32())
+    if event.embeddings is not None:
+        columns["embedding"] = vectors(event.embeddings, dtype or pa.float64())
     return columns
 
 
@@ -257,6 +268,10 @@ def assert_sound(batch: InferenceBatch, options: DecodeOptions) -> None:
         assert batch.outputs.shape == (n, k) and batch.outputs.dtype == np.float64
         bad = ~np.isfinite(batch.outputs)
         assert (bad.all(axis=1) == bad.any(axis=1)).all()
+    if batch.embeddings is not None:
+        assert batch.embeddings.shape == (n, options.schema.embedding_width) and batch.embeddings.dtype == np.float64
+        bad = ~np.isfinite(batch.embeddings)
+        assert (bad.all(axis=1) == bad.any(axis=1)).all()
     assert ((batch.marks >= -1) & (batch.marks < len(batch.requests))).all()
     assert set(batch.marks.tolist()) - {-1} == set(range(len(batch.requests)))
     coordinates = list(zip(batch.offsets.tolist(), batch.rows.tolist(), strict=True))
@@ -268,7 +283,7 @@ def assert_sound(batch: InferenceBatch, options: DecodeOptions) -> None:
     assert [letter.offset for letter in batch.dead] == sorted(letter.offset for letter in batch.dead)
 
 
-def joined(a: InferenceBatch, b: InferenceBatch, classes: int) -> InferenceBatch:
+def joined(a: InferenceBatch, b: InferenceBatch, classes: int, embedding: int = 0) -> InferenceBatch:
     """The batch of two consecutive pieces."""
 
     def pair(name: str, empty: Any, shape: tuple[int, ...] = ()) -> Any:
@@ -285,6 +300,7 @@ def joined(a: InferenceBatch, b: InferenceBatch, classes: int) -> InferenceBatch
         **{name: pair(name, 0) for name in _COLUMNS if name != "marks"},
         marks=np.concatenate([a.marks, shifted]),
         outputs=pair("outputs", np.nan, (classes,)),
+        embeddings=pair("embeddings", np.nan, (embedding,)),
         **{name: pair(name, -1) for name in _SOURCES},
         requests=a.requests + b.requests,
         dead=a.dead + b.dead,

@@ -32,6 +32,7 @@ WRITTEN = [(name, encode) for name in FORMATS for encode in ENCODERS[name]]
 NAMES = [f"{name}-{encode.__name__}" for name, encode in WRITTEN]
 relaxed = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=25)
 finite = st.floats(allow_nan=False, allow_infinity=False)
+EMBEDDING_WIDTH = 2
 
 
 def events(rows: st.SearchStrategy[int] | None = None) -> st.SearchStrategy[Event]:
@@ -43,12 +44,15 @@ def events(rows: st.SearchStrategy[int] | None = None) -> st.SearchStrategy[Even
         scores = np.array(draw(st.lists(finite, min_size=n * k, max_size=n * k))).reshape(n, k)
         labels = np.array(draw(st.lists(st.integers(0, k - 1), min_size=n, max_size=n)), dtype=np.int32)
         which = draw(st.sampled_from(["scores", "labels", "both"]))
+        e = EMBEDDING_WIDTH
+        layer = draw(st.none() | st.lists(finite, min_size=n * e, max_size=n * e))
         return Event(
             inputs,
             None if which == "labels" else scores,
             None if which == "scores" else labels,
             draw(st.sampled_from([None, "", "somebody", "Zoë \U0001f600", 'quo"te', "x" * 300])),
             draw(st.sampled_from([None, "r1", "vp1.x", "vp1.y"])),
+            embeddings=None if layer is None else np.array(layer).reshape(n, e),
         )
 
     return make()
@@ -67,16 +71,18 @@ def test_an_unknown_format_is_named_with_the_known_ones() -> None:
         decoder("xml")
 
 
+@pytest.mark.parametrize("embedding", [None, EMBEDDING_WIDTH])
 @pytest.mark.parametrize("name", FORMATS)
-def test_nothing_is_compiled_after_the_warm_up(name: str) -> None:
-    warm_up(name)
-    before = len(kernels.records.signatures)
+def test_nothing_is_compiled_after_the_warm_up(name: str, embedding: int | None) -> None:
+    options = options_for(3, 2, CLIENT_PATHS[name], embedding=embedding)
+    warm_up(name, options.schema)
+    before = len(kernels.records.signatures), len(kernels.embeddings.signatures)
     records = []
     for offset, encode in enumerate(ENCODERS[name]):
-        value, headers = encode(Event(np.ones((2, 3)), np.ones((2, 2))))
+        value, headers = encode(Event(np.ones((2, 3)), np.ones((2, 2)), embeddings=np.ones((2, EMBEDDING_WIDTH))))
         records.append(Sent(offset, value, headers=headers))
-    decoder(name).decode(records, options_for(3, 2, CLIENT_PATHS[name]))
-    assert len(kernels.records.signatures) == before
+    decoder(name).decode(records, options)
+    assert (len(kernels.records.signatures), len(kernels.embeddings.signatures)) == before
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -91,9 +97,9 @@ def test_no_record_is_an_empty_batch(name: str) -> None:
 @given(event=events(), times=st.integers(0, 2**42))
 @relaxed
 def test_what_was_written_is_read(name: str, encode: Encode, event: Event, times: int) -> None:
-    options = options_for(3, 2, CLIENT_PATHS[name])
+    options = options_for(3, 2, CLIENT_PATHS[name], embedding=EMBEDDING_WIDTH)
     if encode.__name__ == "oip_binary" and event.labels is not None and event.outputs is None:
-        event = Event(event.inputs, None, event.labels[:, None], event.client, event.request_id)
+        event = replace(event, labels=event.labels[:, None])
     value, headers = encode(event)
     key = event.client.encode() if event.client else None
     batch = decoder(name).decode([Sent(77, value, times, key, headers)], options)
@@ -106,6 +112,12 @@ def test_what_was_written_is_read(name: str, encode: Encode, event: Event, times
     else:
         assert batch.outputs is not None
         assert batch.outputs.tobytes() == np.ascontiguousarray(event.outputs).tobytes()
+    if event.embeddings is None:
+        assert batch.embeddings is None
+    else:
+        assert batch.embeddings is not None
+        assert batch.embeddings.tobytes() == event.embeddings.tobytes()
+        assert batch.to_batch().embeddings is batch.embeddings
     expected = np.argmax(event.outputs, axis=1) if event.labels is None else event.labels.ravel()
     assert batch.labels.tolist() == expected.tolist()
     assert set(batch.clients.tolist()) == {hashed(event.client)}
@@ -123,7 +135,7 @@ def test_what_was_written_is_read(name: str, encode: Encode, event: Event, times
 @given(data=st.data())
 @relaxed
 def test_decode_of_a_and_b_is_decode_of_a_then_of_b(name: str, data: st.DataObject) -> None:
-    options = options_for(3, 2, CLIENT_PATHS[name])
+    options = options_for(3, 2, CLIENT_PATHS[name], embedding=EMBEDDING_WIDTH)
     records = []
     for offset in range(data.draw(st.integers(1, 8))):
         kind = data.draw(st.sampled_from(["event", "event", "event", "broken", "partly", "empty", "marked"]))
@@ -145,7 +157,7 @@ def test_decode_of_a_and_b_is_decode_of_a_then_of_b(name: str, data: st.DataObje
     assert seen == {record.offset for record in records}
     cut = data.draw(st.integers(0, len(records)))
     first, second = codec.decode(records[:cut], options), codec.decode(records[cut:], options)
-    assert_same(whole, joined(first, second, 2))
+    assert_same(whole, joined(first, second, 2, EMBEDDING_WIDTH))
     assert_same(whole, codec.decode(records, options))
 
 
@@ -161,6 +173,37 @@ def test_bad_rows_alone_are_refused(name: str, encode: Encode) -> None:
     assert batch.rows.tolist() == [0, 2]
     assert batch.inputs.tolist() == inputs[[0, 2]].tolist()
     assert [(letter.offset, letter.reason, letter.rows) for letter in batch.dead] == [(5, Reason.NON_FINITE, (1, 3))]
+
+
+@pytest.mark.parametrize(("name", "encode"), WRITTEN, ids=NAMES)
+def test_embeddings_are_left_out_where_the_schema_states_none(name: str, encode: Encode) -> None:
+    event = Event(np.arange(12.0).reshape(4, 3), np.tile([0.25, 0.75], (4, 1)))
+    plain, _ = encode(event)
+    value, headers = encode(replace(event, embeddings=np.full((4, 5), np.nan)))
+    assert len(value) > len(plain)
+    batch = decoder(name).decode([Sent(5, value, headers=headers)], options_for(3, 2, CLIENT_PATHS[name]))
+    assert (len(batch), batch.embeddings, batch.dead) == (4, None, ())
+
+
+@pytest.mark.parametrize(("name", "encode"), WRITTEN, ids=NAMES)
+def test_bad_embeddings_are_refused(name: str, encode: Encode) -> None:
+    embeddings = np.arange(8.0).reshape(4, 2)
+    embeddings[2, 1] = np.inf
+    event = Event(np.arange(12.0).reshape(4, 3), np.tile([0.25, 0.75], (4, 1)), embeddings=embeddings)
+    value, headers = encode(event)
+    sent = [Sent(5, value, headers=headers)]
+    options = options_for(3, 2, CLIENT_PATHS[name], embedding=EMBEDDING_WIDTH)
+    batch = decoder(name).decode(sent, options)
+    assert_sound(batch, options)
+    assert batch.rows.tolist() == [0, 1, 3]
+    assert batch.embeddings is not None
+    assert batch.embeddings.tolist() == embeddings[[0, 1, 3]].tolist()
+    assert [(letter.reason, letter.rows) for letter in batch.dead] == [(Reason.NON_FINITE, (2,))]
+    assert "embeddings hold a value that is not finite" in batch.dead[0].detail
+    wider = decoder(name).decode(sent, options_for(3, 2, CLIENT_PATHS[name], embedding=3))
+    assert len(wider) == 0
+    assert {letter.reason for letter in wider.dead} == {Reason.WRONG_SHAPE}
+    assert "embedding" in wider.dead[0].detail
 
 
 @pytest.mark.parametrize(("name", "encode"), WRITTEN, ids=NAMES)

@@ -65,6 +65,24 @@ def test_unknown_columns_are_ignored() -> None:
     assert len(read(stream(words=words, nested=nested, nothing=pa.nulls(4), **more))) == 4
 
 
+def test_embeddings_may_be_null_row_by_row() -> None:
+    column = pa.FixedSizeListArray.from_arrays(
+        pa.array([1.0, 2.0, 0.0, 0.0, 5.0, None, 7.0, 8.0], pa.float32()), 2, mask=pa.array([False, True, False, False])
+    )
+    options = options_for(3, 2, embedding=2)
+    batch = decoder("compact").decode([Sent(9, stream(embedding=column))], options)
+    assert_sound(batch, options)
+    assert batch.rows.tolist() == [0, 1, 3]
+    assert batch.embeddings is not None
+    assert batch.embeddings[[0, 2]].tolist() == [[1, 2], [7, 8]]
+    assert np.isnan(batch.embeddings[1]).all()
+    assert [(letter.reason, letter.rows) for letter in batch.dead] == [(R.WRONG_TYPE, (2,))]
+    nothing = pa.FixedSizeListArray.from_arrays(pa.array([0.0] * 8), 2, mask=pa.array([True] * 4))
+    assert decoder("compact").decode([Sent(9, stream(embedding=nothing))], options).embeddings is None
+    (letter,) = decoder("compact").decode([Sent(9, stream(embedding=pa.array([1.0] * 4)))], options).dead
+    assert letter.reason == R.WRONG_TYPE
+
+
 def test_labels_and_outputs_may_lack() -> None:
     assert read(stream(label=None)).labels.tolist() == [1] * 4
     batch = read(stream(outputs=None))

@@ -248,9 +248,9 @@ def test_exchanges_with_raw_tensors_take_the_fast_way() -> None:
     all_ways(records, "key")
 
 
-def all_ways(records: Sequence[Sent], path: str) -> None:
+def all_ways(records: Sequence[Sent], path: str, **more: Any) -> None:
     """Compiled or not, in the codec of the format and in the one for all, everything is the same."""
-    options = options_for(WIDTH, CLASSES, path)
+    options = options_for(WIDTH, CLASSES, path, **more)
     assert_same(decoder("oip").decode(records, options), assemble(records, options, oip.read))
     assert_same(decoder("auto").decode(records, options), assemble(records, options, auto.read))
     assert_same(decoder("native").decode(records, options), assemble(records, options, native.read))
@@ -327,6 +327,49 @@ def mutated(rng: random.Random, texts: Sequence[str] = USUAL) -> bytes:
 def test_edited_events_fare_the_same_on_both_ways(seed: int) -> None:
     rng = random.Random(seed)
     both([mutated(rng) for _ in range(5000)])
+
+
+EMBEDDED = [
+    '{"embedding":[0.1,-2e-3],"inputs":[1,2,3],"label":0}',
+    '{"inputs":[[1,2,3]],"embedding":[[5,6]],"outputs":[[1,0]],"time":7}',
+    f'{{"inputs":[{ROW},{ROW}],"outputs":[[1,0],[0,1]], "embedding" : [ [ 1 , 2 ],[3,4] ] }}',
+    '{"inputs":[1,2,3],"x":{"embedding":[1]},"label":0,"embedding":null}',
+]
+LEFT = [
+    f'{{"inputs":[{ROW},{ROW}],"label":[0,1],"embedding":[[1,2],null]}}',
+    f'{{"inputs":[{ROW},{ROW}],"label":[0,1],"embedding":[1,2]}}',
+    f'{{"inputs":[{ROW},{ROW}],"label":[0,1],"embedding":[[1,2],[3,4],[5,6]]}}',
+    '{"inputs":[1,2,3],"label":0,"embedding":[1]}',
+    '{"inputs":[1,2,3],"label":0,"embedding":[1,NaN]}',
+    '{"inputs":[1,2,3],"label":0,"client":"embedding"}',
+    exchange(_X, f'{{{_P}}},{{"name":"embedding",{_P}}}'),
+    exchange(_X, f'{{"name":"embedding",{_P}}},{{"shape":[2],"datatype":"INT64","data":[1,0]}}'),
+    exchange(_X, f"{{{_P}}}", top='"embedding":[[1,2],[3,4]],'),
+]
+
+
+def test_usual_events_with_an_embedding_take_the_fast_way() -> None:
+    layout = Layout(options_for(WIDTH, CLASSES, embedding=2))
+    found = scan([text.encode() for text in EMBEDDED], None, NATIVE, layout)
+    assert found.counts.tolist() == [1, 1, 2, 1]
+    assert found.embeddings is not None
+    assert found.embeddings[:4].tolist() == [[0.1, -2e-3], [5, 6], [1, 2], [3, 4]]
+    assert np.isnan(found.embeddings[4]).all()
+    plain = scan([USUAL[0].encode()], None, NATIVE, layout)
+    assert (plain.counts[0], plain.embeddings) == (1, None)
+
+
+def test_other_records_with_an_embedding_are_left() -> None:
+    found = scan([text.encode() for text in LEFT], None, NATIVE | OIP, Layout(options_for(WIDTH, CLASSES, embedding=2)))
+    assert found.counts.tolist() == [0] * len(LEFT)
+    all_ways([Sent(i, text.encode()) for i, text in enumerate([*LEFT, *EMBEDDED, *USUAL])], "key", embedding=2)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_edited_records_with_an_embedding_fare_the_same_on_every_way(seed: int) -> None:
+    rng = random.Random(seed)
+    texts = [*EMBEDDED, *EMBEDDED, *LEFT, *USUAL]
+    all_ways([Sent(i, mutated(rng, texts)) for i in range(4000)], "field:client", embedding=2)
 
 
 def test_the_room_for_rows_grows() -> None:

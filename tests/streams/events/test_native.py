@@ -193,3 +193,50 @@ def test_hostile_names_are_shown_short_and_plain() -> None:
     assert batch.dead[0].detail.isascii()
     assert batch.dead[0].detail.isprintable()
     assert len(batch.dead[0].detail) < 200
+
+
+def embedded(value: Any, n: int = 3) -> InferenceBatch:
+    return read({"inputs": [[1, 2, 3]] * n, "label": [0] * n, "embedding": value}, embedding=2)
+
+
+def test_rows_without_an_embedding_hold_nan() -> None:
+    batch = embedded([[0.5, 1], None, [2, 3]])
+    assert batch.embeddings is not None
+    assert batch.embeddings[[0, 2]].tolist() == [[0.5, 1], [2, 3]]
+    assert np.isnan(batch.embeddings[1]).all()
+    assert batch.dead == ()
+    assert embedded(None).embeddings is None
+    stored = embedded(tensor([[0.5, 1], [1, 2], [2, 3]], "float16")).embeddings
+    assert stored is not None
+    assert stored.tolist() == [[0.5, 1], [1, 2], [2, 3]]
+
+
+def test_events_with_and_without_an_embedding_share_a_batch() -> None:
+    plain, other = ({"inputs": [1, 2, place], "label": 0} for place in (3, 4))
+    values = [json.dumps(fields).encode() for fields in (plain, other | {"embedding": [7, 8]}, plain)]
+    sent = [Sent(offset, value) for offset, value in enumerate(values)]
+    batch = decoder("native").decode(sent, options_for(3, 2, embedding=2))
+    assert batch.inputs[:, 2].tolist() == [3, 4, 3]
+    assert batch.embeddings is not None
+    assert batch.embeddings[1].tolist() == [7, 8]
+    assert np.isnan(batch.embeddings[[0, 2]]).all()
+    escaped = b'{"inputs":[1,2,3],"label":0,"\\u0065mbedding":[7,8]}'
+    found = decoder("native").decode([Sent(0, escaped)], options_for(3, 2, embedding=2)).embeddings
+    assert found is not None
+    assert found.tolist() == [[7, 8]]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason", "detail"),
+    [
+        ([[1, 2], [3, 4]], R.WRONG_SHAPE, "embeddings have 2 rows, inputs 3"),
+        (tensor(np.ones((3, 4)), "float32"), R.WRONG_SHAPE, "3 rows of 2 values are expected"),
+        ("1,2", R.WRONG_TYPE, "embeddings are text"),
+        ([[1, 2], [3, 4], [5]], R.WRONG_SHAPE, "row 2: embeddings have 1 values in a row; 2 are expected"),
+        ([[1, 2], [3, None], [5, 6]], R.WRONG_TYPE, "row 1: embeddings hold null where a number belongs"),
+    ],
+)
+def test_embeddings_that_do_not_fit_are_refused(value: Any, reason: Reason, detail: str) -> None:
+    (letter,) = embedded(value).dead
+    assert letter.reason == reason
+    assert detail in letter.detail

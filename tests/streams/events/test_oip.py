@@ -322,3 +322,18 @@ def test_the_audit_counts_the_same_rows(document: dict[str, Any]) -> None:
     assert count_rows(value, headers)[0] == len(
         decoder("oip").decode([Sent(0, value, headers=headers)], options_for(3, 2))
     )
+
+
+def test_the_output_tensor_called_embedding_is_never_taken_for_the_scores() -> None:
+    layer = {"name": "embedding", "shape": [2, 2], "data": [9, 1, 9, 1]}
+    scores = {"name": "p", "shape": [2, 2], "data": [0.1, 0.9, 0.8, 0.2]}
+    for order in ((layer, scores), (scores, layer)):
+        batch = read(answered(*order), embedding=2)
+        assert batch.dead == ()
+        assert batch.labels.tolist() == [1, 0]
+        assert batch.embeddings is not None
+        assert batch.embeddings.tolist() == [[9, 1], [9, 1]]
+    (letter,) = read(answered(layer | {"datatype": "BYTES", "data": list("abcd")}, scores), embedding=2).dead
+    assert (letter.reason, letter.detail) == (R.WRONG_TYPE, "output 'embedding' is of BYTES; embeddings are numbers")
+    (letter,) = read(answered(layer | {"shape": [1, 2], "data": [9, 1]}, scores), embedding=2).dead
+    assert letter.reason == R.WRONG_SHAPE

@@ -67,7 +67,7 @@ def test_layers_come_back_from_an_npz_without_any_code(tmp_path: Path) -> None:
     ("spec", "sentence"),
     [
         ("nothing", "'nothing' is not understood; it is a URL"),
-        ("model.onnx", "ONNX files are not read; serve the model"),
+        ("model.onnx", "model.onnx: no such file"),
         ("gone.joblib", "no such file"),
         ("gone.npz", "no such file"),
         ("http://127.0.0.1:1", "names no model; it reads http://HOST:PORT/v2/models/NAME"),

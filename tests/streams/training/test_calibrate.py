@@ -14,7 +14,7 @@ import pytest
 from redis import Redis
 
 from detectors import bundle as bundles
-from detectors.manifest import read_report
+from detectors.manifest import read_origin, read_report
 from streams.cli import invoke
 from streams.incidents.ledger import Ledger, fold
 from streams.incidents.repeaters import Repeaters
@@ -30,7 +30,7 @@ OPTIONS = ["--week-seconds", str(WEEK), "--clients-per-week", "12", "--partition
 def silent(files: Files) -> str:
     """A bundle of the reference alone."""
     out = str(files.folder / "silent.vedette")
-    assert invoke([*fit_arguments(files), "--out", out, "--json"]) == 0
+    assert invoke(["--model", "shop", *fit_arguments(files), "--out", out, "--json"]) == 0
     return out
 
 
@@ -55,6 +55,32 @@ def test_a_pilot_makes_a_bundle_page_and_every_client_of_it_counts(
     changed = {name for name in old if not np.array_equal(old[name], new[name])}
     assert changed == {"walk.thresholds"}
     assert read_report("paging.vedette").data_digest != read_report(silent).data_digest
+    assert read_origin("paging.vedette") == read_origin(silent)
+    assert read_origin(silent).model == "shop"
+
+
+def test_the_page_of_a_calibration_marks_what_comes_from_the_fit(
+    files: Files, silent: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["calibrate", files.benign, "--bundle", silent, "--out", "paging.vedette", *OPTIONS]) == 0
+    told, text = reported(capsys), Path("paging.vedette.html").read_text(encoding="utf-8")
+    before, after = read_report(silent).examination, read_report("paging.vedette").examination
+    assert before is not None and after is not None
+    assert "<title>Calibration: paging.vedette</title>" in text
+    for title in ("held out against benign rows (of the fit)", "Leave one attack out (of the fit)"):
+        assert title in text
+    assert "3600 rows of the pilot" in text
+    assert told["calibrated"] and not read_report(silent).calibrated
+    assert (after.curves, after.left_out, after.fixed, after.against) == (
+        before.curves,
+        before.left_out,
+        before.fixed,
+        before.against,
+    )
+    assert after.benign == 3600 > before.benign
+    assert {one.rows for one in after.uniformity if one.label is None} == {3600}
+    assert told["between_clients"] != read_report(silent).between_clients or told["between_clients"] == 0.0
+    assert any("rank j = " in sentence for sentence in told["more"])
 
 
 def test_at_most_rank_clients_of_the_pilot_would_have_paged(
@@ -76,7 +102,8 @@ def test_a_short_pilot_still_tickets_and_says_how_much_would_do(
     told = reported(capsys)
     assert told["mode"] == "tickets"
     assert told["client_weeks_needed"] > 120
-    assert any(f"{told['client_weeks_needed']} client-weeks" in note for note in told["notes"])
+    assert any(f"{told['client_weeks_needed']} client-weeks would do" in sentence for sentence in told["more"])
+    assert any("would page today with a budget of " in sentence for sentence in told["more"])
 
 
 def test_approved_false_alarms_move_thresholds_within_their_cap(

@@ -1,14 +1,17 @@
-"""What `--detectors` and `--model` of `vedette fit` mean."""
+"""What `--detectors`, `--inquiries` and `--model` of `vedette fit` mean."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from detectors import registry
+from streams.config import parse
 from streams.errors import ConfigError
-from streams.training.choice import detectors_of, model_of
+from streams.training.choice import ask_of, detectors_of, inquiries_of, model_of
+from tests.streams.models.test_models import echo, endpoint
 
 
 def test_default_detectors_are_fitted_unless_others_are_named() -> None:
@@ -52,3 +55,41 @@ def test_model_is_an_object_of_a_module_in_the_working_folder(tmp_path: Path, mo
 def test_model_that_is_not_there_is_told(option: str, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         model_of(option)
+
+
+def test_inquiries_are_named_beside_the_model_that_they_ask() -> None:
+    assert inquiries_of(None, None) == ()
+    assert inquiries_of(None, "scoring:forest") == ()
+    assert inquiries_of("all", "m.onnx") == ("noise_stability", "feature_squeezing")
+    assert inquiries_of("feature_squeezing", "http://h/v2/models/m") == ("feature_squeezing",)
+    assert model_of("http://h/v2/models/m") is None
+    assert model_of("m.onnx") is None
+
+
+@pytest.mark.parametrize(
+    ("option", "model", "complaint"),
+    [
+        ("all", None, "--inquiries ask the watched model; name it with --model: a URL"),
+        ("noise", "m.onnx", "--inquiries: 'noise' is not `all`, or names of noise_stability, feature_squeezing"),
+        (" , ", "m.onnx", "--inquiries: ' , ' is not `all`"),
+        ("noise_stability,noise_stability", "m.onnx", "each once"),
+        (None, "m.onnx", "--model: m.onnx: only inquiries ask an endpoint or a file; add --inquiries all"),
+    ],
+)
+def test_inquiries_that_make_no_sense_are_told(option: str | None, model: str | None, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        inquiries_of(option, model)
+
+
+def test_questions_of_a_fit_carry_marks_where_there_is_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = parse({"models": [{"name": "m", "topic": "events", "bundle": "b"}]}, "here")
+    monkeypatch.setenv("VEDETTE_PROBE_KEY", "00" * 32)
+    rows = np.random.default_rng(0).normal(size=(5, 4))
+    with endpoint(echo) as (url, seen):
+        for given in (settings, None):
+            ask, notes = ask_of(f"{url}/v2/models/m", given, lambda: "events")
+            assert ask(rows).shape == (5, 2)
+            assert len(notes) == (given is None)
+    assert seen[0][2]["id"].startswith("vp1.")
+    assert "id" not in seen[1][2]
+    assert ask_of("scipy.special:softmax", None, lambda: "events")[1] == ()

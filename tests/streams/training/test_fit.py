@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,12 +14,15 @@ import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+from rich.console import Console
 
 from detectors import bundle as bundles
-from detectors.manifest import read_report
+from detectors import registry
+from detectors.calibration.report import FitReport
+from detectors.manifest import read_origin, read_report
 from streams import tables
 from streams.cli import invoke
-from streams.training.findings import Findings
+from streams.training.findings import Findings, show
 from tests.streams.training.conftest import CLASSES, KEY, WEEK, Files, fit_arguments
 
 
@@ -83,8 +89,11 @@ def test_reference_alone_makes_a_bundle_that_only_tickets(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = str(tmp_path / "only.vedette")
-    assert invoke([*fit_arguments(files), "--out", out, "--json"]) == 0
+    assert invoke(["--model", "shop", *fit_arguments(files), "--model-version", "7", "--out", out, "--json"]) == 0
     told = reported(capsys)
+    assert (told["origin"]["model"], told["origin"]["model_version"]) == ("shop", "7")
+    assert read_origin(out).named() == "shop, version 7"
+    assert told["origin"]["packages"]["numpy"] == np.__version__
     assert told["mode"] == bundles.load(out).policy.mode == "tickets"
     assert told["pages_a_week_90"] is None
     assert "no benign events" in told["reason"]
@@ -121,6 +130,63 @@ def test_crafted_rows_weigh_the_detectors(files: Files, tmp_path: Path, capsys: 
     told = reported(capsys)
     assert told["fusion"] == "logistic"
     assert len(set(told["weights"])) > 1
+
+
+def test_attacks_that_rows_and_files_name_are_left_out_one_by_one(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(6)
+    far = np.clip(files.shop.rows(200, rng) + 3.0 * rng.normal(size=(200, 10)), -10, 10)
+    near = files.shop.rows(100, rng)
+    both = np.concatenate([far, near])
+    names = np.array(["far"] * 200 + ["none"] * 100)
+    np.savez(tmp_path / "both.npz", inputs=both, outputs=files.shop.scores(both), families=names)
+    np.savez(
+        tmp_path / "corner.npz", inputs=np.full((50, 10), 10.0), outputs=files.shop.scores(np.full((50, 10), 10.0))
+    )
+    arguments = [*fit_arguments(files), "--out", str(tmp_path / "x.vedette"), "--no-report"]
+    assert invoke([*arguments, "--crafted", "both.npz", "--crafted", "corner.npz", "--json"]) == 0
+    told = reported(capsys)
+    attacks = {one["family"]: one for one in told["examination"]["left_out"]}
+    assert {name: one["rows"] for name, one in attacks.items()} == {"far": 200, "none": 100, "corner": 50}
+    assert attacks["far"]["area"] > 0.8
+    assert attacks["none"]["area"] == pytest.approx(0.5, abs=0.15)
+    summary = told["leave_one_out"]
+    assert summary["area_worst_attack"] == "none"
+    assert summary["area_worst"] == attacks["none"]["area"]
+    assert summary["found_mean"] == pytest.approx(np.mean([one["found"] for one in attacks.values()]))
+
+
+def test_the_same_crafted_rows_in_one_file_or_two_make_the_same_bundle(files: Files, tmp_path: Path) -> None:
+    """Families are for the report; weights use all rows."""
+    rng = np.random.default_rng(7)
+    rows = np.clip(files.shop.rows(120, rng) + 3.0 * rng.normal(size=(120, 10)), -10, 10)
+    for name, part in (("whole", rows), ("first", rows[:60]), ("second", rows[60:])):
+        np.savez(tmp_path / f"{name}.npz", inputs=part, outputs=files.shop.scores(part))
+    digests = set()
+    for given in (["whole"], ["first", "second"]):
+        crafted = [part for name in given for part in ("--crafted", f"{name}.npz")]
+        out = str(tmp_path / f"{len(given)}.vedette")
+        assert invoke([*fit_arguments(files), *crafted, "--out", out, "--no-report", "--json"]) == 0
+        digests.add(bundles.load(out).digest)
+    assert len(digests) == 1
+
+
+def test_families_that_do_not_fit_the_rows_are_refused(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = files.shop.rows(20, np.random.default_rng(8))
+    np.savez(tmp_path / "odd.npz", inputs=rows, outputs=files.shop.scores(rows), families=np.array(["pgd"]))
+    assert invoke([*fit_arguments(files), "--crafted", "odd.npz", "--out", "x.vedette"]) == 2
+    assert "`families` has shape (1,) beside 20 rows" in refused(capsys)
+
+
+def test_tables_name_attacks_in_a_column(files: Files, tmp_path: Path) -> None:
+    table = pyarrow.parquet.read_table(files.benign).slice(0, 4).append_column("family", [["pgd", "pgd", None, "cw"]])
+    pyarrow.parquet.write_table(table, tmp_path / "crafted.parquet")
+    rows, _ = tables.read(tmp_path / "crafted.parquet", files.shop.schema, bytes.fromhex(KEY))
+    assert rows.families is not None
+    assert rows.families.tolist() == ["pgd", "pgd", "", "cw"]
 
 
 def test_without_a_client_key_the_report_says_what_that_means(
@@ -171,6 +237,8 @@ def test_a_broken_settings_file_is_not_passed_over(
         (["--benign", "topic", "--from", "yesterday"], "--from: 'yesterday' is no time"),
         (["--benign", "topic"], "no settings file"),
         (["--crafted", "missing.npz"], "missing.npz: no such file"),
+        (["--report", "x.html", "--no-report"], "--report and --no-report"),
+        (["--report", "x.vedette"], "is where the bundle goes"),
     ],
 )
 def test_wrong_options_are_one_sentence(
@@ -268,7 +336,11 @@ def test_the_page_holds_the_promise_and_what_was_found(
     for one in whole:
         assert one["excess"] < 0.15
         assert sum(one["bins"]) == pytest.approx(1.0)
-    assert read_report(out).to_dict()["examination"] == read_report(out).examination.to_dict()
+    assert told["examination"]["source"] == "probes"
+    report = read_report(out)
+    assert report.examination is not None
+    assert FitReport.from_dict(report.to_dict()) == report
+    assert told["leave_one_out"]["found_worst"] <= told["leave_one_out"]["found_mean"] <= 1.0
 
 
 def test_the_page_says_what_the_data_cannot_support(files: Files, tmp_path: Path) -> None:
@@ -278,6 +350,50 @@ def test_the_page_says_what_the_data_cannot_support(files: Files, tmp_path: Path
     text = page.read_text(encoding="utf-8")
     assert "Nothing pages: there are no benign events with clients and order" in text
     assert "--probes" in text
+
+
+def test_the_page_lies_beside_the_bundle_unless_it_is_not_wanted(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "beside.vedette"
+    assert invoke([*fit_arguments(files), "--out", str(out), "--no-report", "--json"]) == 0
+    assert reported(capsys)["page"] is None
+    assert {path.name for path in tmp_path.iterdir()} == {"beside.vedette"}
+    assert invoke([*fit_arguments(files), "--out", str(out), "--json"]) == 0
+    told = reported(capsys)
+    assert told["page"] == f"{out}.html"
+    text = Path(told["page"]).read_text(encoding="utf-8")
+    assert "<title>Fit: " in text
+    assert "(of the fit)" not in text
+    assert told["examination"]["source"] == "rehearsed"
+    assert told["examination"]["crafted"] > 0
+    assert {one["family"] for one in told["examination"]["left_out"]} <= {"random signs", "one step", "boundary"}
+    assert "Rehearsed attacks held out" in text
+    assert "Leave one attack out" in text
+
+
+def test_the_terminal_tells_everything_in_a_hundred_columns(files: Files, bundle: str) -> None:
+    report = read_report(bundle)
+    found = Findings(bundle, "d" * 32, report, WEEK, 3600, 120, 1.0, classes=CLASSES)
+    console = Console(width=100, record=True, file=io.StringIO())
+    show(found, console)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 100
+    flat = " ".join(text.split())
+    assert f"P(0) {found.false_pages[0][1]:.3f} P(1) {found.false_pages[1][1]:.3f}" in flat
+    assert f"{report.between_clients:.1%} of the variance of scores" in flat
+    assert report.examination is not None
+    fused, worst = report.examination.fused, report.examination.farthest("trust_ratio")
+    assert fused is not None and worst is not None
+    assert f"AUC {fused.area:.3f}, TPR {fused.at_rate:.1%} at 1% FPR" in flat
+    (row,) = [line.split() for line in text.splitlines() if line.startswith("trust_ratio")]
+    assert row[-3:-1] == [CLASSES[worst.label or 0], f"{worst.distance:.3f}"]
+    assert len(row) == 10
+    assert any(line.startswith("left-out attacks") for line in text.splitlines())
+    assert sum(line.startswith("more data") for line in text.splitlines()) == len(report.more) > 0
+    told = found.to_dict()
+    assert sum(one["chance"] for one in told["false_pages"]) == pytest.approx(1.0, abs=2e-3)
+    json.dumps(told)
 
 
 def test_false_pages_have_the_beta_binomial_chances(files: Files, bundle: str) -> None:
@@ -297,3 +413,74 @@ def test_probes_that_do_not_fit_the_schema_are_refused(
     out = str(tmp_path / "none.vedette")
     assert invoke([*fit_arguments(files), "--probes", "probes.npz", "--out", out]) == 2
     assert "4" in refused(capsys)
+
+
+def test_inquiries_are_fitted_with_the_model_at_hand(
+    files: Files, bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "weights.npz", weights=files.shop.weights)
+    (tmp_path / "shopmodel.py").write_text(
+        "import numpy as np\n"
+        "weights = np.load('weights.npz')['weights']\n"
+        "def answer(rows):\n"
+        "    powers = np.exp(rows @ weights - (rows @ weights).max(axis=1, keepdims=True))\n"
+        "    return powers / powers.sum(axis=1, keepdims=True)\n"
+        "def backwards(rows):\n"
+        "    return answer(rows)[:, ::-1]\n"
+    )
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    out = str(tmp_path / "asking.vedette")
+    arguments = [*fit_arguments(files), "--benign", files.benign, "--out", out, "--json", "--inquiries"]
+    try:
+        assert invoke([*arguments, "feature_squeezing", "--model", "shopmodel:answer"]) == 0
+        reported(capsys)
+        fitted, plain = bundles.load(out), bundles.load(bundle)
+        assert fitted.escalation is not None
+        assert fitted.escalation.names == ("feature_squeezing",)
+        assert int(fitted.escalation.counts.sum()) == 2000
+        mine = {name: array for name, array in fitted.arrays().items() if not name.startswith("inquiries.")}
+        assert {name: array.tobytes() for name, array in mine.items()} == {
+            name: array.tobytes() for name, array in plain.arrays().items()
+        }
+        assert invoke([*arguments, "feature_squeezing", "--model", "shopmodel:backwards"]) == 2
+        assert "of 2000 benign rows the label that was recorded" in refused(capsys)
+        assert invoke([*arguments, "all", "--model", "http://127.0.0.1:9/v2/models/m"]) == 22
+        assert "cannot be asked" in refused(capsys)
+    finally:
+        sys.modules.pop("shopmodel", None)
+
+
+def test_detectors_of_embeddings_are_fitted_on_those_of_files(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(3)
+
+    def layers(scores: Any) -> Any:
+        """An embedding that lies in the region of its class."""
+        centres = np.random.default_rng(4).normal(0, 5, (len(CLASSES), 4))
+        return centres[scores.argmax(axis=1)] + rng.normal(size=(len(scores), 4))
+
+    shop = files.shop
+    schema = replace(shop.schema, embedding_width=4)
+    (tmp_path / "schema.json").write_text(json.dumps(schema.to_dict()))
+    known = np.load(files.reference)
+    np.savez(tmp_path / "reference.npz", **known, embeddings=layers(known["outputs"]))
+    traffic = shop.traffic(40, 20, rng)
+    layer = layers(shop.scores(traffic.inputs)).tolist()
+    events = [{**event, "embedding": one} for event, one in zip(shop.lines(traffic), layer, strict=True)]
+    lines_of(tmp_path / "benign.jsonl", events)
+    arguments = ["fit", "--schema", "schema.json", "--week-seconds", str(WEEK), "--clients-per-week", "12", "--json"]
+    chosen = ["--detectors", "+embedding_trust_ratio,+embedding_dknn", "--benign", "benign.jsonl"]
+    assert invoke([*arguments, "--reference", "reference.npz", *chosen, "--out", "site.vedette"]) == 0
+    reported(capsys)
+    ensemble = bundles.load(tmp_path / "site.vedette", schema)
+    assert ensemble.detectors == (*registry.DEFAULT, "embedding_trust_ratio", "embedding_dknn")
+    inputs = shop.rows(200, rng)
+    scores = shop.scores(inputs)
+    np.savez(tmp_path / "rows.npz", inputs=inputs, outputs=scores, embeddings=layers(np.roll(scores, 1, axis=1)))
+    rows, _ = tables.read(tmp_path / "rows.npz", schema, bytes.fromhex(KEY))
+    verdicts = ensemble.score(rows.batch(), ensemble.new_state())
+    for name in ("embedding_trust_ratio", "embedding_dknn"):
+        assert np.median(verdicts.pvalues[:, verdicts.detectors.index(name)]) < 0.01
+    assert invoke([*arguments, "--reference", files.reference, *chosen, "--out", "other.vedette"]) == 2
+    assert "no reference row carries one" in refused(capsys)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
+from streams.models.marked import CLIENT, Marks
 from streams.probes import marks
 from tests.streams.worker.conftest import CLASSES, MODEL, PROBE_KEY, WIDTH, Deployment, event
 from tests.streams.worker.counting import PAGE_AT, TICKET_EVERY
@@ -96,6 +97,25 @@ def test_marks_that_are_expired_replayed_or_wrong(deploy: Deploy) -> None:
     ]
     excluded = [v for v in site.verdicts() if v.status != "scored"]
     assert all((v.level, v.ratio, v.pvalues) == (0, 0.0, {}) for v in excluded)
+    assert site.audit().passed
+
+
+def test_questions_of_the_escalation_tier_are_in_no_history(deploy: Deploy) -> None:
+    site = deploy(1)
+    ids = Marks(PROBE_KEY, site.topic)
+    for number in range(PAGE_AT + 4):
+        inputs = [0.01 * number, 0.5, 0.75, 1.0]
+        logged = {"id": ids(np.array([inputs])), "model": MODEL, "inputs": inputs, "outputs": [0.2, 0.7, 0.1]}
+        site.send(json.dumps(logged).encode(), CLIENT, 0)
+        if number % 5 == 0:
+            site.send(event(number), CLIENT, 0)  # somebody else of that name
+    site.producer().flush()
+    site.start()
+    site.wait_recorded(PAGE_AT + 4 + 5)
+    totals = site.totals()
+    assert (totals["probes_excluded"], totals["scored"]) == (PAGE_AT + 4, 5)
+    assert "invalid_marks" not in totals
+    assert site.signals() == []
     assert site.audit().passed
 
 

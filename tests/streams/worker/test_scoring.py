@@ -443,3 +443,28 @@ def test_blocks_of_clients_are_counted_hour_by_hour_without_probes_or_the_anonym
     assert all(np.count_nonzero(counts[0]) <= 9 for _, counts in hours)  # nine clients
     packed = scoring.histograms.packed()
     assert Histograms(packed).packed() == {name: each for name, each in packed.items() if name.startswith("hour:")}
+
+
+class Keeping(CountingScorer):
+    """Keeps the batches that it is given; its schema states an embedding."""
+
+    def __init__(self) -> None:
+        super().__init__(WIDTH, CLASSES)
+        self.schema = replace(self.schema, embedding_width=2)
+        self.seen: list[Batch] = []
+
+    def score(self, batch: Batch, state: object) -> Verdicts:
+        self.seen.append(batch)
+        return super().score(batch, state)
+
+
+def test_embeddings_reach_the_scorer_and_wrong_ones_the_dead_letters() -> None:
+    scorer, given_options = Keeping(), options()
+    given_options = replace(given_options, decode=replace(given_options.decode, schema=scorer.schema))
+    scoring = PartitionScoring(scorer, given_options, PARTITION, "topic-id", 0)
+    layers: list[list[float] | None] = [[1.0, 2.0], None, [3.0], [4.0, 5.0]]
+    records = [Rec(i, START_MS + i, b"ann", event(i, embedding=layer)) for i, layer in enumerate(layers)]
+    outcome = scoring.step(records, 0, pilot=False)
+    assert [(record.offset, letter.reason) for record, letter in outcome.dead] == [(2, "wrong-shape")]
+    (batch,) = scorer.seen
+    np.testing.assert_array_equal(batch.embeddings, [[1, 2], [np.nan, np.nan], [4, 5]])
