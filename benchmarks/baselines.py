@@ -6,12 +6,19 @@ judged at its published threshold and at one that keeps the same budget of false
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 from scipy.stats import shapiro
 
+from detectors.inputs.isolation_forest import IsolationForest
+from detectors.inputs.outliers.ecod import Ecod
+from detectors.inputs.outliers.knn import Knn
+from detectors.kernels import exact
 from detectors.kernels.rows import popcount32
+from detectors.view import feature_scales
 
 Rows = NDArray[np.float64]
 
@@ -31,6 +38,8 @@ BLOCK = 512
 LEAST_DISTANCES, EVERY, TRIM, NORMALITY = 100, 10, 3.0, 0.95
 #: Most distances that one test reads.
 MOST_DISTANCES = 5000
+#: Max-softmax: share of benign rows that it takes for odd where nothing else is said (the custom of "FPR at 95 % TPR").
+DOUBTED = 0.05
 
 
 def _mixed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -161,6 +170,38 @@ def mean_distances(rows: Rows, enough: float = 0.0) -> NDArray[np.float64]:
     return found
 
 
+@njit(cache=True)
+def _least_distances(rows: Rows, classes: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """(n,) distance of each row to the nearest kept row of its class; kept are the first and the far ones."""
+    n, width = rows.shape
+    kept = np.empty((count, n), dtype=np.int64)
+    sizes = np.zeros(count, dtype=np.int64)
+    means, squares, bounds = np.zeros(count), np.zeros(count), np.zeros(count)
+    found = np.zeros(n)
+    for row in range(n):
+        label = classes[row]
+        least = np.inf
+        for at in range(sizes[label]):
+            other = kept[label, at]
+            total = 0.0
+            for feature in range(width):
+                apart = rows[row, feature] - rows[other, feature]
+                total += apart * apart
+                if total >= least:
+                    break
+            least = min(least, total)
+        own = 0.0 if sizes[label] == 0 else np.sqrt(least)
+        found[row] = own
+        if sizes[label] == 0 or own > bounds[label]:
+            kept[label, sizes[label]] = row
+            sizes[label] += 1
+            step = own - means[label]
+            means[label] += step / sizes[label]
+            squares[label] += step * (own - means[label])
+            bounds[label] = max(bounds[label], means[label] - np.sqrt(squares[label] / sizes[label]))
+    return found
+
+
 def normality(rows: Rows, labels: NDArray[np.int32], enough: float = 0.0) -> NDArray[np.float64]:
     """(n,) Shapiro-Wilk's W of the least distances within predicted classes of one account; infinity where not tested.
 
@@ -171,26 +212,62 @@ def normality(rows: Rows, labels: NDArray[np.int32], enough: float = 0.0) -> NDA
     Juuti, Szyller, Marchal & Asokan, "PRADA: Protecting Against DNN Model Stealing Attacks", EuroS&P 2019, algorithm 3.
     """
     found = np.full(len(rows), np.inf)
-    grown: dict[int, list[int]] = {}
-    own: dict[int, list[float]] = {}
-    bound: dict[int, float] = {}
-    distances: list[float] = []
-    for row, label in enumerate(labels.tolist()):
-        if label not in grown:
-            grown[label], own[label], bound[label] = [row], [0.0], 0.0
-            distances.append(0.0)
-        else:
-            least = float(np.sqrt(np.square(rows[grown[label]] - rows[row]).sum(axis=1).min()))
-            distances.append(least)
-            if least > bound[label]:
-                grown[label].append(row)
-                own[label].append(least)
-                bound[label] = max(bound[label], float(np.mean(own[label]) - np.std(own[label])))
-        if len(distances) >= LEAST_DISTANCES and row % EVERY == 0:
-            sample = np.array(distances[-MOST_DISTANCES:])
-            kept = sample[np.abs(sample - sample.mean()) <= TRIM * sample.std()]
-            if len(kept) >= LEAST_DISTANCES // 2 and np.ptp(kept) > 0:
-                found[row] = shapiro(kept).statistic
-            if found[row] < enough:
-                break
+    if len(rows) < LEAST_DISTANCES:
+        return found
+    known, classes = np.unique(labels, return_inverse=True)
+    distances = _least_distances(np.ascontiguousarray(rows), classes.astype(np.int64), len(known))
+    for row in range(-(-(LEAST_DISTANCES - 1) // EVERY) * EVERY, len(rows), EVERY):
+        sample = distances[max(0, row + 1 - MOST_DISTANCES) : row + 1]
+        kept = sample[np.abs(sample - sample.mean()) <= TRIM * sample.std()]
+        if len(kept) >= LEAST_DISTANCES // 2 and np.ptp(kept) > 0:
+            found[row] = shapiro(kept).statistic
+        if found[row] < enough:
+            break
     return found
+
+
+class Outliers:
+    """Detectors of single rows, alone: PyOD's IForest, KNN and ECOD with its defaults, and the model's doubt.
+
+    Scores are those of PyOD's `decision_function`, one row at a time for ECOD, by the compiled forms.
+
+    Parameters
+    ----------
+    known : float64 (n, d)
+        Rows that PyOD's detectors are fitted on.
+    seed : int
+        Of the forest.
+
+    References
+    ----------
+    Liu, Ting & Zhou, "Isolation Forest", ICDM 2008; Ramaswamy, Rastogi & Shim, SIGMOD 2000 (KNN); Li et al., "ECOD",
+    TKDE 2022; Zhao, Nasrullah & Li, "PyOD", JMLR 2019. Hendrycks & Gimpel, "A Baseline for Detecting Misclassified and
+    Out-of-Distribution Examples in Neural Networks", ICLR 2017 (max-softmax).
+    """
+
+    def __init__(self, known: Rows, seed: int) -> None:
+        from pyod.models.ecod import ECOD
+        from pyod.models.iforest import IForest
+        from pyod.models.knn import KNN
+
+        self.mean, self.scale = feature_scales(known)
+        rows = self._standard(known)
+        fitted = {"IForest": IForest(random_state=seed), "KNN": KNN(), "ECOD": ECOD()}
+        for detector in fitted.values():
+            detector.fit(rows)
+        #: What PyOD takes for an outlier at its default contamination, .1.
+        self.published = {name: float(detector.threshold_) for name, detector in fitted.items()}
+        self._score: dict[str, Callable[[Rows], Rows]] = {
+            "IForest": IsolationForest().compile(fitted["IForest"]).decision_function,
+            "KNN": Knn().compile(fitted["KNN"]).decision_function,
+            "ECOD": Ecod().compile(fitted["ECOD"]).decision_function,
+        }
+
+    def _standard(self, rows: Rows) -> Rows:
+        return np.ascontiguousarray(exact.standardise(rows, self.mean, self.scale, exact.grid_for(rows.shape[1])))
+
+    def scores(self, rows: Rows, outputs: Rows) -> dict[str, Rows]:
+        """(n,) scores of rows (n, d) with the model's probabilities (n, K), by name."""
+        standard = self._standard(rows)
+        found = {name: score(standard) for name, score in self._score.items()}
+        return found | {"max-softmax": -outputs.max(axis=1)}

@@ -8,6 +8,9 @@ and depend on themselves: a client's tilt wanders (AR(1), .9), and half of its p
 client-week has a log-normal number of events of median 100 and spread 1; 1 % are exact duplicates, 1 % are sent again.
 Repeaters are the kinds of `benchmarks.repeaters`, 150 rows each.
 
+Camera, clients and ensemble are drawn anew for each seed; weeks and runs are divided among seeds, and intervals draw
+seeds anew, then weeks of each (and are never narrower than Wilson's over all weeks).
+
 The ensemble is the default one, fitted on tuning clients. Every client-week of a large pool is scored with it once, and
 its maxima are kept. A simulated week deals the pool's clients out anew: m = 2 C of them calibrate, as `vedette
 calibrate` does, C others are the week to come. No client stands on both sides. Clients are drawn without replacement
@@ -32,7 +35,7 @@ import functools
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,7 +62,6 @@ from detectors.queries import walk as walking
 from detectors.queries.walk import Columns
 from detectors.schema import FeatureSchema
 from detectors.scorer import Ensemble
-from streams.probes.outcome import wilson
 from streams.worker.tally import buckets
 
 Rows = NDArray[np.float64]
@@ -80,7 +82,7 @@ DUPLICATES, RETRIES, SAME_CLASS, KEEPS = 0.01, 0.01, 0.5, 0.9
 #: Clients that are scored at a time.
 CHUNK_CLIENTS = 400
 #: How clients differ: spread of their tilt, noise and contrast, so that their share of variance is low and high.
-SPREADS = {"alike": 0.2, "unlike": 0.8}
+SPREADS = {"alike": 0.2, "apart": 0.5, "unlike": 0.8}
 #: Weeks before the change.
 BEFORE = 2
 #: The change at its full size: degrees, share of contrast lost, noise.
@@ -101,11 +103,16 @@ class Sizes:
     drifting: int
     drift_coming: int
     runs: int
+    seeds: int
+    """Over which weeks and runs are divided."""
 
 
-FULL = Sizes({"alike": 4_000, "unlike": 30_000}, (100, 1_000, 10_000), (0.01, 0.05, 0.10), 1_000, 1_600, 500, 200)
-TENTH = Sizes({"alike": 600, "unlike": 3_400}, (100, 1_000), (0.01, 0.05, 0.10), 1_000, 450, 150, 100)
-QUICK = Sizes({"unlike": 600}, (100,), (0.01, 0.10), 200, 210, 70, 40)
+SHARES = (0.01, 0.05, 0.10)
+FULL = Sizes(
+    {"alike": 4_000, "apart": 4_000, "unlike": 30_000}, (100, 1_000, 10_000), SHARES, 1_000, 1_600, 500, 200, 5
+)
+TENTH = Sizes({"alike": 320, "apart": 320, "unlike": 3_000}, (100, 1_000), SHARES, 900, 330, 110, 90, 3)
+QUICK = Sizes({"unlike": 600}, (100,), (0.01, 0.10), 200, 210, 70, 40, 2)
 
 
 class Camera:
@@ -428,13 +435,13 @@ def merged(
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Simulated weeks of one world, number of clients and share of repeaters."""
+    """Simulated weeks of one world, number of clients and share of repeaters; weeks and those that held by seed."""
 
     world: str
     coming: int
     share: float
-    weeks: int
-    held: int
+    weeks: tuple[int, ...]
+    held: tuple[int, ...]
     pages: float
     rank: int
     bootstrapped: bool
@@ -442,6 +449,31 @@ class Cell:
     @property
     def name(self) -> str:
         return f"weeks_within_{self.world}_{self.coming}_{self.share * 100:g}"
+
+    @property
+    def within(self) -> float:
+        """Share of the weeks that held."""
+        return sum(self.held) / sum(self.weeks)
+
+    @property
+    def least(self) -> float:
+        """The least share over seeds."""
+        return min(held / weeks for held, weeks in zip(self.held, self.weeks, strict=True))
+
+    @classmethod
+    def joined(cls, cells: Sequence[Cell]) -> Cell:
+        """One cell of several seeds."""
+        weeks = [sum(cell.weeks) for cell in cells]
+        return cls(
+            cells[0].world,
+            cells[0].coming,
+            cells[0].share,
+            tuple(week for cell in cells for week in cell.weeks),
+            tuple(held for cell in cells for held in cell.held),
+            float(np.average([cell.pages for cell in cells], weights=weeks)),
+            cells[0].rank,
+            any(cell.bootstrapped for cell in cells),
+        )
 
 
 def simulate(world: World, coming: int, share: float, weeks: int, rng: np.random.Generator) -> Cell:
@@ -470,8 +502,8 @@ def simulate(world: World, coming: int, share: float, weeks: int, rng: np.random
         world.name,
         coming,
         share,
-        weeks,
-        int(np.count_nonzero(pages <= BUDGET)),
+        (weeks,),
+        (int(np.count_nonzero(pages <= BUDGET)),),
         float(pages.mean()),
         rank,
         bootstrapped,
@@ -490,18 +522,49 @@ def taken(units: Maxima, which: NDArray[np.int64]) -> Maxima:
 
 @dataclass(frozen=True, slots=True)
 class DriftCell:
-    """Runs of one kind of change."""
+    """Runs of one kind of change, by seed.
+
+    Attributes
+    ----------
+    runs, marked, broken, in_time : tuple of int
+        Runs of each seed; those in which the mark was raised, the budget broken, and one not before the other.
+    delays : tuple of float
+        Hours from the change to the mark, of every run that was marked.
+    pages : float
+        Mean of a run.
+    young : int
+        Runs whose calm third week would have broken the budget, had first weeks calibrated.
+    """
 
     change: Change
-    runs: int
-    marked: int
-    broken: int
-    in_time: int
-    delay: float
-    """Median hours from the change to the mark."""
+    runs: tuple[int, ...]
+    marked: tuple[int, ...]
+    broken: tuple[int, ...]
+    in_time: tuple[int, ...]
+    delays: tuple[float, ...]
     pages: float
     young: int
-    """Runs whose calm third week would have broken the budget, had first weeks calibrated."""
+
+    @property
+    def judged(self) -> tuple[str, tuple[int, ...]]:
+        """Name of the figure, and the runs that it counts."""
+        if self.change == "none":
+            return "mark_without_cause", self.marked
+        return f"mark_in_time_{self.change}", self.in_time
+
+    @classmethod
+    def joined(cls, cells: Sequence[DriftCell]) -> DriftCell:
+        """Runs of several seeds."""
+        return cls(
+            cells[0].change,
+            tuple(runs for cell in cells for runs in cell.runs),
+            tuple(marked for cell in cells for marked in cell.marked),
+            tuple(broken for cell in cells for broken in cell.broken),
+            tuple(in_time for cell in cells for in_time in cell.in_time),
+            tuple(delay for cell in cells for delay in cell.delays),
+            float(np.average([cell.pages for cell in cells], weights=[sum(cell.runs) for cell in cells])),
+            sum(cell.young for cell in cells),
+        )
 
 
 def drift_runs(
@@ -544,8 +607,8 @@ def drift_runs(
         pages.append(len(page_hours))
         if np.isfinite(mark):
             delays.append(mark - (last if change == "gradual" else stream.since))
-    delay = float(np.median(delays)) if delays else float("nan")
-    return DriftCell(change, runs, marked, broken, in_time, delay, float(np.mean(pages)), young)
+    counts = (runs,), (marked,), (broken,), (in_time,)
+    return DriftCell(change, *counts, tuple(delays), float(np.mean(pages)), young)
 
 
 def one_week(units: Maxima, clients: int, week: int) -> Maxima:
@@ -588,63 +651,106 @@ def martingale_mark(stream: Drifting, times: NDArray[np.int64], rng: np.random.G
     return np.inf
 
 
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """Everything of one seed."""
+
+    cells: list[Cell]
+    drifts: list[DriftCell]
+    errors: float
+    between: dict[str, float]
+    """World -> share of the scores' variance that lies between clients."""
+
+    @classmethod
+    def measured(cls, sizes: Sizes, seed: int) -> Seed:
+        """Fit, score, simulate."""
+        camera = Camera(seed)
+        report.progress(f"seed {seed}: the model errs on {camera.errors:.1%} of unseen pictures")
+        cells: list[Cell] = []
+        drifts: list[DriftCell] = []
+        between: dict[str, float] = {}
+        weeks, runs = sizes.weeks // sizes.seeds, sizes.runs // sizes.seeds
+        for number, (name, clients) in enumerate(sizes.clients.items()):
+            world = World(name, camera, clients, seed)
+            between[name] = world.report.between_clients
+            rng = np.random.default_rng([seed, 5, number])
+            for coming in sizes.coming:
+                if 0.3 * UNITS_A_CLIENT * coming > clients:
+                    continue  # so few would stand in that nothing could be learned
+                for share in sizes.shares:
+                    cells.append(simulate(world, coming, share, weeks, rng))
+                    report.progress(f"  {cells[-1]}")
+            if name == list(sizes.clients)[-1]:
+                calm: tuple[Maxima, Maxima] | None = None
+                for change in CHANGES:
+                    made = world.drifting(sizes.drifting, change, seed)
+                    calm = calm or (one_week(made[0], sizes.drifting, 0), one_week(made[0], sizes.drifting, BEFORE))
+                    drifts.append(drift_runs(world, change, calm, made, sizes.drift_coming, runs, seed))
+                    report.progress(f"  {change}: {drifts[-1].in_time[0]} of {runs} in time")
+        return cls(cells, drifts, camera.errors, between)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print, judge."""
     parser = report.arguments(__doc__ or "")
     parser.add_argument("--tenth", action="store_true", help="a tenth of the clients; 10,000 a week are left out")
+    parser.add_argument("--seeds", type=int, help="seeds that weeks and runs are divided among")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/detection.md")
     options = parser.parse_args(arguments)
     limit_blas_threads()
     sizes = QUICK if options.quick else TENTH if options.tenth else FULL
-    camera = Camera(options.seed)
-    report.progress(f"the model errs on {camera.errors:.1%} of unseen pictures")
-    cells: list[Cell] = []
-    drifts: list[DriftCell] = []
-    context: dict[str, Any] = {"budget": BUDGET, "model_errors": camera.errors, "worlds": {}}
-    for number, (name, clients) in enumerate(sizes.clients.items()):
-        world = World(name, camera, clients, options.seed)
-        context["worlds"][name] = {"clients": clients, "between_clients": world.report.between_clients}
-        rng = np.random.default_rng([options.seed, 5, number])
-        for coming in sizes.coming:
-            if 0.3 * UNITS_A_CLIENT * coming > clients:
-                continue  # so few would stand in that nothing could be learned
-            for share in sizes.shares:
-                cells.append(simulate(world, coming, share, sizes.weeks, rng))
-                report.progress(f"  {cells[-1]}")
-        if name == list(sizes.clients)[-1]:
-            calm: tuple[Maxima, Maxima] | None = None
-            for change in CHANGES:
-                made = world.drifting(sizes.drifting, change, options.seed)
-                calm = calm or (one_week(made[0], sizes.drifting, 0), one_week(made[0], sizes.drifting, BEFORE))
-                drifts.append(drift_runs(world, change, calm, made, sizes.drift_coming, sizes.runs, options.seed))
-                report.progress(f"  {drifts[-1]}")
-    figures = [Figure(cell.name, cell.held / cell.weeks, *wilson(cell.held, cell.weeks)) for cell in cells]
+    sizes = replace(sizes, seeds=options.seeds or sizes.seeds)
+    seeds = [Seed.measured(sizes, seed) for seed in range(options.seed, options.seed + sizes.seeds)]
+    cells = [Cell.joined(same) for same in zip(*(seed.cells for seed in seeds), strict=True)]
+    drifts = [DriftCell.joined(same) for same in zip(*(seed.drifts for seed in seeds), strict=True)]
+    rng = np.random.default_rng(options.seed)
+    figures = [report.share_over_seeds(cell.name, cell.held, cell.weeks, rng) for cell in cells]
     targets = [Target(cell.name, ">=", TARGET) for cell in cells]
     for run in drifts:
-        false = run.change == "none"
-        name = "mark_without_cause" if false else f"mark_in_time_{run.change}"
-        count = run.marked if false else run.in_time
-        figures.append(Figure(name, count / run.runs, *wilson(count, run.runs)))
-        targets.append(Target(name, "<=" if false else ">=", RISK if false else TARGET))
-    page = table(cells, drifts, context)
+        name, counted = run.judged
+        figures.append(report.share_over_seeds(name, counted, run.runs, rng))
+        targets.append(Target(name, "<=", RISK) if run.change == "none" else Target(name, ">=", TARGET))
+    between = {name: [seed.between[name] for seed in seeds] for name in sizes.clients}
+    page = table(cells, drifts, between, figures)
     if options.write:
         report.write_between(DOCS / "detection.md", "budget", page)
+    context: dict[str, Any] = {
+        "budget": BUDGET,
+        "seeds": sizes.seeds,
+        "model_errors": [seed.errors for seed in seeds],
+        "worlds": {
+            name: {"clients": sizes.clients[name], "between_clients": shares} for name, shares in between.items()
+        },
+        "held_by_seed": {cell.name: cell.held for cell in cells},
+        "in_time_by_seed": {run.change: run.in_time for run in drifts},
+    }
     return report.finish(options, figures, targets, context, lambda console: show(console, page))
 
 
-def table(cells: Sequence[Cell], drifts: Sequence[DriftCell], context: dict[str, Any]) -> str:
+def table(
+    cells: Sequence[Cell],
+    drifts: Sequence[DriftCell],
+    between: dict[str, list[float]],
+    figures: Sequence[Figure],
+) -> str:
     """What stands in the documentation."""
-    lines = [
-        f"| clients differ by | clients a week | repeaters | weeks within N = {BUDGET} | pages a week | rank j of m |",
-        "|---|---|---|---|---|---|",
-    ]
+    interval = {figure.name: f"{figure.value:.1%} ({figure.low:.1%}-{figure.high:.1%})" for figure in figures}
+    heads = (
+        "clients differ by",
+        "a week",
+        "repeaters",
+        f"weeks within N = {BUDGET}",
+        "worst seed",
+        "pages a week",
+        "j of m",
+    )
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for cell in cells:
-        low, high = wilson(cell.held, cell.weeks)
         mark = " (bootstrapped)" if cell.bootstrapped else ""
-        between = context["worlds"][cell.world]["between_clients"]
+        shares = between[cell.world]
         lines.append(
-            f"| {between:.2f} of the variance | {cell.coming:,}{mark} | {cell.share:.0%} | "
-            f"{cell.held / cell.weeks:.1%} ({low:.1%}-{high:.1%}) | {cell.pages:.2f} | "
+            f"| {np.mean(shares):.2f} of the variance ({min(shares):.2f}-{max(shares):.2f}) | {cell.coming:,}{mark} | "
+            f"{cell.share:.0%} | {interval[cell.name]} | {cell.least:.1%} | {cell.pages:.2f} | "
             f"{cell.rank} of {UNITS_A_CLIENT * cell.coming:,} |"
         )
     lines += [
@@ -654,14 +760,14 @@ def table(cells: Sequence[Cell], drifts: Sequence[DriftCell], context: dict[str,
     ]
     aged = ""
     for run in drifts:
-        low, high = wilson(run.in_time, run.runs)
-        delay = "-" if np.isnan(run.delay) else f"{run.delay:.0f}"
-        lines.append(
-            f"| {run.change} | {run.marked / run.runs:.1%} | {run.broken / run.runs:.1%} | "
-            f"{run.in_time / run.runs:.1%} ({low:.1%}-{high:.1%}) | {delay} | {run.pages:.1f} |"
-        )
+        total = sum(run.runs)
+        marked, broken, in_time = (sum(counts) / total for counts in (run.marked, run.broken, run.in_time))
+        told = f"{in_time:.1%}" if run.change == "none" else interval[run.judged[0]]
+        raised = interval[run.judged[0]] if run.change == "none" else f"{marked:.1%}"
+        delay = f"{np.median(run.delays):.0f}" if run.delays else "-"
+        lines.append(f"| {run.change} | {raised} | {broken:.1%} | {told} | {delay} | {run.pages:.1f} |")
         if run.change == "none":
-            aged = f"{run.young / run.runs:.1%}"
+            aged = f"{run.young / total:.1%}"
     lines += [
         "",
         f"Thresholds from clients' first weeks would have broken the budget in {aged} of the calm third weeks.",

@@ -10,7 +10,6 @@ nothing was fitted on.
 
 * undiluted, and with 4 and 20 benign queries beside each of their own; some also with 60, more than the history of a
   client remembers;
-* undiluted and 1:4 at a site without clients that repeat themselves, neither in its history nor in its traffic;
 * over 10 accounts, one in a hundred rows of the partition, and over 100, one in three hundred;
 * benign clients of special kinds: share that page and that ticket, apart for kinds that the history held and not. The
   same clients are judged twice in each seed, by an ensemble whose history held every other kind and by one whose held
@@ -18,8 +17,11 @@ nothing was fitted on.
 * an attacker who tunes: strategies for noise, distance, cover and few features, 2,000 queries (benign ones included)
   for one start row. It succeeds when a row with another answer lies as near as HopSkipJump's median after 400 queries.
   Of the strategies that succeed often enough unmonitored, the one that does best unseen on tuning rows is reported;
-* Blacklight, stateful detection (Chen et al.) and PRADA against some of the same attackers, at their published
-  thresholds and at those that order statistics of the same client-weeks give for the same budget.
+* Blacklight, stateful detection (Chen et al.), PRADA, PyOD's IForest, KNN and ECOD and max-softmax against some of the
+  same attackers, at their published thresholds and at those that order statistics of the same client-weeks give for the
+  same budget (`benchmarks.queries_rivals`);
+* a site without repeaters, in history and traffic, undiluted and 1:4, with attackers of its own, baselines and ordinary
+  clients: there a crossed threshold pages.
 
 An attacker that is never seen counts as seen after the last query but one more: medians are over all attackers.
 Intervals: Wilson's for shares; for medians, seeds and then attackers are drawn anew. ``--keep`` stores each attack
@@ -40,7 +42,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import baselines, queries_tables, report
+from benchmarks import queries_tables, report
 from benchmarks.crafted import Task, task
 from benchmarks.datasets import Data, Kind, installed, named
 from benchmarks.queries_attackers import (
@@ -53,12 +55,12 @@ from benchmarks.queries_attackers import (
     covered,
     first_success,
 )
-from benchmarks.queries_cells import PLAIN, Benign, Found, Hunt, Part, Settings, Tuned
+from benchmarks.queries_cells import Benign, Found, Hunt, Part, Settings, Tuned
 from benchmarks.queries_clients import KINDS, Counter, Rows, Supply, Week, known_kinds, turns, week
+from benchmarks.queries_rivals import PLACES, Rivals, parts_of, rival_hunts
 from benchmarks.repeaters import Site
 from benchmarks.report import progress
 from detectors import ensemble
-from detectors.calibration import order_statistics
 from detectors.contract import Batch, Level, Reference
 from detectors.kernels import limit_blas_threads
 from detectors.scorer import Ensemble
@@ -79,8 +81,8 @@ TASKS: tuple[tuple[Data, Kind], ...] = (
     ("kddcup", "mlp"),
     ("kddcup", "forest"),
 )
-FULL = Settings(queries=400, attackers=120, campaigns=10, specials=24, tuners=24, clients=200, weeks=7, plain=120)
-QUICK = Settings(queries=150, attackers=4, campaigns=1, specials=2, tuners=2, clients=16, weeks=7, plain=2)
+FULL = Settings(queries=400, attackers=120, rivals=24, campaigns=10, specials=24, tuners=24, clients=200, weeks=7)
+QUICK = Settings(queries=100, attackers=4, rivals=2, campaigns=1, specials=2, tuners=2, clients=16, weeks=7)
 SEEDS, QUICK_SEEDS = 5, 1
 QUICK_TASKS: tuple[tuple[Data, Kind], ...] = (("digits", "mlp"),)
 #: Most clients a week where rows are longer than this.
@@ -91,10 +93,8 @@ BUDGET, SPECIAL_EVERY = 1, 20
 CAMPAIGNS, AT_ONCE = ((10, 100), (100, 300)), 5
 #: Benign queries beside each own; beyond the second figure as few attackers as campaigns.
 DILUTIONS, FAR = (0, 4, 20, 60), 20
-#: Those at a site without repeaters.
+#: Dilutions at which a site without repeaters is measured.
 PLAIN_DILUTIONS = (0, 4)
-#: Dilutions, attackers a cell and rows of other clients that baselines are judged with: Blacklight compares all pairs.
-RIVAL_DILUTIONS, RIVAL_ATTACKERS, RIVAL_OTHERS = (0, 4), 6, 3000
 #: Budget of the attacker who tunes, over that of the others.
 TUNED_BUDGET = 5
 #: Rows that detectors learn from, rows of a batch, microseconds between rows.
@@ -127,18 +127,34 @@ class Stream:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class World:
-    """One task with everything that watches it."""
+    """One task with everything that watches it.
+
+    Attributes
+    ----------
+    known : tuple of str
+        Kinds of repeaters that the history holds; without any there are none in the traffic either.
+    learned : float64 (n, d)
+        Rows that detectors learn from.
+    scale : float64 (d,)
+        Their standard deviations.
+    """
 
     made: Task
     settings: Settings
     known: tuple[str, ...]
     watch: Ensemble
+    learned: Rows
     scale: Rows
     history: tuple[Week, ...]
     report: Counter
     background: tuple[Week, ...]
     mode: str
     reason: str
+
+    @property
+    def repeaters(self) -> bool:
+        """Whether history and traffic hold clients of special kinds."""
+        return bool(self.known)
 
     @classmethod
     def make(cls, made: Task, settings: Settings, known: tuple[str, ...]) -> World:
@@ -170,7 +186,7 @@ class World:
         background = tuple(week(counter, clients, specials, tuple(KINDS) if known else (), rng) for _ in range(2))
         spread = rows.std(axis=0)
         scale = np.where(spread > 0, spread, 1.0)
-        return cls(made, settings, known, watch, scale, history, counter, background, told.mode, told.reason)
+        return cls(made, settings, known, watch, rows, scale, history, counter, background, told.mode, told.reason)
 
     def stream(
         self, sequences: Sequence[tuple[Rows, NDArray[np.bool_]]], accounts: int, others: int, rng: np.random.Generator
@@ -243,106 +259,22 @@ def history_batch(made: Task, history: Sequence[Week], rng: np.random.Generator)
     )
 
 
-class Rivals:
-    """Baselines on one world: thresholds, and first alarms."""
-
-    def __init__(self, world: World, rng: np.random.Generator) -> None:
-        self.world = world
-        self.salt_seed = int(rng.integers(1 << 31))
-        maxima: dict[str, list[NDArray[np.float64]]] = {"Blacklight": [], "Chen et al.": [], "PRADA": []}
-        ordinary: list[NDArray[np.bool_]] = []
-        near: list[NDArray[np.float64]] = []
-        for one in world.history:
-            ordinary.append(np.array([kind == "" for kind in one.kinds]))
-            shared = baselines.blacklight(one.rows, np.random.default_rng(self.salt_seed))[1]
-            best = np.zeros(len(one.kinds))
-            np.maximum.at(best, one.clients, shared)
-            maxima["Blacklight"].append(best)
-            found = [self._account(rows) for rows in _split(one.rows, one.clients, len(one.kinds))]
-            plain = [distances for (distances, _), kind in zip(found, one.kinds, strict=True) if kind == ""]
-            near += [distances[np.isfinite(distances)] for distances in plain]
-            maxima["Chen et al."].append(np.array([-distances.min(initial=np.inf) for distances, _ in found]))
-            maxima["PRADA"].append(np.array([-normal.min(initial=np.inf) for _, normal in found]))
-        published = {
-            "Blacklight": baselines.MATCHES / baselines.KEPT - 1e-9,
-            "Chen et al.": -float(np.quantile(np.concatenate(near), baselines.NEAR_SHARE)),
-            "PRADA": -baselines.NORMALITY,
-        }
-        which = np.concatenate(ordinary)
-        self.thresholds: dict[tuple[str, str], float] = {}
-        for name, parts in maxima.items():
-            values = np.concatenate(parts)
-            self.thresholds[name, "published"] = published[name]
-            for setting, units in (("same budget", values), ("same budget, no repeaters", values[which])):
-                found_at = order_statistics.threshold(units, world.settings.clients, BUDGET)
-                self.thresholds[name, setting] = np.inf if found_at is None else found_at.value
-
-    def _account(self, rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        scaled = rows / self.world.scale
-        labels = self.world.made.model.predict(rows).argmax(axis=1).astype(np.int32)
-        return baselines.mean_distances(scaled), baselines.normality(scaled, labels)
-
-    def first(self, stream: Stream, count: int) -> dict[tuple[str, str], list[int | None]]:
-        """Own queries of each attacker until the first alarm, by baseline and setting."""
-        every, others = baselines.blacklight(stream.rows, np.random.default_rng(self.salt_seed))
-        found: dict[tuple[str, str], list[int | None]] = {key: [] for key in self.thresholds}
-        for who in range(count):
-            mine = np.flatnonzero(stream.attacker == who)
-            distances, normal = self._account(stream.rows[mine])
-            for name, setting in self.thresholds:
-                values = {
-                    "Blacklight": every[mine] if setting == "published" else others[mine],
-                    "Chen et al.": -distances,
-                    "PRADA": -normal,
-                }[name]
-                hits = np.flatnonzero(values > self.thresholds[name, setting])
-                found[name, setting].append(int(stream.asked[mine[hits[0]]]) if len(hits) else None)
-        return found
-
-
-def _split(rows: Rows, clients: NDArray[np.int64], count: int) -> list[Rows]:
-    """The rows of each client, in order."""
-    order = np.argsort(clients, kind="stable")
-    return np.split(rows[order], np.cumsum(np.bincount(clients, minlength=count))[:-1])
-
-
 def lots(count: int, values: int) -> list[range]:
     """Attackers of one stream at a time."""
     step = max(1, STREAM_VALUES // values)
     return [range(start, min(start + step, count)) for start in range(0, count, step)]
 
 
-def hunts(world: World, rivals: Rivals, plan: Plan, plain: World | None = None) -> list[Hunt]:
-    """One attack: every dilution, over many accounts, and at a site without repeaters where there is one."""
+def hunts(world: World, rivals: Rivals, plan: Plan) -> list[Hunt]:
+    """One attack: every dilution, and over many accounts; baselines where they are judged."""
     made, settings, number = world.made, world.settings, [plan.name for plan in PLANS].index(plan.name)
     rng = np.random.default_rng([made.seed, 21, number])
     supply = world.report.supply
     own = askers(made, plan, supply, max(settings.attackers, settings.campaigns), settings.queries, rng)
     found = []
     for each in DILUTIONS:
-        hunt = Hunt("Vedette", "", plan.name, each, 1, [], [])
-        others = {key: Hunt(key[0], key[1], plan.name, each, 1, [], []) for key in rivals.thresholds}
         count = settings.attackers if each <= FAR else min(settings.attackers, settings.campaigns)
-        for lot in lots(count, settings.queries * (1 + each) * made.schema.width):
-            hidden = [
-                covered(own[at], each, supply.client(each * len(own[at]), rng) if each else own[at], rng) for at in lot
-            ]
-            stream = world.stream(hidden, 1, 0, rng)
-            tickets, pages = world.watched(stream, len(hidden))
-            hunt.tickets.extend(tickets)
-            hunt.pages.extend(pages)
-        found.append(hunt)
-        if each in RIVAL_DILUTIONS:
-            few = min(RIVAL_ATTACKERS, settings.attackers)
-            hidden = [
-                covered(own[at], each, supply.client(each * len(own[at]), rng) if each else own[at], rng)
-                for at in range(few)
-            ]
-            for key, alarms in rivals.first(world.stream(hidden, 1, RIVAL_OTHERS, rng), few).items():
-                others[key].pages.extend(alarms)
-            found += others.values()
-    if plain is not None:
-        found += plain_hunts(plain, plan, own)
+        found.append(diluted(world, plan, own[:count], each, rng))
     for accounts, rows_to_each in CAMPAIGNS:
         spread = Hunt("Vedette", "", plan.name, 0, accounts, [], [])
         for start in range(0, settings.campaigns, AT_ONCE):
@@ -353,35 +285,47 @@ def hunts(world: World, rivals: Rivals, plan: Plan, plain: World | None = None) 
             spread.tickets.extend(tickets)
             spread.pages.extend(pages)
         found.append(spread)
-    return found
+    return found + rival_hunts(rivals, plan, own, PLACES)
 
 
-def plain_hunts(plain: World, plan: Plan, own: Sequence[Rows]) -> list[Hunt]:
-    """Attackers who ask the rows `own` of a site without repeaters."""
-    settings, supply = plain.settings, plain.report.supply
-    rng = np.random.default_rng([plain.made.seed, 22, [plan.name for plan in PLANS].index(plan.name)])
-    found = []
-    for each in PLAIN_DILUTIONS:
-        hunt = Hunt(PLAIN, "", plan.name, each, 1, [], [])
-        for lot in lots(min(settings.plain, len(own)), settings.queries * (1 + each) * plain.made.schema.width):
-            hidden = [
-                covered(own[at], each, supply.client(each * len(own[at]), rng) if each else own[at], rng) for at in lot
-            ]
-            tickets, pages = plain.watched(plain.stream(hidden, 1, 0, rng), len(hidden))
-            hunt.tickets.extend(tickets)
-            hunt.pages.extend(pages)
-        found.append(hunt)
-    return found
+def diluted(world: World, plan: Plan, own: list[Rows], each: int, rng: np.random.Generator) -> Hunt:
+    """What Vedette sees of some attackers, with `each` benign queries beside each of their own."""
+    made, supply = world.made, world.report.supply
+    hunt = Hunt("Vedette", "", plan.name, each, 1, [], [], world.repeaters)
+    for lot in lots(len(own), world.settings.queries * (1 + each) * made.schema.width):
+        hidden = [
+            covered(own[at], each, supply.client(each * len(own[at]), rng) if each else own[at], rng) for at in lot
+        ]
+        tickets, pages = world.watched(world.stream(hidden, 1, 0, rng), len(hidden))
+        hunt.tickets.extend(tickets)
+        hunt.pages.extend(pages)
+    return hunt
+
+
+def plain_hunts(world: World, rivals: Rivals, plan: Plan) -> list[Hunt]:
+    """One attack on a site without repeaters: nothing in history or traffic repeats itself but the attackers."""
+    made, settings, number = world.made, world.settings, [plan.name for plan in PLANS].index(plan.name)
+    rng = np.random.default_rng([made.seed, 21, number])
+    own = askers(made, plan, world.report.supply, settings.attackers, settings.queries, rng)
+    places = tuple((each, 1) for each in PLAIN_DILUTIONS)
+    return [
+        *(diluted(world, plan, own, each, rng) for each in PLAIN_DILUTIONS),
+        *rival_hunts(rivals, plan, own, places),
+    ]
 
 
 def benign(world: World, rivals: Rivals | None) -> list[Benign]:
-    """Ordinary clients and special ones: who tickets and pages in a week. All worlds of a seed have the same ones."""
+    """Ordinary clients, and special ones where the site has some: who tickets and pages in a week.
+
+    All worlds of a seed have the same ones.
+    """
     made, settings = world.made, world.settings
     rng = np.random.default_rng([made.seed, 31])
     ordinary = week(world.report, settings.clients, 0, tuple(KINDS), rng)
-    sequences = _split(ordinary.rows, ordinary.clients, settings.clients)
+    sequences = [ordinary.rows[mine] for mine in parts_of(ordinary.clients, settings.clients)]
     names = [""] * settings.clients
-    for kind, special in KINDS.items():
+    kinds = KINDS if world.repeaters else {}
+    for kind, special in kinds.items():
         sequences += [special(world.report, rng) for _ in range(settings.specials)]
         names += [kind] * settings.specials
     stream = world.stream([(rows, np.ones(len(rows), dtype=np.bool_)) for rows in sequences], 1, 0, rng)
@@ -391,10 +335,10 @@ def benign(world: World, rivals: Rivals | None) -> list[Benign]:
         seen |= {key: (alarms, alarms) for key, alarms in rivals.first(stream, len(sequences)).items()}
     found = []
     for (scheme, setting), (ticketed, paged) in seen.items():
-        for kind in ("", *KINDS):
+        for kind in ("", *kinds):
             mine = [at for at, name in enumerate(names) if name == kind]
             hits = sum(ticketed[at] is not None for at in mine), sum(paged[at] is not None for at in mine)
-            found.append(Benign(scheme, setting, kind, kind in world.known, len(mine), *hits))
+            found.append(Benign(scheme, setting, kind, kind in world.known, len(mine), *hits, world.repeaters))
     return found
 
 
@@ -455,19 +399,18 @@ class Bench:
         return World.make(self.made, self.settings, known_kinds(self.made.seed))
 
     @functools.cached_property
-    def plain(self) -> World | None:
-        """A site without repeaters, where attackers are watched at one."""
-        if not self.settings.plain:
-            return None
-        progress("  a site without repeaters")
-        return World.make(self.made, self.settings, ())
-
-    @functools.cached_property
     def rivals(self) -> Rivals:
         """Calibrated when they are first asked for."""
         world = self.world
         progress("  calibrating baselines")
-        return Rivals(world, np.random.default_rng([self.made.seed, 13]))
+        return Rivals(world, BUDGET, np.random.default_rng([self.made.seed, 13]))
+
+    @functools.cached_property
+    def plain(self) -> tuple[World, Rivals]:
+        """The same site without repeaters, and baselines on it."""
+        progress("  a site without repeaters")
+        world = World.make(self.made, self.settings, ())
+        return world, Rivals(world, BUDGET, np.random.default_rng([self.made.seed, 13]))
 
     def part(self, name: str, measured: Callable[[], Part]) -> Part:
         """One part, stored or measured now."""
@@ -489,7 +432,13 @@ class Bench:
         progress(f"{made.data} {made.kind}, seed {made.seed}")
 
         def attack(plan: Plan) -> Part:
-            return Part(settings, hunts=hunts(self.world, self.rivals, plan, self.plain))
+            return Part(settings, hunts=hunts(self.world, self.rivals, plan))
+
+        def alone(plan: Plan) -> Part:
+            return Part(settings, mode=self.plain[0].mode, hunts=plain_hunts(*self.plain, plan))
+
+        def alone_clients() -> Part:
+            return Part(settings, mode=self.plain[0].mode, benign=benign(*self.plain))
 
         def tuning() -> Part:
             goal, rows = tuned(self.world)
@@ -511,8 +460,14 @@ class Bench:
             cells += some
             told = ", ".join(hunt.told() for hunt in some if hunt.scheme == "Vedette")
             progress(f"  {time.monotonic() - self._began:5.0f} s  {plan.name}: {told}")
+        for plan in PLANS:
+            some = self.part(f"{plan.name}, no repeaters", functools.partial(alone, plan)).hunts
+            cells += some
+            told = ", ".join(hunt.told() for hunt in some if hunt.scheme == "Vedette")
+            progress(f"  {time.monotonic() - self._began:5.0f} s  {plan.name}, no repeaters: {told}")
         ordinary = self.part("benign clients", clients)
         swapped = self.part("benign clients, the other kinds known", others)
+        quiet = self.part("benign clients, no repeaters", alone_clients)
         for row in [*ordinary.benign[: 1 + len(KINDS)], *swapped.benign]:
             name = f"{row.kind}, {'known' if row.known else 'left out'}" if row.kind else "ordinary clients"
             progress(f"  {name}: {row.tickets} ticketed, {row.pages} paged of {row.clients}")
@@ -526,7 +481,7 @@ class Bench:
             ordinary.reason,
             tries.goal,
             cells,
-            ordinary.benign + swapped.benign,
+            ordinary.benign + swapped.benign + quiet.benign,
             tries.tuned,
         )
 

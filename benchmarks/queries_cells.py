@@ -5,30 +5,27 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-#: Vedette at a site where no client repeats itself.
-PLAIN = "Vedette, no repeaters"
-
 
 class Settings(msgspec.Struct, frozen=True):
-    """How much is run: own queries of an attacker; attackers a cell and campaigns over many accounts; clients of a
-    special kind; start rows of the attacker who tunes; clients a week and weeks of the history; attackers a cell at a
-    site without repeaters (0 where parts were stored that have none)."""
+    """How much is run: own queries of an attacker; attackers a cell, those of them that baselines are judged with, and
+    campaigns over many accounts; clients of a special kind; start rows of the attacker who tunes; clients a week and
+    weeks of the history."""
 
     queries: int
     attackers: int
+    rivals: int
     campaigns: int
     specials: int
     tuners: int
     clients: int
     weeks: int
-    plain: int = 0
 
 
 class Hunt(msgspec.Struct, frozen=True):
     """One cell: own queries of each attacker until its first ticket and page; None for never.
 
-    `scheme` is Vedette, Vedette at a site without repeaters (`PLAIN`), or a baseline, which only pages, with its
-    `setting`; `each` benign queries beside each own.
+    `scheme` is Vedette or a baseline, which only pages, with its `setting`; `each` benign queries beside each own;
+    `repeaters` where history and traffic of the site hold some.
     """
 
     scheme: str
@@ -38,6 +35,7 @@ class Hunt(msgspec.Struct, frozen=True):
     accounts: int
     tickets: list[int | None]
     pages: list[int | None]
+    repeaters: bool = True
 
     def told(self) -> str:
         """In a few words."""
@@ -59,6 +57,7 @@ class Benign(msgspec.Struct, frozen=True):
     clients: int
     tickets: int
     pages: int
+    repeaters: bool = True
 
 
 class Tuned(msgspec.Struct, frozen=True):

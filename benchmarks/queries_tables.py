@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.queries_attackers import PLANS, STRATEGIES
-from benchmarks.queries_cells import PLAIN, Found, Hunt, Tuned
+from benchmarks.queries_cells import Found, Hunt, Tuned
 from benchmarks.queries_clients import KINDS, NEVER_KNOWN
 from benchmarks.report import BOOTSTRAP_RESAMPLES, Figure, Target, write_between
 from streams.probes.outcome import wilson
@@ -28,8 +28,6 @@ CELLS = {
 }
 #: Names of attacks that keep their queries apart.
 APART = tuple(plan.name for plan in PLANS if plan.apart)
-#: Cells at a site without repeaters.
-PLAIN_CELLS = {(0, 1): "undiluted", (4, 1): "1:4"}
 #: How often a strategy succeeds unmonitored that an attacker who tunes may choose.
 GOOD_ENOUGH = 0.8
 
@@ -37,14 +35,16 @@ GOOD_ENOUGH = 0.8
 MEDIANS = {"undiluted": 15.0, "1:4": 20.0}
 
 
-def _told(where: str, level: str, share: float, apart: float, median: float, late: float | None) -> list[Target]:
+def _told(
+    where: str, level: str, share: float, apart: float, median: float, late: float | None, site: str = ""
+) -> list[Target]:
     """Targets of both kinds of attacks: share seen, median and 90th percentile of queries."""
     found = []
     for word, least in (("worst", share), ("worst kept apart", apart)):
-        found.append(Target(f"{word} / {where}: {level}", ">=", least))
-        found.append(Target(f"{word} / {where}: queries to {level}, median", "<=", median))
+        found.append(Target(f"{site}{word} / {where}: {level}", ">=", least))
+        found.append(Target(f"{site}{word} / {where}: queries to {level}, median", "<=", median))
         if late is not None:
-            found.append(Target(f"{word} / {where}: queries to {level}, p90", "<=", late))
+            found.append(Target(f"{site}{word} / {where}: queries to {level}, p90", "<=", late))
     return found
 
 
@@ -57,7 +57,7 @@ TARGETS = (
             *_told(where, "ticket", 0.995, 0.95, median, 40.0),
             *_told(where, "page", 0.95, 0.95, 60.0, None),
             Target(f"mean of the worst task / {where}: page", ">=", 0.97),
-            *_told(f"{where}, no repeaters", "page", 0.995, 0.95, median, 40.0),
+            *_told(where, "page", 0.995, 0.95, median, 40.0, "no repeaters / "),
         )
     ),
     Target("worst / 1:20: ticket", ">=", 0.97),
@@ -71,7 +71,11 @@ TARGETS = (
     Target("tuned attacker, worst task: success before a page", "<=", 0.04),
     Target("tuned attacker, least over tasks: success unmonitored", ">=", 0.80),
     Target("least lead over a baseline at the same budget", ">=", 0.0),
+    Target("least lead over a baseline at the same budget, mean over attacks", ">=", 0.0),
+    Target("least lead over a baseline at the same budget, worst over attacks", ">=", 0.0),
 )
+#: The setting of baselines that Vedette is measured against.
+SAME_BUDGET = "same budget"
 
 Queries = list[list[int | None]]
 
@@ -127,21 +131,29 @@ def cell_of(found: Sequence[Found], pick: Callable[[Hunt], list[int | None]], wa
     return Cell(seen, found[0].settings.queries)
 
 
-def ours(found: Sequence[Found], attack: str, place: tuple[int, int], page: bool, scheme: str = "Vedette") -> Cell:
-    """Vedette's cell of one task; `PLAIN` for a site without repeaters."""
+def ours(found: Sequence[Found], attack: str, place: tuple[int, int], page: bool, repeaters: bool = True) -> Cell:
+    """Vedette's cell of one task."""
     return cell_of(
         found,
         lambda hunt: hunt.pages if page else hunt.tickets,
-        lambda hunt: (hunt.scheme, hunt.attack, hunt.each, hunt.accounts) == (scheme, attack, *place),
+        lambda hunt: (
+            (hunt.scheme, hunt.attack, hunt.each, hunt.accounts, hunt.repeaters)
+            == ("Vedette", attack, *place, repeaters)
+        ),
     )
 
 
-def theirs(found: Sequence[Found], key: tuple[str, str], attack: str, each: int) -> Cell:
+def theirs(
+    found: Sequence[Found], key: tuple[str, str], attack: str, place: tuple[int, int], repeaters: bool = True
+) -> Cell:
     """A baseline's cell of one task."""
     return cell_of(
         found,
         lambda hunt: hunt.pages,
-        lambda hunt: (hunt.scheme, hunt.setting, hunt.attack, hunt.each) == (*key, attack, each),
+        lambda hunt: (
+            (hunt.scheme, hunt.setting, hunt.attack, hunt.each, hunt.accounts, hunt.repeaters)
+            == (*key, attack, *place, repeaters)
+        ),
     )
 
 
@@ -153,14 +165,16 @@ def by_task(found: Sequence[Found]) -> dict[str, list[Found]]:
     return tasks
 
 
-def settings_of(found: Sequence[Found]) -> list[tuple[str, str]]:
+def settings_of(found: Sequence[Found], repeaters: bool = True) -> list[tuple[str, str]]:
     """Baselines and their settings."""
-    return list(dict.fromkeys((hunt.scheme, hunt.setting) for hunt in found[0].hunts if hunt.setting))
+    hunts = [hunt for hunt in found[0].hunts if hunt.setting and hunt.repeaters == repeaters]
+    return list(dict.fromkeys((hunt.scheme, hunt.setting) for hunt in hunts))
 
 
-def rival_dilutions(found: Sequence[Found]) -> list[int]:
-    """Dilutions at which baselines were judged."""
-    return sorted({hunt.each for hunt in found[0].hunts if hunt.setting})
+def rival_places(found: Sequence[Found], repeaters: bool = True) -> list[tuple[int, int]]:
+    """Cells in which baselines were judged, in the order of `CELLS`."""
+    seen = {(hunt.each, hunt.accounts) for hunt in found[0].hunts if hunt.setting and hunt.repeaters == repeaters}
+    return [place for place in CELLS if place in seen]
 
 
 def share_figure(name: str, hits: int, total: int) -> Figure:
@@ -168,26 +182,21 @@ def share_figure(name: str, hits: int, total: int) -> Figure:
     return Figure(name, hits / total, *wilson(hits, total))
 
 
-def plain_sites(found: Sequence[Found]) -> bool:
-    """Whether attackers were also watched at sites without repeaters."""
-    return any(hunt.scheme == PLAIN for hunt in found[0].hunts)
-
-
-def stream_figures(found: Sequence[Found], rng: np.random.Generator) -> list[Figure]:
-    """Worst and mean over attacks: of each task, and of all."""
+def stream_figures(found: Sequence[Found], rng: np.random.Generator, repeaters: bool = True) -> list[Figure]:
+    """Worst and mean over attacks: of each task, and of all; at sites with or without repeaters."""
     figures = []
     every: dict[tuple[str, bool], list[tuple[str, Cell, Cell]]] = {}
-    sites = [("Vedette", place, where) for place, where in CELLS.items()]
-    if plain_sites(found):
-        sites += [(PLAIN, place, f"{where}, no repeaters") for place, where in PLAIN_CELLS.items()]
+    site, cells = "", CELLS
+    if not repeaters:
+        site, cells = "no repeaters / ", {place: CELLS[place] for place in rival_places(found, repeaters)}
     for name, some in by_task(found).items():
-        for scheme, place, where in sites:
+        for place, where in cells.items():
             for plan in PLANS:
-                tickets, pages = (ours(some, plan.name, place, page, scheme) for page in (False, True))
+                tickets, pages = (ours(some, plan.name, place, page, repeaters) for page in (False, True))
                 every.setdefault((where, plan.apart), []).append((name, tickets, pages))
     means: dict[str, list[tuple[int, int]]] = {}
-    for prefix, chosen in [*((f"{name} / ", name) for name in by_task(found)), ("", None)]:
-        for _, _, where in sites:
+    for prefix, chosen in [*((f"{site}{name} / ", name) for name in by_task(found)), (site, None)]:
+        for where in cells.values():
             for apart, word in ((False, "worst"), (True, "worst kept apart")):
                 rows = [row for row in every[where, apart] if chosen in (None, row[0])]
                 figures += _extremes(f"{prefix}{word} / {where}", rows, rng)
@@ -197,7 +206,7 @@ def stream_figures(found: Sequence[Found], rng: np.random.Generator) -> list[Fig
             means.setdefault(where, []).append((hits, total))
     for where, of_tasks in means.items():
         worst = min(of_tasks, key=lambda mean: mean[0] / mean[1])
-        figures.append(share_figure(f"mean of the worst task / {where}: page", *worst))
+        figures.append(share_figure(f"{site}mean of the worst task / {where}: page", *worst))
     return figures
 
 
@@ -214,13 +223,15 @@ def _extremes(label: str, rows: Sequence[tuple[str, Cell, Cell]], rng: np.random
     return figures
 
 
-def benign_rows(found: Sequence[Found], key: tuple[str, str], kind: str, known: bool | None) -> tuple[int, int, int]:
+def benign_rows(
+    found: Sequence[Found], key: tuple[str, str], kind: str, known: bool | None, repeaters: bool = True
+) -> tuple[int, int, int]:
     """Clients of a kind, and how many of them ticketed and paged; `known` None takes all."""
     rows = [
         row
         for one in found
         for row in one.benign
-        if (row.scheme, row.setting, row.kind) == (*key, kind) and known in (None, row.known)
+        if (row.scheme, row.setting, row.kind, row.repeaters) == (*key, kind, repeaters) and known in (None, row.known)
     ]
     return sum(row.clients for row in rows), sum(row.tickets for row in rows), sum(row.pages for row in rows)
 
@@ -277,25 +288,121 @@ def tuned_figures(found: Sequence[Found]) -> list[Figure]:
     return figures
 
 
+def plain_figures(found: Sequence[Found], rng: np.random.Generator) -> list[Figure]:
+    """A site without repeaters: attackers, and ordinary clients."""
+    if not rival_places(found, repeaters=False):
+        return []
+    figures = stream_figures(found, rng, repeaters=False)
+    clients, tickets, pages = benign_rows(found, ("Vedette", ""), "", None, repeaters=False)
+    if clients:
+        figures.append(share_figure("no repeaters / ordinary clients: paged", pages, clients))
+        figures.append(share_figure("no repeaters / ordinary clients: ticketed", tickets, clients))
+    return figures
+
+
+@dataclass(frozen=True, slots=True)
+class Duel:
+    """Vedette and a baseline against the same attackers, one cell of one task.
+
+    Attributes
+    ----------
+    hits, others : int
+        Attackers that Vedette pages, and the baseline.
+    total : int
+    median, other_median : float
+        Own queries until the page.
+    """
+
+    task: str
+    attack: str
+    place: tuple[int, int]
+    hits: int
+    others: int
+    total: int
+    median: float
+    other_median: float
+
+    @property
+    def lead(self) -> float:
+        """Share of attackers by which Vedette is ahead."""
+        return (self.hits - self.others) / self.total
+
+    @property
+    def slower(self) -> bool:
+        """Whether the baseline needs fewer queries at the median; never is more than were watched."""
+        return self.median > self.other_median
+
+
+def duels(found: Sequence[Found], key: tuple[str, str], repeaters: bool = True) -> list[Duel]:
+    """Every cell in which this baseline was judged."""
+    rows = []
+    for name, some in by_task(found).items():
+        for place in rival_places(found, repeaters):
+            for plan in PLANS:
+                their = theirs(some, key, plan.name, place, repeaters)
+                whole = ours(some, plan.name, place, page=True, repeaters=repeaters)
+                pairs = zip(whole.seen, their.seen, strict=True)
+                mine = Cell([seed[: len(other)] for seed, other in pairs], whole.queries)
+                counts = mine.hits, their.hits, their.total
+                rows.append(Duel(name, plan.name, place, *counts, mine.quantile(0.5), their.quantile(0.5)))
+    return rows
+
+
+def gathered(rows: Sequence[Duel]) -> dict[str, list[Duel]]:
+    """Duels of every row of the table against baselines: each attack, then the mean and the worst over attacks.
+
+    The mean pools the attackers of a task, with means of medians; the worst sets Vedette's worst attack beside the
+    baseline's worst one.
+    """
+    found = {plan.name: [row for row in rows if row.attack == plan.name] for plan in PLANS}
+    mean, worst = [], []
+    for task, place in dict.fromkeys((row.task, row.place) for row in rows):
+        some = [row for row in rows if (row.task, row.place) == (task, place)]
+        hits, others, total = (sum(getattr(row, name) for row in some) for name in ("hits", "others", "total"))
+        medians = np.mean([row.median for row in some]), np.mean([row.other_median for row in some])
+        mean.append(Duel(task, "mean", place, hits, others, total, float(medians[0]), float(medians[1])))
+        hits, others, total = (min(getattr(row, name) for row in some) for name in ("hits", "others", "total"))
+        slowest = max(row.median for row in some), max(row.other_median for row in some)
+        worst.append(Duel(task, "worst", place, hits, others, total, *slowest))
+    return found | {"mean over attacks": mean, "worst over attacks": worst}
+
+
+def sites(found: Sequence[Found]) -> list[bool]:
+    """Whether sites with repeaters (True) and without (False) were measured against baselines."""
+    return [repeaters for repeaters in (True, False) if rival_places(found, repeaters)]
+
+
 def rival_figures(found: Sequence[Found]) -> list[Figure]:
-    """Least lead of our share of pages over that of each baseline, over tasks, attacks and dilutions."""
-    figures, leads = [], []
-    for key in settings_of(found):
-        own = []
-        for some in by_task(found).values():
-            for each in rival_dilutions(found):
-                for plan in PLANS:
-                    lead = ours(some, plan.name, (each, 1), page=True).share
-                    own.append(lead - theirs(some, key, plan.name, each).share)
-        figures.append(Figure(f"least lead over {key[0]}, {key[1]}", min(own)))
-        leads += own if key[1] == "same budget" else []
-    figures.append(Figure("least lead over a baseline at the same budget", min(leads)))
+    """Least lead of our share of pages over that of each baseline, over tasks, attacks and cells.
+
+    At the same budget also of the mean and of the worst over attacks, and the share of rows that are better or equal.
+    """
+    figures: list[Figure] = []
+    rows_of: dict[str, list[Duel]] = {}
+    for repeaters in sites(found):
+        prefix = "" if repeaters else "no repeaters / "
+        for key in settings_of(found, repeaters):
+            rows = gathered(duels(found, key, repeaters))
+            single = [row for plan in PLANS for row in rows[plan.name]]
+            figures.append(Figure(f"{prefix}least lead over {key[0]}, {key[1]}", min(row.lead for row in single)))
+            if key[1] == SAME_BUDGET:
+                rows_of.setdefault("", []).extend(single)
+                for name in ("mean over attacks", "worst over attacks"):
+                    rows_of.setdefault(f", {name}", []).extend(rows[name])
+    for name, some in rows_of.items():
+        figures.append(Figure(f"least lead over a baseline at the same budget{name}", min(row.lead for row in some)))
+        for word, count in (
+            ("not behind", sum(row.lead >= 0 for row in some)),
+            ("slower than", sum(row.slower for row in some)),
+        ):
+            figures.append(Figure(f"rows {word} a baseline at the same budget{name}", count / len(some)))
     return figures
 
 
 def figures_of(found: Sequence[Found], rng: np.random.Generator) -> tuple[list[Figure], list[Target]]:
     """Everything, and the targets there are figures for."""
     figures = [*stream_figures(found, rng), *benign_figures(found), *tuned_figures(found), *rival_figures(found)]
+    figures += plain_figures(found, rng)
     names = {figure.name for figure in figures}
     return figures, [target for target in TARGETS if target.figure in names]
 
@@ -354,16 +461,19 @@ def stream_tables(found: Sequence[Found]) -> list[str]:
     return lines
 
 
-def plain_table(found: Sequence[Found]) -> list[str]:
-    """Pages at a site without repeaters, a line an attack."""
-    tasks = by_task(found)
-    head = ["attack", *(f"{name}, {where}" for name in tasks for where in PLAIN_CELLS.values())]
+def plain_tables(found: Sequence[Found]) -> list[str]:
+    """A site without repeaters: one row an attack, shares paged and their queries."""
+    told = (
+        "A site without repeaters, in history and in traffic, where a crossed threshold pages: share of attackers "
+        "paged, median / 90th percentile of own queries; then baselines there, and ordinary clients paged:"
+    )
+    places, tasks = rival_places(found, repeaters=False), by_task(found)
     rows = []
     for plan in PLANS:
-        cells = [ours(some, plan.name, place, True, PLAIN) for some in tasks.values() for place in PLAIN_CELLS]
-        shown = (f"{_percent(cell.hits, cell.total)} {_queries(cell, 0.5)}/{_queries(cell, 0.9)}" for cell in cells)
-        rows.append([plan.name, *shown])
-    return _table(head, rows)
+        cells = [ours(some, plan.name, place, True, False) for some in tasks.values() for place in places]
+        shares = [f"{_percent(cell.hits, cell.total)} {_queries(cell, 0.5)}/{_queries(cell, 0.9)}" for cell in cells]
+        rows.append([plan.name, *shares])
+    return [told, "", *_table(["attack", *(f"{name}: {CELLS[place]}" for name in tasks for place in places)], rows)]
 
 
 def benign_table(found: Sequence[Found]) -> list[str]:
@@ -404,27 +514,56 @@ def tuned_table(found: Sequence[Found]) -> list[str]:
     return _table(head, rows)
 
 
-def rival_table(found: Sequence[Found]) -> list[str]:
+def rival_table(found: Sequence[Found], repeaters: bool = True) -> list[str]:
     """Baselines beside Vedette: mean and worst share of attackers paged, and benign clients paged."""
     tasks = by_task(found)
     rows = []
-    for key in [("Vedette", ""), *settings_of(found)]:
+    for key in [("Vedette", ""), *settings_of(found, repeaters)]:
         row = [" ".join(key).strip() if not key[1] else f"{key[0]}, {key[1]}"]
         for some in tasks.values():
             parts = []
-            for each in rival_dilutions(found):
+            for place in rival_places(found, repeaters):
                 cells = [
-                    theirs(some, key, plan.name, each) if key[1] else ours(some, plan.name, (each, 1), page=True)
+                    theirs(some, key, plan.name, place, repeaters)
+                    if key[1]
+                    else ours(some, plan.name, place, page=True, repeaters=repeaters)
                     for plan in PLANS
                 ]
                 mean = sum(cell.hits for cell in cells) / sum(cell.total for cell in cells)
                 parts.append(f"{100 * mean:.0f} ({100 * min(cell.share for cell in cells):.0f})")
-            plain = benign_rows(some, key, "", None)
-            special = [benign_rows(some, key, kind, None) for kind in KINDS]
-            share = 100 * sum(pages for _, _, pages in special) / sum(clients for clients, _, _ in special)
-            row.append(f"{', '.join(parts)}; {100 * plain[2] / plain[0]:.1f}, {share:.0f}")
+            plain = benign_rows(some, key, "", None, repeaters)
+            false = f"{100 * plain[2] / max(1, plain[0]):.1f}"
+            if repeaters:
+                special = [benign_rows(some, key, kind, None) for kind in KINDS]
+                paged, clients = sum(pages for _, _, pages in special), sum(clients for clients, _, _ in special)
+                false += f", {100 * paged / max(1, clients):.0f}"
+            row.append(f"{', '.join(parts)}; {false}")
         rows.append(row)
     return _table(["% paged", *tasks], rows)
+
+
+def _verdict(rows: Sequence[Duel]) -> str:
+    """One cell of the table against baselines: a row a task."""
+    behind = ", ".join(f"{row.task} {100 * row.lead:.0f}" for row in rows if row.lead < 0)
+    ahead = sum(row.lead > 0 for row in rows)
+    slower = sum(row.slower for row in rows)
+    verdict = f"**behind**: {behind}" if behind else "better" if ahead == len(rows) else "better or equal"
+    return f"{verdict}; slower on {slower}" if slower else verdict
+
+
+def against_table(found: Sequence[Found], repeaters: bool = True) -> list[str]:
+    """Every attack and dilution against every baseline at the same budget: where Vedette is behind or slower."""
+    keys = [key for key in settings_of(found, repeaters) if key[1] == SAME_BUDGET]
+    against = {key: gathered(duels(found, key, repeaters)) for key in keys}
+    rows = []
+    for place in rival_places(found, repeaters):
+        for name in (*(plan.name for plan in PLANS), "mean over attacks", "worst over attacks"):
+            told = []
+            for key in keys:
+                some = [row for row in against[key][name] if row.place == place]
+                told.append(_verdict(some))
+            rows.append([f"{name}, {CELLS[place]}", *told])
+    return _table(["paged at the same budget", *(name for name, _ in keys)], rows)
 
 
 def text_of(found: Sequence[Found]) -> str:
@@ -434,19 +573,30 @@ def text_of(found: Sequence[Found]) -> str:
         f"Seeds {', '.join(map(str, seeds))}. A cell: share of attackers (95 % Wilson interval), then median / 90th "
         f"percentile of own queries over all attackers; {found[0].settings.queries} own queries are watched."
     )
+    where = ", ".join(CELLS[place] for place in rival_places(found))
+    few = " / ".join(
+        str(theirs(found[:1], settings_of(found)[0], PLANS[0].name, place).total) for place in rival_places(found)
+    )
     rivals = (
-        "Baselines: mean (worst) share of attackers paged over attacks, undiluted, then 1:4; then ordinary clients "
-        "paged a week, and clients of special kinds:"
+        f"Baselines, with {few} of the attackers a seed: mean (worst) share of attackers paged over attacks, {where}; "
+        "then ordinary clients paged a week, and clients of special kinds:"
+    )
+    against = (
+        "Vedette against every baseline at the same budget, by the share of the same attackers that are paged, over "
+        "all tasks; where it is behind, on which, and by how many points; and on how many the baseline's median of own "
+        "queries is less:"
     )
     kinds = (
         "Clients of special kinds by an ensemble whose history did not hold their kind, and by one whose did (known). "
         "Each seed has two histories, each with half of the kinds, and the same clients meet both:"
     )
     lines = [told, "", *stream_tables(found)]
-    if plain_sites(found):
-        lines += ["Pages at a site where no client repeats itself:", "", *plain_table(found)]
     lines += [kinds, "", *benign_table(found)]
     lines += ["The attacker who tunes:", "", *tuned_table(found), rivals, "", *rival_table(found)]
+    lines += [against, "", *against_table(found)]
+    if False in sites(found):
+        lines += [*plain_tables(found), *rival_table(found, repeaters=False), against, ""]
+        lines += against_table(found, repeaters=False)
     return "\n".join(lines).rstrip()
 
 

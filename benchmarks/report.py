@@ -14,6 +14,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from streams.probes.outcome import wilson
+
 #: Resamples of a bootstrap interval.
 BOOTSTRAP_RESAMPLES = 4000
 #: Width of the table where it goes into a file.
@@ -52,6 +54,26 @@ def median_figure(name: str, values: Sequence[float], rng: np.random.Generator, 
     medians = np.median(rng.choice(sample, (BOOTSTRAP_RESAMPLES, len(sample))), axis=1)
     low, high = np.percentile(medians, [2.5, 97.5])
     return Figure(name, float(np.median(sample)), float(low), float(high), unit)
+
+
+def median_over_seeds(name: str, values: Sequence[Sequence[float]], rng: np.random.Generator, unit: str = "") -> Figure:
+    """The median over seeds of each seed's median; its interval draws seeds anew, then measurements of each."""
+    if len(values) == 1:
+        return median_figure(name, values[0], rng, unit)
+    seeds = rng.integers(len(values), size=(BOOTSTRAP_RESAMPLES, len(values)))
+    drawn = np.array([np.median(rng.choice(seed, (BOOTSTRAP_RESAMPLES, len(seed))), axis=1) for seed in values])
+    low, high = np.percentile(np.median(drawn[seeds, np.arange(BOOTSTRAP_RESAMPLES)[:, None]], axis=1), [2.5, 97.5])
+    return Figure(name, float(np.median([np.median(seed) for seed in values])), float(low), float(high), unit)
+
+
+def share_over_seeds(name: str, hits: Sequence[int], totals: Sequence[int], rng: np.random.Generator) -> Figure:
+    """A share with an interval over seeds: seeds are drawn anew, then trials of each; never narrower than Wilson's."""
+    seeds = rng.integers(len(hits), size=(BOOTSTRAP_RESAMPLES, len(hits)))
+    trials = np.asarray(totals)[seeds]
+    drawn = rng.binomial(trials, np.asarray(hits)[seeds] / trials)
+    low, high = np.percentile(drawn.sum(axis=1) / trials.sum(axis=1), [2.5, 97.5])
+    least, most = wilson(sum(hits), sum(totals))
+    return Figure(name, sum(hits) / sum(totals), min(float(low), least), max(float(high), most))
 
 
 def arguments(description: str) -> argparse.ArgumentParser:

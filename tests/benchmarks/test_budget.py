@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from benchmarks import budget
+from benchmarks import budget, report
 from benchmarks.budget import HOURS, Camera, Drifting, Habits, Maxima, World, crossing_hours, martingale_mark, one_week
 from detectors.calibration.drift import BLOCKS
 
@@ -29,10 +29,32 @@ def test_exchangeable_weeks_keep_the_budget(repeating: bool) -> None:
     )
     cell = budget.simulate(cast("World", made), 100, 0.1, 400, rng)
     assert not cell.bootstrapped
-    assert cell.held / cell.weeks >= 0.93
+    assert cell.within >= 0.93
     assert 0.5 < cell.pages < 3.0  # thresholds are no higher than they must be
     crowded = budget.simulate(cast("World", made), 1_000, 0.1, 2, rng)
     assert crowded.bootstrapped
+
+
+def test_seeds_are_joined_and_the_worst_is_told() -> None:
+    one = budget.Cell("alike", 100, 0.05, (200,), (199,), 2.0, 7, False)
+    other = budget.Cell("alike", 100, 0.05, (200,), (150,), 4.0, 7, True)
+    cell = budget.Cell.joined([one, other])
+    assert (cell.weeks, cell.held, cell.pages, cell.bootstrapped) == ((200, 200), (199, 150), 3.0, True)
+    assert (cell.within, cell.least) == (349 / 400, 0.75)
+    run = budget.DriftCell("none", (20,), (1,), (0,), (20,), (3.0,), 1.0, 2)
+    joined = budget.DriftCell.joined([run, run])
+    assert joined.judged == ("mark_without_cause", (1, 1))
+    assert (joined.delays, joined.young) == ((3.0, 3.0), 4)
+    slow = budget.DriftCell("slight", (20, 20), (20, 20), (0, 0), (20, 18), (), 1.0, 0)
+    figures = [
+        report.share_over_seeds(cell.name, cell.held, cell.weeks, np.random.default_rng(0)),
+        *(report.share_over_seeds(r.judged[0], r.judged[1], r.runs, np.random.default_rng(0)) for r in (joined, slow)),
+    ]
+    page = budget.table([cell], [joined, slow], {"alike": [0.02, 0.04]}, figures)
+    assert "| 0.03 of the variance (0.02-0.04) | 100 (bootstrapped) | 5% | 87.2% (" in page
+    assert "| 75.0% | 3.00 | 7 of 200 |" in page
+    assert "| none | 5.0% (" in page
+    assert "| slight | 100.0% | 0.0% | 95.0% (" in page
 
 
 def test_hours_of_crossing_are_the_first_of_each_client() -> None:

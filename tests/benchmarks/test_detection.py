@@ -9,10 +9,12 @@ import pytest
 
 from benchmarks import crafted
 from benchmarks.detection import (
+    LEAD,
     LEAST_EXAMPLES,
     Cell,
     auroc,
     detected,
+    lead_figures,
     scene_of,
     supervised,
     tables,
@@ -50,6 +52,21 @@ def test_worst_case_leaves_out_small_cells_and_attacks_that_stand_beside() -> No
     }
     assert worst(cells, "t", "s", lambda cell: cell.tpr) == ((enough - 2) / enough, "pgd")
     assert worst(cells, "nowhere", "s", lambda cell: cell.tpr)[1] == "none"
+
+
+def test_lead_over_single_detectors_is_by_attack_and_by_the_worst() -> None:
+    enough = LEAST_EXAMPLES
+    cells = {}
+    for scheme, pgd, square in (("default", 10, 18), ("IForest", 15, 2), ("KNN", 0, 0), ("ECOD", 0, 0)):
+        cells["t", scheme, "pgd"] = Cell((0.9,), ((pgd, enough),), ((0, enough),))
+        cells["t", scheme, "square"] = Cell((0.9,), ((square, enough),), ((0, enough),))
+    cells |= {
+        ("t", "max-softmax", attack): Cell((0.9,), ((0, enough),), ((0, enough),)) for attack in ("pgd", "square")
+    }
+    values = {figure.name: figure.value for figure in lead_figures(cells)}
+    assert values["t / default: least lead over IForest (TPR at 1 %)"] == pytest.approx(-5 / enough)
+    assert values["t / default: mean lead over IForest (TPR at 1 %)"] == pytest.approx(5.5 / enough)
+    assert values[LEAD] == pytest.approx(8 / enough)
 
 
 def test_least_share_over_seeds_is_that_of_a_seed() -> None:

@@ -13,12 +13,15 @@ from scipy.stats import shapiro
 from attacks.contract import Trace
 from benchmarks import baselines, crafted, queries, queries_tables
 from benchmarks.queries_attackers import PLANS, STRATEGIES, covered, first_success, telling_features, threat_of
-from benchmarks.queries_cells import PLAIN, Benign, Found, Hunt, Part, Settings, Tuned
+from benchmarks.queries_cells import Benign, Found, Hunt, Part, Settings, Tuned
 from benchmarks.queries_clients import KINDS, NEVER_KNOWN, SPECIAL_ROWS, Counter, Supply, known_kinds, turns
-from benchmarks.queries_tables import CELLS, PLAIN_CELLS, Cell
+from benchmarks.queries_rivals import PLACES, Rivals, parts_of
+from benchmarks.queries_tables import CELLS, Cell
 from benchmarks.repeaters import Site
+from detectors.calibration import order_statistics
 
-SETTINGS = Settings(queries=100, attackers=3, campaigns=2, specials=2, tuners=2, clients=16, weeks=3, plain=2)
+ROW_DETECTORS = ("IForest", "KNN", "ECOD", "max-softmax")
+SETTINGS = Settings(queries=100, attackers=3, rivals=2, campaigns=2, specials=2, tuners=2, clients=16, weeks=3)
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +32,12 @@ def made() -> crafted.Task:
 @pytest.fixture(scope="module")
 def world(made: crafted.Task) -> queries.World:
     return queries.World.make(made, SETTINGS, known_kinds(0))
+
+
+@pytest.fixture(scope="module")
+def quiet(made: crafted.Task) -> tuple[queries.World, Rivals]:
+    world = queries.World.make(made, msgspec.structs.replace(SETTINGS, weeks=7), ())
+    return world, Rivals(world, queries.BUDGET, np.random.default_rng(4))
 
 
 def test_mixing_keeps_the_order_of_every_sequence() -> None:
@@ -168,8 +177,8 @@ def test_stream_holds_every_row_once_and_counts_own_queries(world: queries.World
 
 
 def test_attackers_are_seen_in_traffic_and_their_own_queries_counted(world: queries.World) -> None:
-    rivals = queries.Rivals(world, np.random.default_rng(4))
-    found = queries.hunts(world, rivals, PLANS[0], world)
+    rivals = Rivals(world, queries.BUDGET, np.random.default_rng(4))
+    found = queries.hunts(world, rivals, PLANS[0])
     mine = [hunt for hunt in found if hunt.scheme == "Vedette"]
     assert {(hunt.each, hunt.accounts) for hunt in mine} == set(CELLS)
     assert len(mine[0].tickets) == SETTINGS.attackers
@@ -177,11 +186,54 @@ def test_attackers_are_seen_in_traffic_and_their_own_queries_counted(world: quer
     for hunt in mine:
         for ticket, page in zip(hunt.tickets, hunt.pages, strict=True):
             assert page is None or (ticket is not None and ticket <= page)
-    plain = [hunt for hunt in found if hunt.scheme == PLAIN]
-    assert {(hunt.each, hunt.accounts) for hunt in plain} == set(PLAIN_CELLS)
-    assert [len(hunt.pages) for hunt in plain] == [SETTINGS.plain] * 2
-    baseline = {(hunt.scheme, hunt.setting) for hunt in found} - {("Vedette", ""), (PLAIN, "")}
-    assert len(baseline) == 9
+    theirs = [hunt for hunt in found if hunt.scheme != "Vedette"]
+    assert {(hunt.each, hunt.accounts) for hunt in theirs} == set(PLACES)
+    published = {hunt.scheme for hunt in theirs if hunt.setting == "published"}
+    assert published == {"Blacklight", "Chen et al.", "PRADA", *ROW_DETECTORS}
+    for setting in ("same budget", "same budget, no repeaters"):
+        counted = {f"{name}, counted" for name in ROW_DETECTORS}
+        assert {hunt.scheme for hunt in theirs if hunt.setting == setting} == published | counted
+    assert {len(hunt.pages) for hunt in theirs if hunt.each <= 4} == {2}
+    assert {len(hunt.pages) for hunt in theirs if hunt.each == 20} == {1}
+
+
+def test_site_without_repeaters_pages_at_once_what_it_tickets(quiet: tuple[queries.World, Rivals]) -> None:
+    world, rivals = quiet
+    assert not world.repeaters
+    assert world.mode == "at-once"
+    assert all(kind == "" for one in (*world.history, *world.background) for kind in one.kinds)
+    assert {setting for _, setting in rivals.thresholds} == {"published", "same budget"}
+    found = queries.plain_hunts(world, rivals, PLANS[0])
+    assert not any(hunt.repeaters for hunt in found)
+    assert {(hunt.each, hunt.accounts) for hunt in found} == {(0, 1), (4, 1)}
+    assert all(hunt.pages == hunt.tickets for hunt in found if hunt.scheme == "Vedette")
+    rows = queries.benign(world, rivals)
+    assert {row.kind for row in rows} == {""}
+    assert {row.scheme for row in rows} == {"Vedette"} | {scheme for scheme, _ in rivals.thresholds}
+    assert all(row.clients == SETTINGS.clients and not row.repeaters for row in rows)
+
+
+def test_baselines_keep_the_budget_on_a_week_that_set_it(quiet: tuple[queries.World, Rivals]) -> None:
+    world, rivals = quiet
+    one = world.history[0]
+    parts = parts_of(one.clients, len(one.kinds))
+    sequences = [(one.rows[mine], np.ones(len(mine), dtype=np.bool_)) for mine in parts]
+    alarms = rivals.first(world.stream(sequences, 1, 1, np.random.default_rng(17)), len(parts))
+    paged = {key: sum(at is not None for at in found) for key, found in alarms.items()}
+    ranks = order_statistics.best_rank(16, 7 * 16, queries.BUDGET)
+    assert all(np.isfinite(value) for value in rivals.thresholds.values())
+    assert all(count < ranks for (_, setting), count in paged.items() if setting == "same budget")
+    assert all(paged[name, "published"] > ranks for name in ROW_DETECTORS)
+
+
+def test_any_account_may_raise_the_alarm(quiet: tuple[queries.World, Rivals]) -> None:
+    world, rivals = quiet
+    usual = world.history[0].rows[:40].copy()
+    odd = np.where(np.arange(world.made.schema.width) % 2, 1.0, 0.0)
+    usual[[23, 31]] = odd
+    stream = world.stream([(usual, np.ones(40, dtype=np.bool_))], 10, 1, np.random.default_rng(18))
+    assert rivals.first(stream, 1)["KNN", "same budget"] == [24]
+    assert rivals.first(stream, 1)["PRADA", "published"] == [None]
 
 
 def test_stored_parts_are_taken_up_where_the_settings_are_the_same(tmp_path: Path) -> None:
@@ -214,14 +266,18 @@ def made_up(seed: int, ours: int | None, theirs: int | None) -> Found:
     for plan in PLANS:
         for each, accounts in CELLS:
             hunts.append(Hunt("Vedette", "", plan.name, each, accounts, [3, 4], [ours, 9]))
-        hunts += [Hunt(PLAIN, "", plan.name, each, accounts, [3], [ours]) for each, accounts in PLAIN_CELLS]
-        hunts.append(Hunt("Blacklight", "same budget", plan.name, 0, 1, [], [theirs, None]))
+        for scheme, pages in (("Vedette", [ours, 9]), ("Blacklight", [theirs])):
+            setting = "" if scheme == "Vedette" else "same budget"
+            if setting:
+                hunts.append(Hunt(scheme, setting, plan.name, 0, 1, [], pages))
+            hunts += [Hunt(scheme, setting, plan.name, each, 1, pages, pages, False) for each in (0, 4)]
     for scheme, setting in (("Vedette", ""), ("Blacklight", "same budget")):
         benign += [
             Benign(scheme, setting, kind, kind in known_kinds(half), 4, 2, 1)
             for half in (0, 1)
             for kind in ("", *KINDS)
         ]
+        benign.append(Benign(scheme, setting, "", False, 4, 1, 0, False))
     tuned = [
         Tuned(plan.name, part, [5, None], [4 if plan.each else None, None])
         for plan in STRATEGIES
@@ -237,11 +293,13 @@ def test_figures_take_the_worst_and_leave_known_kinds_out() -> None:
     assert values["worst / undiluted: page"] == 0.75
     assert values["worst / undiluted: queries to page, p90"] == SETTINGS.queries + 1
     assert values["mean of the worst task / undiluted: page"] == values["mean / undiluted: page"] == 0.75
-    assert values["worst / undiluted, no repeaters: page"] == 0.5
-    assert values["worst kept apart / 1:4, no repeaters: queries to page, p90"] == SETTINGS.queries + 1
     assert values["sensor, left out: paged"] == 0.25
     assert values["sensor, in the history: paged"] == 0.25
-    assert values["least lead over a baseline at the same budget"] == 0.25
+    assert values["least lead over a baseline at the same budget"] == -0.5  # of the same attackers
+    assert values["least lead over a baseline at the same budget, mean over attacks"] == -0.5
+    assert values["no repeaters / worst / 1:4: page"] == values["no repeaters / digits mlp / mean / 1:4: page"] == 0.75
+    assert values["no repeaters / worst kept apart / 1:4: queries to page, p90"] == SETTINGS.queries + 1
+    assert values["no repeaters / ordinary clients: paged"] == 0.0
     assert values["tuned attacker, worst task: success before a page"] == 0.5
     assert {target.figure for target in targets} == {target.figure for target in queries_tables.TARGETS}
 
@@ -255,16 +313,35 @@ def test_worst_mean_is_that_of_a_task() -> None:
     assert values["spambase mlp / sensor, left out: paged"] == 0.25
 
 
-def test_a_site_without_repeaters_has_none_in_its_traffic(made: crafted.Task) -> None:
-    plain = queries.World.make(made, SETTINGS, ())
-    assert {kind for one in (*plain.history, *plain.background) for kind in one.kinds} == {""}
-    assert plain.known == ()
-
-
 def test_tables_tell_what_was_never_seen() -> None:
     text = queries_tables.text_of([made_up(7, None, None)])
     assert "50 % (9-91) never/never" in text
     assert "| sensor | 2 / 4 of 8; known: " not in text
     assert "| sensor | 1 / 2 of 4; known: 1 / 2 of 4 |" in text
-    assert "where no client repeats itself" in text
+    assert "A site without repeaters" in text
     assert "Blacklight, same budget" in text
+
+
+def test_every_row_tells_who_is_behind() -> None:
+    text = "\n".join(queries_tables.against_table([made_up(7, None, 8), made_up(8, 6, 8)]))
+    assert "| NES, undiluted | **behind**: digits mlp -50; slower on 1 |" in text
+    ahead = queries_tables.against_table([made_up(7, 6, None)])
+    assert "| worst over attacks, undiluted | better |" in ahead
+    equal = queries_tables.against_table([made_up(7, 6, 8)])
+    assert "| mean over attacks, undiluted | better or equal |" in equal
+
+
+def test_outliers_are_scored_as_pyod_does() -> None:
+    from pyod.models.knn import KNN
+
+    rng = np.random.default_rng(10)
+    known, rows = rng.random((300, 6)), rng.random((40, 6)) * 1.5
+    outputs = rng.dirichlet(np.ones(3), 40)
+    found = baselines.Outliers(known, 0)
+    scores = found.scores(rows, outputs)
+    assert set(scores) == {"IForest", "KNN", "ECOD", "max-softmax"}
+    mean, scale = known.mean(axis=0), known.std(axis=0)
+    theirs = KNN().fit((known - mean) / scale)
+    assert scores["KNN"] == pytest.approx(theirs.decision_function((rows - mean) / scale), abs=1e-3)
+    assert found.published["KNN"] == pytest.approx(theirs.threshold_, abs=1e-3)
+    assert (scores["max-softmax"] == -outputs.max(axis=1)).all()
