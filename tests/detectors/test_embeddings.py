@@ -338,8 +338,8 @@ def test_crafted_rows_weigh_embeddings_only_where_they_carry_them() -> None:
     inputs = around(labels, WIDTH, 1, rng)
     far = embedded(((labels + 1) % 3).astype(np.int32), rng)
     names = ("trust_ratio", "embedding_trust_ratio")
-    bare, _ = fitted_to(benign, names, crafted=Reference(inputs, labels))
-    known, _ = fitted_to(benign, names, crafted=Reference(inputs, labels, embeddings=far))
+    bare, _ = fitted_to(benign, names, crafted={"odd": Reference(inputs, labels)})
+    known, _ = fitted_to(benign, names, crafted={"odd": Reference(inputs, labels, embeddings=far)})
     np.testing.assert_allclose(bare.single.fusion.weights, [0.5, 0.5])
     assert known.single.fusion.weights[1] > 0.9
 

@@ -111,7 +111,7 @@ def test_traffic_holds_what_the_test_is_about(ensemble: Ensemble, traffic: Batch
     rules = {(signal.rule, signal.level) for signal in verdicts.signals}
     assert {("query-cluster", Level.TICKET), ("query-intent", Level.PAGE)} <= rules
     assert any(rule.startswith("index") for rule, _ in rules)
-    used, _, _, evicted, duplicates = state.clients.scalars
+    used, _, _, evicted, duplicates, _ = state.clients.scalars
     assert used == CLIENTS
     assert evicted > 200
     assert duplicates > 3

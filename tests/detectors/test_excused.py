@@ -32,8 +32,8 @@ def history(clear: dict[int, float]) -> History:
     rng = np.random.default_rng(1)
     return History(
         weeks=weeks, same=rng.exponential(size=UNITS), opposite=rng.exponential(size=UNITS), sequence=np.zeros(UNITS),
-        index=np.empty(0), repeating=np.arange(UNITS) < 8, parts=(), index_rows=0, clients_a_week=COMING, start=0,
-        week_us=1000, alarm=np.zeros(UNITS, np.bool_), spoke=spoke, counted=UNITS,
+        oddest=np.zeros(UNITS), index=np.empty(0), repeating=np.arange(UNITS) < 8, parts=(), index_rows=0,
+        clients_a_week=COMING, start=0, week_us=1000, alarm=np.zeros(UNITS, np.bool_), spoke=spoke, counted=UNITS,
     )  # fmt: skip
 
 

@@ -37,8 +37,9 @@ def history(seed: int) -> History:
         np.arange(1, PILOT + 1, dtype=np.uint64) + 1000, np.zeros(PILOT, np.int64), np.empty(0, np.int64), 1
     )
     return History(
-        weeks=units, same=same, opposite=opposite, sequence=sequence, index=np.empty(0),
-        repeating=np.zeros(PILOT, np.bool_), parts=(), index_rows=0, clients_a_week=PILOT, start=0, week_us=WEEK,
+        weeks=units, same=same, opposite=opposite, sequence=sequence, oddest=np.zeros(PILOT),
+        index=np.empty(0), repeating=np.zeros(PILOT, np.bool_), parts=(), index_rows=0, clients_a_week=PILOT, start=0,
+        week_us=WEEK,
         alarm=np.zeros(PILOT, np.bool_), spoke=np.zeros(PILOT), counted=PILOT,
     )  # fmt: skip
 
