@@ -23,6 +23,8 @@ from detectors.responses.escalation import Escalation
 from detectors.schema import FeatureSchema
 from detectors.scorer import INQUIRIES, Ensemble, escalation_of
 
+#: What content that doesn't fit together raises.
+MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, DetectorError)
 #: Distributions whose code fits.
 PACKAGES = ("vedette", "numpy", "scikit-learn", "pyod")
 
@@ -117,7 +119,7 @@ def load(path: str | Path, schema: FeatureSchema | None = None) -> Ensemble:
         ensemble = Ensemble.restore(arrays, manifest["settings"])
     except MissingDetector as missing:
         raise BundleError(f"bundle {path} {_missing(missing.name, made)}") from None
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, DetectorError) as wrong:
+    except MALFORMED as wrong:
         changes = _changes(made, made.packages)
         others = f" ({'; '.join(changes)})" if changes else ""
         raise BundleError(f"bundle {path}: its content does not fit together: {wrong}{others}; fit it anew") from None
@@ -143,7 +145,7 @@ def load_escalation(path: str | Path) -> tuple[Escalation | None, str]:
     settings = manifest["settings"]
     try:
         found = escalation_of(arrays, settings, FeatureSchema.from_dict(settings["schema"]))
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, DetectorError) as wrong:
+    except MALFORMED as wrong:
         raise BundleError(f"bundle {path}: its inquiries do not fit together: {wrong}; fit it anew") from None
     return found, manifest["digest"]
 

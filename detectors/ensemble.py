@@ -33,7 +33,7 @@ from detectors.calibration.rehearsal import fooling, rehearse
 from detectors.calibration.report import FitReport
 from detectors.calibration.scheme import Scheme
 from detectors.contract import ANONYMOUS, Batch, Detector, HistoryDetector, Progress, Reference
-from detectors.embeddings.space import embedded_rows, needs_embedding
+from detectors.embeddings.space import check_embeddings, embedded_rows, needs_embedding
 from detectors.errors import FitError, SchemaError
 from detectors.queries.codes import Coder
 from detectors.queries.intent import IntentTest
@@ -147,7 +147,7 @@ def fit(
     chosen = _chosen(detectors, model)
     if inquiries and ask is None:
         raise FitError("inquiries ask the watched model at their fit; give it (`--model`)")
-    _check_embeddings(chosen, schema, benign)
+    check_embeddings(chosen, schema, benign)
     kept = correct_rows(reference, len(schema.classes), schema.width)
     traffic = benign
     if traffic is None:
@@ -275,18 +275,6 @@ def _chosen(names: Sequence[str], model: Any) -> tuple[Detector | HistoryDetecto
     if twice:
         raise FitError(f"detectors are named once; given twice: {', '.join(twice)}")
     return made
-
-
-def _check_embeddings(
-    detectors: Sequence[Detector | HistoryDetector], schema: FeatureSchema, benign: Batch | None
-) -> None:
-    """Refuse detectors of embeddings where benign events carry none: any embedding would be odd beside them."""
-    asking = [detector.name for detector in detectors if needs_embedding(detector)]
-    if asking and benign is not None and not len(embedded_rows(benign, schema.embedding_width)):
-        raise FitError(
-            f"{asking[0]} is calibrated on embeddings, and the benign events carry none; give events with the field "
-            f"`embedding`, or leave {' and '.join(asking)} out"
-        )
 
 
 def _stand_in(kept: Reference, rng: np.random.Generator) -> tuple[Reference, Batch]:

@@ -25,6 +25,8 @@ BROKEN = (
     ValueError,
     EOFError,
     OSError,
+    MemoryError,
+    OverflowError,
     NotImplementedError,
     RuntimeError,
     zlib.error,
@@ -131,7 +133,7 @@ def read_report(path: str | Path) -> FitReport:
     manifest = read_manifest(path)
     try:
         return FitReport.from_dict(manifest["report"])
-    except (KeyError, TypeError) as wrong:
+    except (KeyError, TypeError, ValueError, AttributeError) as wrong:
         raise BundleError(f"bundle {path}: its report is malformed: {wrong}") from None
 
 

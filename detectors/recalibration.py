@@ -18,6 +18,7 @@ from detectors.calibration.prospects import prospects
 from detectors.calibration.report import FitReport
 from detectors.calibration.residual import between_share
 from detectors.contract import ANONYMOUS, Batch, Progress
+from detectors.embeddings.space import check_embeddings
 from detectors.errors import FitError
 from detectors.queries.walk import PLAIN, Columns
 from detectors.scorer import Ensemble
@@ -65,7 +66,8 @@ def recalibrate(
     Raises
     ------
     FitError
-        When the pilot has no clients, or its events stand out of order.
+        When the pilot has no clients, its events stand out of order, or carry no embedding where a detector asks for
+        them.
     SchemaError
         When its rows don't fit the ensemble.
     """
@@ -75,6 +77,7 @@ def recalibrate(
         raise FitError("the pilot names no clients, and what is promised counts clients a week")
     if np.any(np.diff(pilot.times) < 0):
         raise FitError("the pilot's events must stand in the order of their times")
+    check_embeddings(ensemble.single.detectors, ensemble.schema, pilot)
     parts, remembered = [], ensemble.single.new_past(len(np.unique(pilot.clients)))
     pvalues = np.empty((len(pilot), len(ensemble.detectors) + 1))
     for start in range(0, len(pilot), CHUNK_ROWS):

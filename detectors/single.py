@@ -13,6 +13,7 @@ from detectors import registry
 from detectors.calibration.conformal import ScoreCalibration
 from detectors.calibration.fusion import Fusion
 from detectors.contract import Batch, Detector, HistoryDetector
+from detectors.embeddings.space import needs_embedding
 from detectors.kernels.feedback import strongest
 from detectors.queries.codes import Coder
 from detectors.queries.past import Past
@@ -110,8 +111,16 @@ class Single:
 
     @property
     def calibrated(self) -> tuple[int, ...]:
-        """(D + 1,) scores that each detector's p-values were taken from, and sums that the fused one was."""
-        return (*[self.scores.values.shape[1]] * len(self.detectors), len(self.fusion.values))
+        """(D + 1,) scores that each detector's p-values were taken from, and sums that the fused one was.
+
+        Of detectors of embeddings those of the rows that carried one, which may stand there several times.
+        """
+        values = self.scores.values
+        heard = [
+            len(np.unique(own)) if needs_embedding(detector) else len(own)
+            for detector, own in zip(self.detectors, values, strict=True)
+        ]
+        return (*heard, len(self.fusion.values))
 
     def new_past(self, clients: int) -> Past | None:
         """Room for what its detectors remember of so many clients; None where none remembers anything."""

@@ -24,7 +24,8 @@ from detectors.signals import client_name
 
 #: What the thresholds are of (`walk.Tables.thresholds`).
 THRESHOLD_NAMES = ("client-cluster", "client-opposite", "index-cluster", "input-sequence", "input-row")
-#: Tickets a week that are accepted from ordinary clients: this share of them, or N if that is more.
+#: Tickets a week that are accepted from ordinary clients: this share of them, or N if that is more; as many again by
+#: single odd rows.
 TICKET_SHARE = 0.01
 #: Where the page score is larger, the clients that set it are named, so many at most.
 COSTLY_SCORE, MOST_COSTLY = 1.01, 5
@@ -294,7 +295,7 @@ def _odd_row(history: History, budget: int, coming: int) -> float:
 
     Where there are too few client-weeks for what is accepted, it is the largest of all.
     """
-    oddest, accepted = history.oddest[~history.alarm], _accepted(budget, coming)
+    oddest, accepted = history.oddest[~history.alarm], min(_accepted(budget, coming), coming - 1)
     if not len(oddest):
         return np.inf
     rank = max(1, order_statistics.best_rank(coming, len(oddest), accepted))

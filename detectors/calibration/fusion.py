@@ -99,6 +99,8 @@ def learned_weights(
 
     `hedge` is for rehearsed attacks.
     """
+    if not alone.any():
+        return equal_weights(len(alone))
     weights = logistic_weights(benign[:, alone], np.concatenate([odd[:, alone] for odd in crafted]))
     return spread_over(hedged(weights) if hedge else weights, alone)
 

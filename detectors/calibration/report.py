@@ -35,7 +35,8 @@ class FitReport:
     partition_weeks, partition_weeks_needed : int
         Of the index.
     thresholds : dict of str to float
-        ``client-cluster``, ``client-opposite``, ``index-cluster`` (tickets), ``input-sequence``, ``page_score``.
+        ``client-cluster``, ``client-opposite``, ``index-cluster``, ``input-row`` (tickets), ``input-sequence``,
+        ``page_score``.
     fastest : dict of str to (int or None)
         Queries until the fastest possible page (ticket) by rule; None where it can't be reached.
     repeaters : tuple of str

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.contract import SAYS_NOTHING, Batch, Detector, Reference, View
+from detectors.contract import SAYS_NOTHING, Batch, Detector, HistoryDetector, Reference, View
 from detectors.errors import FitError, SchemaError
 from detectors.schema import Feature, FeatureSchema
 from detectors.stored import part_of
@@ -44,6 +44,18 @@ def embedded_rows(rows: Batch | Reference, width: int | None) -> NDArray[np.intp
 def needs_embedding(detector: object) -> bool:
     """Whether it looks at embeddings: where crafted rows carry none, they don't weigh it."""
     return bool(getattr(detector, "needs_embedding", False))
+
+
+def check_embeddings(
+    detectors: Sequence[Detector | HistoryDetector], schema: FeatureSchema, benign: Batch | None
+) -> None:
+    """Refuse detectors of embeddings where benign events carry none: any embedding would be odd beside them."""
+    asking = [detector.name for detector in detectors if needs_embedding(detector)]
+    if asking and benign is not None and not len(embedded_rows(benign, schema.embedding_width)):
+        raise FitError(
+            f"{asking[0]} is calibrated on embeddings, and the benign events carry none; give events with the field "
+            f"`embedding`, or leave {' and '.join(asking)} out"
+        )
 
 
 class OnEmbedding:

@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _capped(part: float, cap: float) -> float:
     """`part` within 0 and `cap`; an overflow (NaN) is `cap`."""
     if part <= 0.0:
@@ -16,7 +16,7 @@ def _capped(part: float, cap: float) -> float:
     return part if part < cap else cap  # noqa: FURB136  (min would let a NaN through)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def broken_relations(
     inputs: Any,
     columns: Any,
@@ -40,7 +40,7 @@ def broken_relations(
     in the units of the equation; a miss counts in units of the slack and of `rounding` of the row's terms. Pairs int64
     (p, 2) of columns, the first at most the second, and units (p,). Columns int64 of whole numbers. One-hot groups:
     members int64, group g in member_bounds[g]:member_bounds[g + 1]. `tolerance` of the last two; no part is above
-    `cap`. out (n, r + p + w + g), filled.
+    `cap`, and a miss where nothing is allowed is `cap`. out (n, r + p + w + g), filled.
     """
     equations, count = constant.shape[0], pairs.shape[0]
     first_group = equations + count + whole.shape[0]

@@ -272,6 +272,11 @@ def missing(incident: Incident) -> str:
             "users. It becomes a page when the intent test finds clearly enough that the queries work towards another "
             "answer."
         )
+    if set(incident.rules) == {"input-row"}:
+        return (
+            "A ticket, nobody was called: a single input never pages, however odd it is. It becomes a page when the "
+            "client's inputs, taken together, or its near-identical queries show an attack."
+        )
     return "A ticket, nobody was called: the evidence is above the ticket's threshold and below the page's."
 
 

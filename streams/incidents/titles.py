@@ -20,8 +20,8 @@ TECHNIQUES = {
 ADVICE = {
     "client": "Look at the client's recent traffic and its purpose; acknowledge, then limit or question the client if "
     "it is no known test.",
-    "cluster": "The cluster spans accounts. An attacker can copy a victim's queries to frame him: examine each "
-    "account, block none on this evidence alone.",
+    "cluster": "Nobody is named for sure: a cluster can span accounts, and an attacker can copy a victim's queries to "
+    "frame him. Examine each account, block none on this evidence alone.",
     "population": "Too many openings at once. Work on the single incidents first, pages before tickets; the flood may "
     "hide one of them.",
     "monitoring": "Check prober, worker and the model's endpoint (`vedette doctor`): until it is resolved, silence "
@@ -56,7 +56,8 @@ def title(incident: Incident) -> str:
         what = f"Possible {what[0].lower()}{what[1:]}"
     who = f"by client {client_name(incident.entity_id)}"
     if incident.entity == "cluster":
-        who = f"spread over {group_name(len(incident.clients))}"
+        alone = set(incident.rules) == {"input-row"}  # only rows without a client are told of so
+        who = "by an anonymous sender" if alone else f"spread over {group_name(len(incident.clients))}"
     line = f"{what} {who}: {_finding(incident)}"
     if incident.level == "ticket" and incident.pilot:
         return f"{line} (pilot: would have paged)"

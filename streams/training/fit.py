@@ -186,16 +186,18 @@ def _crafted(paths: Sequence[str], schema: FeatureSchema, key: bytes) -> dict[st
         for name in np.unique(named):
             chosen = named == name
             outputs = None if rows.outputs is None else rows.outputs[chosen]
-            part = Reference(rows.inputs[chosen], rows.labels[chosen], outputs)
+            embeddings = None if rows.embeddings is None else rows.embeddings[chosen]
+            part = Reference(rows.inputs[chosen], rows.labels[chosen], outputs, embeddings=embeddings)
             parts.setdefault(str(name) or Path(path).stem, []).append(part)
     return {name: _joined(several) for name, several in parts.items()}
 
 
 def _joined(parts: Sequence[Reference]) -> Reference:
-    """Rows one after another; scores only where all have them."""
+    """Rows one after another; scores only where all have them, embeddings where any has."""
     outputs = [part.outputs for part in parts if part.outputs is not None]
     return Reference(
         np.concatenate([part.inputs for part in parts]),
         np.concatenate([part.labels for part in parts]),
         np.concatenate(outputs) if len(outputs) == len(parts) else None,
+        embeddings=tables.stacked([part.embeddings for part in parts], [len(part) for part in parts]),
     )
