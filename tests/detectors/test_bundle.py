@@ -301,6 +301,7 @@ def test_malformed_manifest_is_a_sentence(stored: Path, tmp_path: Path, name: st
         lambda s: s.update(schema={"features": []}),
         lambda s: s.update(index_rows="many"),
         lambda s: s.update(index_rows=None),
+        lambda s: s.update(index_rows=float("inf")),
         lambda s: s.pop("schema"),
         lambda s: s["schema"]["features"].pop(),
         lambda s: s["schema"]["classes"].pop(),
@@ -312,6 +313,25 @@ def test_malformed_settings_are_a_sentence(
     path = with_manifest(stored, tmp_path / "odd", lambda manifest: change(manifest["settings"]))
     with pytest.raises(BundleError):
         bundle.load(path)
+
+
+@pytest.mark.parametrize("value", [None, 7, "x", [], {"mode": []}])
+def test_malformed_report_is_a_sentence(stored: Path, tmp_path: Path, value: Any) -> None:
+    path = with_manifest(stored, tmp_path / "odd", lambda manifest: manifest.update(report=value))
+    with pytest.raises(BundleError, match="its report is malformed"):
+        read_report(path)
+
+
+@pytest.mark.parametrize("length", [10**15, 10**23])
+def test_array_that_claims_to_be_endless_is_a_sentence(stored: Path, tmp_path: Path, length: int) -> None:
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({length},), }}".encode().ljust(117) + b"\n"
+    data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    content = {**entries(stored), "walk.thresholds.npy": data}
+    manifest = json.loads(content[MANIFEST])
+    manifest["arrays"]["walk.thresholds"] = bundle.checksum(data)
+    content[MANIFEST] = json.dumps(manifest).encode()
+    with pytest.raises(BundleError, match="damaged"):
+        bundle.load(write(tmp_path / "endless", content))
 
 
 def test_manifest_of_endless_nesting_is_a_sentence(stored: Path, tmp_path: Path) -> None:

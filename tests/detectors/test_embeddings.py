@@ -16,10 +16,11 @@ from detectors.contract import SAYS_NOTHING, Batch, Reference
 from detectors.embeddings.dknn import EmbeddingNeighbours
 from detectors.embeddings.space import embedded_rows
 from detectors.embeddings.trust_ratio import EmbeddingTrustRatio
-from detectors.ensemble import fit
+from detectors.ensemble import fit, silent
 from detectors.errors import FitError, SchemaError
 from detectors.inputs.dknn import DeepNeighbours
 from detectors.inputs.trust_ratio import TrustRatio
+from detectors.recalibration import recalibrate
 from detectors.schema import Feature, FeatureSchema
 from detectors.scorer import Ensemble
 from detectors.view import BatchView, ReferenceFrame
@@ -71,7 +72,7 @@ def fitted_to(
     detectors: tuple[str, ...],
     known: Reference | None = None,
     schema: FeatureSchema = SCHEMA,
-    crafted: Reference | None = None,
+    crafted: dict[str, Reference] | None = None,
 ) -> tuple[Ensemble, FitReport]:
     return fit(
         reference() if known is None else known,
@@ -358,3 +359,23 @@ def test_other_detectors_score_the_same_whether_events_carry_embeddings_or_not()
     assert {name: array.tobytes() for name, array in with_them.arrays().items()} == {
         name: array.tobytes() for name, array in without.arrays().items()
     }
+
+
+def test_detectors_that_nothing_crafted_weighs_are_fitted_alone() -> None:
+    ensemble, _ = fitted_to(events(1500, 5), ("embedding_trust_ratio", "embedding_dknn"))
+    np.testing.assert_allclose(ensemble.single.fusion.weights, [0.5, 0.5])
+
+
+def test_a_pilot_without_embeddings_is_refused_as_a_fit_is() -> None:
+    ensemble, report = fitted_to(events(1500, 5), ("trust_ratio", "embedding_trust_ratio"))
+    pilot = replace(events(1500, 6), embeddings=None)
+    with pytest.raises(FitError, match="embedding_trust_ratio is calibrated on embeddings, and the benign events"):
+        recalibrate(
+            ensemble, report, pilot, budget=1, clients_per_week=40, week_us=WEEK_US, partitions=1, progress=silent
+        )
+
+
+def test_chances_of_uniformity_rest_on_the_rows_that_carried_an_embedding() -> None:
+    ensemble, _ = fitted_to(events(1500, 5, bare=0.9), ("trust_ratio", "embedding_trust_ratio"))
+    plain, embedding, _ = ensemble.single.calibrated
+    assert embedding < plain / 4

@@ -224,3 +224,19 @@ def test_reference_of_huge_values_is_fitted() -> None:
 def test_arrays_that_do_not_fit_are_refused(learned: Relations, name: str, array: NDArray[Any]) -> None:
     with pytest.raises((ValueError, TypeError)):
         Relations.restore({**learned.arrays(), name: array}, SCHEMA)
+
+
+def test_the_least_number_there_is_breaks_no_scoring() -> None:
+    """Where an equation allows nothing at all, its miss is divided by zero."""
+    rng = np.random.default_rng(3)
+    inputs = rng.integers(-3, 4, (400, 3)).astype(np.float64)
+    inputs[:, 0] = inputs[:, 1] + inputs[:, 2]
+    made = fitted(inputs, plain(3))
+    assert len(made.constant_)
+    for name in ("slack_", "constant_"):
+        getattr(made, name)[:] = 0.0
+    least = np.array([[5e-324, 0.0, 0.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    restored = Relations.restore(made.arrays(), plain(3))
+    scores = restored.score(view_of(least, inputs))
+    assert np.isfinite(scores).all()
+    assert scores[1] == 0.0 and (scores[[0, 2]] > 0.0).all()
