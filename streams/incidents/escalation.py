@@ -139,11 +139,11 @@ class Inquirer:
 
     def run(self, stop: threading.Event) -> None:
         """Ask about what is offered, until `stop` is set."""
-        try:
-            self._tier_for("")
-            self._model_loaded()
-        except (Exception, SystemExit) as failed:  # as below: it is tried again for rows
-            log.warning("rows cannot be asked about: %s", _said(failed))
+        for prepare in (lambda: self._tier_for(""), self._model_loaded):
+            try:
+                prepare()
+            except (Exception, SystemExit) as failed:  # as below: it is tried again for rows
+                log.warning("rows cannot be asked about: %s", _said(failed))
         while not stop.is_set():
             try:
                 incident, text = self._waiting.get(timeout=IDLE_SECONDS)

@@ -451,10 +451,32 @@ def test_the_command_asks_the_endpoint_with_marks(
     assert {headers["X-Client-Id"] for _, headers, _, _ in seen} == {"vedette-escalation"}
 
 
+def test_the_command_starts_and_ends_while_a_module_never_loads(
+    redis: Redis, redis_url: str, raised: SignalFactory, send: Send, wait_until: WaitUntil, tmp_path: Path
+) -> None:
+    (tmp_path / "vedette.toml").write_text(
+        f'[redis]\nurl = "{redis_url}"\n[[models]]\nname = "digits"\ntopic = "events"\n'
+        'bundle = "gone.vedette"\n[models.escalation]\nmodel = "stuck:model"\n'
+    )
+    (tmp_path / "stuck.py").write_text("import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(600)\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", "from streams.cli import main; main()", "correlator"]
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path)
+    try:
+        wait_until(lambda: (tmp_path / "begun").exists(), 120.0, "the module to be stuck")
+        send(raised(1))
+        wait_until(lambda: redis.zcard(KEYS.incidents) == 1, 60.0, "the incident")
+        process.send_signal(signals.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait(10)
+
+
 def test_the_doctor_says_whether_the_model_can_be_asked(bundles: dict[str, str], tmp_path: Path) -> None:
-    def told(path: str, environ: dict[str, str], **model: Any) -> list[tuple[str, int, str]]:
+    def told(path: str, environ: dict[str, str], in_force: str | None = None, **model: Any) -> list[Any]:
         settings = settings_of(bundle=path, **model)
-        found = installation.escalation(settings, settings.models[0], environ)
+        found = installation.escalation(settings, settings.models[0], environ, in_force)
         return [(finding.status, finding.exit_code, finding.text) for finding in found]
 
     key = {"VEDETTE_PROBE_KEY": "00" * 32}
@@ -464,6 +486,8 @@ def test_the_doctor_says_whether_the_model_can_be_asked(bundles: dict[str, str],
         ((status, _, text),) = told(bundles["asking"], key, **served)
         assert status == "ok"
         assert text == "feature_squeezing, noise_stability: 101 questions a row, answered"
+        ((status, _, text),) = told(bundles["plain"], key, bundles["other"], **served)
+        assert (status, text.partition(":")[0]) == ("ok", "feature_squeezing")
         for path, environ, code, says in (
             (bundles["asking"], {}, 2, "carry a mark of probes"),
             (bundles["plain"], key, 2, "has no inquiries"),
