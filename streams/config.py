@@ -94,7 +94,7 @@ class EscalationSettings(_Settings, frozen=True):
     """A URL http://HOST:PORT/v2/models/NAME, an ONNX file, or module:name; empty: the model's `endpoint`."""
     timeout_seconds: Positive = 10.0
     """For one answer of an endpoint."""
-    questions_per_second: Positive = 200.0
+    questions_per_second: Annotated[float, msgspec.Meta(ge=0.01)] = 200.0
     """Rows that the model is asked about, at most."""
     waiting_rows: Count = 256
     """Rows that wait to be asked about; what comes beyond is dropped."""

@@ -20,7 +20,7 @@ from streams.console.index import IncidentRow
 from streams.console.pictures import ChangedFeature, Panel
 from streams.console.queries import Queries, plane
 from streams.incidents.runbook import Runbook
-from streams.store.messages import SignalMessage
+from streams.store.messages import SignalMessage, row_of
 
 #: Pages in the order of the navigation.
 NAVIGATION = (
@@ -131,13 +131,14 @@ class Pages:
     ) -> dict[str, Any]:
         """Values of ``incident.html``."""
         incident = dossier.incident
+        rows = {row_of(signal.id): signal for signal in dossier.signals}
         return {
             "incident": incident,
             "change": dossier.change,
             "signals": dossier.signals,
             "kept": dossier.kept,
             "inquiries": dossier.inquiries,
-            "places": {signal.id: signal for signal in dossier.signals},
+            "places": {said.signal: rows[key] for said in dossier.inquiries if (key := row_of(said.signal)) in rows},
             "sentence": words.sentence(incident),
             "missing": words.missing(incident),
             "advice": [part for part in self._runbook.text(incident.technique, incident.entity).split("\n\n") if part],

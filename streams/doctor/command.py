@@ -86,9 +86,11 @@ def examine(
     if store is not None:
         findings += redis_side.examine(store, settings, clock)
     findings += kafka_side.examine(settings, model, scorer, store, environ, clock)
+    in_force = None
     if store is not None:
         findings += redis_side.workers(store, model, clock)
+        in_force = redis_side.bundle_in_force(store, model)
         store.close()
     findings.append(installation.endpoint(model))
-    findings += installation.escalation(settings, model, environ)
+    findings += installation.escalation(settings, model, environ, in_force)
     return findings

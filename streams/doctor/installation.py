@@ -123,18 +123,24 @@ def bundle(model: ModelSettings) -> tuple[Scorer | None, Finding]:
     return scorer, ok("bundle", text)
 
 
-def escalation(settings: Settings, model: ModelSettings, environ: Mapping[str, str]) -> Findings:
-    """Whether the bundle has inquiries, and the model that they ask answers; nothing where escalation is off."""
+def escalation(
+    settings: Settings, model: ModelSettings, environ: Mapping[str, str], in_force: str | None = None
+) -> Findings:
+    """Whether the bundle has inquiries, and the model that they ask answers; nothing where escalation is off.
+
+    `in_force` is the path of the bundle that Redis names, if it does.
+    """
     if model.escalation is None:
         return
     from detectors.bundle import load_escalation
     from detectors.errors import DetectorError
     from streams.incidents.escalation import model_to_ask
 
+    path = in_force or model.bundle
     where, remedy = "escalation", "set models.escalation right, or leave the table out"
     try:
-        tier, _ = load_escalation(model.bundle)
-        asked = model_to_ask(settings, model, model.escalation, environ)
+        tier, _ = load_escalation(path)
+        asked = model_to_ask(settings, model, model.escalation, environ)()
     except (DetectorError, OSError) as error:
         yield problem(where, str(error), "make a bundle with `vedette fit --inquiries all`", BundleMismatch)
         return
@@ -142,7 +148,7 @@ def escalation(settings: Settings, model: ModelSettings, environ: Mapping[str, s
         yield problem(where, str(error), remedy, type(error))
         return
     if tier is None:
-        text = f"{model.bundle} has no inquiries"
+        text = f"{path} has no inquiries"
         yield problem(where, text, "fit it with `vedette fit --inquiries all`", ConfigError)
         return
     # Any row will do: what counts is that probabilities of the schema's classes come back.

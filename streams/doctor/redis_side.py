@@ -119,6 +119,15 @@ def compare_clocks(check: str, whose: str, ahead: float, settings: Settings) -> 
     return ok(check, text)
 
 
+def bundle_in_force(store: Redis, model: ModelSettings) -> str | None:
+    """Path of the bundle that Redis names; None where it names none or cannot be asked."""
+    try:
+        path: Any = store.hget(ModelKeys(model.name).bundle, "path")
+    except RedisError:
+        return None
+    return path.decode() if path else None
+
+
 def workers(store: Redis, model: ModelSettings, clock: Callable[[], float]) -> Findings:
     """Who works, how far behind, with which bundle."""
     keys = ModelKeys(model.name)

@@ -11,6 +11,7 @@ import signal as signals
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,8 @@ TEND_STEP = 500
 PRUNE_STEP = 200
 #: Pause after Redis could not be reached.
 AWAY_SECONDS = 1.0
+#: How long the end waits for the model that the escalation tier asks.
+ESCALATION_SECONDS = 2.0
 
 _HERE = Path(__file__).parent
 
@@ -418,14 +421,15 @@ def run(settings: Settings, model_name: str) -> int:
     calibration = CalibrationWatch(
         redis, ModelKeys(model.name), model.topic, model.bundle, round(settings.week_seconds * 1e6)
     )
-    asking = None
+    asking = asker = None
     if model.escalation is not None:
         from streams.incidents.escalation import inquirer  # it reads inquiries, which the correlator alone never needs
 
         asking = inquirer(settings, model, redis)
     if asking is not None:
         # A model within this process that never returns must not hold up the end.
-        threading.Thread(target=asking.run, args=(stop,), name="escalation", daemon=True).start()
+        asker = threading.Thread(target=asking.run, args=(stop,), name="escalation", daemon=True)
+        asker.start()
     tracer = tracing(settings, "correlator")
     try:
         Correlator(
@@ -440,6 +444,11 @@ def run(settings: Settings, model_name: str) -> int:
             inquirer=asking,
         ).run(stop)
     finally:
+        stop.set()
+        if asking is not None and asker is not None:
+            asker.join(ESCALATION_SECONDS)
+            with suppress(RedisError):
+                asking.tell()
         if tracer is not None:
             tracer.close()
     return 0

@@ -28,7 +28,16 @@ from streams.incidents.service import IncidentService, IncidentView, StateFilter
 from streams.incidents.silences import describe
 from streams.incidents.titles import TECHNIQUES
 from streams.store.keys import ModelKeys
-from streams.store.messages import Incident, IncidentChange, InquiryMessage, LevelName, Matcher, SignalMessage, Verdict
+from streams.store.messages import (
+    Incident,
+    IncidentChange,
+    InquiryMessage,
+    LevelName,
+    Matcher,
+    SignalMessage,
+    Verdict,
+    row_of,
+)
 
 #: Evidence signals, clients, changes and features that `show` prints at most.
 SHOWN_SIGNALS, SHOWN_CLIENTS, SHOWN_CHANGES, SHOWN_FEATURES = 5, 12, 12, 6
@@ -478,9 +487,9 @@ def _page(view: IncidentView, runbook: Runbook) -> RenderableType:
         for change in one.history[-SHOWN_CHANGES:]:
             history.add_row(moment(change.at), line(change.by), line(change.what))
         parts += [line(), history]
-    asked = {said.signal: said for said in view.inquiries}
+    asked = {row_of(said.signal): said for said in view.inquiries}
     for signal in view.evidence[:SHOWN_SIGNALS]:
-        parts += [line(), _evidence(signal, asked.get(signal.id))]
+        parts += [line(), _evidence(signal, asked.get(row_of(signal.id)))]
     if len(view.evidence) > SHOWN_SIGNALS:
         parts += [
             line(),

@@ -94,8 +94,7 @@ def load(
         return endpoint(spec, option, client, client_header, request_id, timeout_seconds)
     if is_onnx(spec):
         return OnnxModel(Path(spec), option)
-    if ":" not in spec:
-        raise ConfigError(f"{option}: {spec!r} is not understood; it is {FORMS}")
+    understood(spec, option)
     found = object_of(spec, option, FORMS)
     if inspect.isclass(found):
         raise ConfigError(f"{option}: {spec} is a class; name a fitted estimator, or a function that returns one")
@@ -110,6 +109,12 @@ def load(
     if hasattr(found, "predict"):
         return cast("Model", found)
     raise ConfigError(f"{option}: {spec} is a {type(found).__name__}, which has neither predict_proba nor predict")
+
+
+def understood(spec: str, option: str) -> None:
+    """ConfigError where a name has none of the forms that `load` knows; nothing is loaded."""
+    if not is_url(spec) and not is_onnx(spec) and ":" not in spec:
+        raise ConfigError(f"{option}: {spec!r} is not understood; it is {FORMS}")
 
 
 def is_url(spec: str) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import io
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -15,6 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streams.errors import ConfigError, EndpointError, EndpointFault
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 #: How long one answer may take.
 TIMEOUT_SECONDS = 10.0
@@ -51,6 +56,52 @@ class Metadata(msgspec.Struct):
     versions: list[str] = []
 
 
+class _Timed(io.RawIOBase):
+    """Reads of a socket until a deadline (`time.monotonic`), however many there are: a peer may send byte by byte."""
+
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket, deadline: float) -> None:
+        self._raw, self._sock, self._deadline = raw, sock, deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int | None:
+        self._sock.settimeout(_left(self._deadline))
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Connection:
+    """A kept-alive connection; each answer, from its first byte to its last, has a deadline."""
+
+    def __init__(self, connection: http.client.HTTPConnection) -> None:
+        self._connection = connection
+        self._deadline = 0.0
+        connection.response_class = self._answer  # type: ignore[assignment]
+
+    def ask(
+        self, method: str, path: str, body: bytes, headers: Mapping[str, str], deadline: float
+    ) -> http.client.HTTPResponse:
+        """The answer, its head read. TimeoutError, also of reads of its body, once the deadline is over."""
+        self._deadline = deadline
+        self._connection.timeout = _left(deadline)
+        if self._connection.sock is not None:
+            self._connection.sock.settimeout(self._connection.timeout)
+        self._connection.request(method, path, body=body or None, headers=dict(headers))
+        return self._connection.getresponse()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _answer(self, sock: socket.socket, *args: Any, **more: Any) -> http.client.HTTPResponse:
+        answer = http.client.HTTPResponse(sock, *args, **more)
+        answer.fp = io.BufferedReader(_Timed(answer.fp.detach(), sock, self._deadline))
+        return answer
+
+
 class OIPModel:
     """Asks a model by ``POST {url}/v2/models/{model_name}/infer``, one request a call, over a kept-alive connection.
 
@@ -69,11 +120,12 @@ class OIPModel:
     input_name : str
         Name of the input tensor; it is sent as FP64.
     timeout_seconds : float
+        For one whole answer, from the connection to the last byte.
 
     Raises
     ------
     ConfigError
-        When the URL is not one.
+        When the URL is not one, or names a user.
     """
 
     def __init__(
@@ -94,6 +146,11 @@ class OIPModel:
             port = -1
         if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
             raise ConfigError(f"{url!r} is no URL of a model; it reads http://HOST:PORT")
+        if "@" in parts.netloc:
+            raise ConfigError(
+                f"the URL of the model at {parts.hostname} holds a user name or password, which are not sent; "
+                "it reads http://HOST:PORT"
+            )
         self.url = f"{url.rstrip('/')}/v2/models/{quote(model_name, safe='')}/infer"
         self._open = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._host, self._port = parts.hostname, port
@@ -123,7 +180,7 @@ class OIPModel:
             request["id"] = self._request_id(rows)
         status, body = self.post(msgspec.json.encode(request))
         if status != 200:
-            said = body[:SHOWN_BYTES].decode(errors="replace").strip()
+            said = shown(body[:SHOWN_BYTES].decode(errors="replace"))
             fault: EndpointFault = "refused" if 400 <= status < 500 else "crash"
             raise EndpointError(f"{self.url} answered with status {status}: {said or 'nothing'}", fault)
         return scores(body, len(rows), self.url, self._answers)
@@ -156,22 +213,23 @@ class OIPModel:
 
     def close(self) -> None:
         """Close the calling thread's connection; the next call opens another."""
-        connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
+        connection: _Connection | None = getattr(self._local, "connection", None)
         if connection is not None:
             connection.close()
             self._local.connection = None
 
     def _call(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, bytes]:
+        deadline = time.monotonic() + self._timeout
         try:
             kept = getattr(self._local, "connection", None)
             if kept is not None:
                 try:
-                    return self._ask(kept, method, path, body, headers)
+                    return self._ask(kept, method, path, body, headers, deadline)
                 except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
                     self.close()
-            connection = self._open(self._host, self._port, timeout=self._timeout)
+            connection = _Connection(self._open(self._host, self._port))
             self._local.connection = connection
-            return self._ask(connection, method, path, body, headers)
+            return self._ask(connection, method, path, body, headers, deadline)
         except TimeoutError:
             self.close()
             raise EndpointError(f"{self.url} did not answer within {self._timeout:g} s", "timeout") from None
@@ -180,14 +238,33 @@ class OIPModel:
             raise EndpointError(f"{self.url} cannot be asked: {error or type(error).__name__}", "crash") from None
 
     def _ask(
-        self, connection: http.client.HTTPConnection, method: str, path: str, body: bytes, headers: Mapping[str, str]
+        self,
+        connection: _Connection,
+        method: str,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        deadline: float,
     ) -> tuple[int, bytes]:
-        connection.request(method, path, body=body or None, headers=dict(headers))
-        answer = connection.getresponse()
+        answer = connection.ask(method, path, body, headers, deadline)
         content = answer.read(MAX_ANSWER_BYTES + 1)
         if len(content) > MAX_ANSWER_BYTES:
+            self.close()  # its rest would stand before the next answer
             raise EndpointError(f"{self.url} answered with more than {MAX_ANSWER_BYTES:,} bytes")
         return answer.status, content
+
+
+def shown(text: str) -> str:
+    """What an endpoint said, on one line: whatever is not printable is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text.strip())
+
+
+def _left(deadline: float) -> float:
+    """Seconds until a deadline; TimeoutError once it is over."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
 
 
 def scores(
@@ -210,11 +287,14 @@ def scores(
     found = [one for one in answer.outputs if one.datatype in ("FP64", "FP32", "FP16", "BF16") and len(one.shape) == 2]
     if not found:
         outputs = ", ".join(f"{one.name} {one.datatype} {one.shape}" for one in answer.outputs[:5]) or "none"
+        outputs = shown(outputs[:SHOWN_BYTES])
         raise EndpointError(f"{where} answered without scores of shape ({rows}, k); its outputs: {outputs}")
     try:
         values = np.asarray(found[0].data, dtype=np.float64).reshape(found[0].shape)
     except (ValueError, TypeError):
-        raise EndpointError(f"{where}: output {found[0].name} does not hold {found[0].shape} numbers") from None
+        raise EndpointError(
+            f"{where}: output {shown(found[0].name[:SHOWN_BYTES])} does not hold {found[0].shape} numbers"
+        ) from None
     if len(values) != rows or values.shape[1] < 2:
         raise EndpointError(f"{where} answered with {values.shape} scores for {rows} rows")
     if not np.isfinite(values).all():

@@ -150,7 +150,7 @@ class ModelKeys:
         return f"{self.tag}:evidence:{incident}"
 
     def inquiries(self, incident: str) -> str:
-        """Hash: signal id -> InquiryMessage JSON of the rows of one incident asked about again; bounded, has a TTL."""
+        """Hash: TOPIC/PARTITION/OFFSET/ROW -> InquiryMessage JSON of rows asked about again; bounded, has a TTL."""
         return f"{self.tag}:inquiries:{incident}"
 
     @property

@@ -86,6 +86,11 @@ INQUIRY_OUTCOMES = ("answered", "failed", "dropped", "passed_over")
 QUESTIONS = "questions"
 
 
+def row_of(signal: str) -> str:
+    """``TOPIC/PARTITION/OFFSET/ROW`` of a signal's id, which ends with the rule."""
+    return "/".join(signal.split("/")[:4])
+
+
 class InquiryAnswer(msgspec.Struct, frozen=True):
     """What one inquiry of the escalation tier says of one row."""
 
@@ -103,7 +108,7 @@ class InquiryMessage(msgspec.Struct, frozen=True):
     """What the watched model says when it is asked again about the row of a signal; evidence, never a decision."""
 
     signal: str
-    """Id of the signal."""
+    """Id of the first signal at the row; others at the row share the answers, see `row_of`."""
     at: int
     """When it was asked, microseconds since the epoch."""
     bundle: str

@@ -273,7 +273,7 @@ def test_escalation_is_off_unless_its_table_is_there_and_then_names_a_model() ->
     for table, says in (
         ({}, r"models\[m\]\.escalation: names no model to ask; set escalation\.model, or endpoint"),
         ({"modle": "a:b"}, r"models\[0\]\.escalation: .*unknown field `modle`; allowed: model, timeout_seconds"),
-        ({"model": "a:b", "questions_per_second": 0}, r"models\[0\]\.escalation\.questions_per_second: .*> 0"),
+        ({"model": "a:b", "questions_per_second": 0.001}, r"models\[0\]\.escalation\.questions_per_second: .*>= 0\.01"),
         ({"model": "a:b", "waiting_rows": 0}, r"models\[0\]\.escalation\.waiting_rows: .*>= 1"),
     ):
         with pytest.raises(ConfigError, match=says):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal as signals
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from detectors.ensemble import fit
 from detectors.schema import FeatureSchema
 from streams.config import EscalationSettings, parse
 from streams.doctor import installation
-from streams.errors import BundleMismatch, ConfigError
+from streams.errors import ConfigError
 from streams.incidents.correlator import Correlator
 from streams.incidents.escalation import MOST_ROWS, MOST_TICKETS, Inquirer, inquirer
 from streams.incidents.service import IncidentService
@@ -35,7 +36,7 @@ from streams.lease import Lease
 from streams.models import named
 from streams.models.contract import Model
 from streams.store.keys import ModelKeys
-from streams.store.messages import InquiryMessage, SignalMessage
+from streams.store.messages import InquiryMessage, SignalMessage, row_of
 from tests.streams.models.test_models import endpoint, tensor
 
 SignalFactory = Callable[..., SignalMessage]
@@ -107,7 +108,7 @@ def raised(make_signal: SignalFactory) -> SignalFactory:
 
 def asking(redis: Redis, path: str, model: Model = MODEL, **settings: Any) -> Inquirer:
     wanted = EscalationSettings(model="here", **{"questions_per_second": 1e9, **settings})
-    return Inquirer(redis, KEYS, path, model, wanted, clock=lambda: 7)
+    return Inquirer(redis, KEYS, path, lambda: model, wanted, clock=lambda: 7)
 
 
 @contextmanager
@@ -212,6 +213,7 @@ def test_an_endpoint_that_fails_disturbs_no_incident_and_is_told_once_in_a_while
         (lambda rows: np.full((len(rows), 3), np.nan), "NaN or infinity"),
         (lambda rows: np.full((len(rows), 3), 5.0), "no probabilities"),
         (lambda rows: 1 / 0, "ZeroDivisionError"),
+        (lambda rows: sys.exit(3), "SystemExit: 3"),
     ],
 )
 def test_a_model_that_answers_nonsense_counts_as_failed_and_the_next_row_is_taken(
@@ -312,8 +314,8 @@ def test_one_incident_is_asked_about_so_often_and_a_page_still_finds_room(
         over = 3 + MOST_TICKETS
         wait_until(lambda: totals(redis, asked).get("passed_over") == over, 60.0, "what is too much")
     assert redis.hlen(KEYS.inquiries("i")) == MOST_ROWS
-    assert redis.hexists(KEYS.inquiries("i"), pages[0].id)
-    assert not redis.hexists(KEYS.inquiries("i"), tickets[-1].id)
+    assert redis.hexists(KEYS.inquiries("i"), row_of(pages[0].id))
+    assert not redis.hexists(KEYS.inquiries("i"), row_of(tickets[-1].id))
     assert totals(redis, asked)["answered"] == MOST_ROWS
 
 
@@ -334,11 +336,63 @@ def test_a_bundle_that_comes_into_force_is_asked_with(
         wait_until(lambda: totals(redis, asked).get("failed") == 1, 60.0, "a bundle without inquiries")
 
 
-def test_a_bundle_without_inquiries_stops_the_start(redis: Redis, bundles: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"has no inquiries; fit it with `vedette fit --inquiries all`"):
-        asking(redis, bundles["plain"])
-    with pytest.raises(BundleMismatch, match="gone"):
-        asking(redis, str(tmp_path / "gone.vedette"))
+def test_inquiries_that_are_missing_at_the_start_are_read_once_they_are_there(
+    redis: Redis,
+    raised: SignalFactory,
+    send: Send,
+    bundles: dict[str, str],
+    wait_until: WaitUntil,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    path = tmp_path / "later.vedette"
+    messages = [raised(1), raised(2)]
+    for message in messages:
+        send(message)
+    asked = asking(redis, str(path))
+    with caplog.at_level(logging.WARNING, "vedette.escalation"), running(asked):
+        name = correlated(redis, asked, *messages)
+        wait_until(lambda: totals(redis, asked).get("failed") == 2, 60.0, "rows without inquiries")
+        shutil.copy(bundles["plain"], path)
+        asked.offer(name, texts(raised(3))[0])
+        wait_until(lambda: totals(redis, asked).get("failed") == 3, 60.0, "a bundle without inquiries")
+        redis.hset(KEYS.bundle, "path", bundles["other"])
+        asked.offer(name, texts(raised(4))[0])
+        wait_until(lambda: totals(redis, asked).get("answered") == 1, 60.0, "the answer")
+    assert len(IncidentService(redis, "digits").show(name).evidence) == 2
+    assert "no bundle at" in caplog.text
+    assert len(caplog.records) <= 3
+
+
+def test_a_model_that_cannot_be_loaded_is_not_loaded_again_for_every_row(
+    redis: Redis, raised: SignalFactory, bundles: dict[str, str], wait_until: WaitUntil
+) -> None:
+    tries = []
+
+    def load() -> Model:
+        tries.append(1)
+        raise SystemExit(4)
+
+    asked = Inquirer(redis, KEYS, bundles["other"], load, EscalationSettings(model="here"))
+    with running(asked):
+        for text in texts(raised(1), raised(2)):
+            asked.offer("i", text)
+        wait_until(lambda: totals(redis, asked).get("failed") == 2, 60.0, "two failures")
+    assert len(tries) == 1
+
+
+def test_a_row_that_set_off_two_rules_is_asked_about_once(
+    redis: Redis, raised: SignalFactory, bundles: dict[str, str], wait_until: WaitUntil
+) -> None:
+    first = raised(1)
+    second = raised(1, id=f"{row_of(first.id)}/another_rule", rule="another_rule")
+    asked = asking(redis, bundles["other"])
+    with running(asked):
+        for text in texts(first, second, raised(2)):
+            asked.offer("i", text)
+        wait_until(lambda: totals(redis, asked).get("answered") == 2, 60.0, "two rows")
+    assert row_of(first.id) == first.id.removesuffix(f"/{first.rule}")
+    assert redis.hlen(KEYS.inquiries("i")) == 2
 
 
 def settings_of(**model: Any) -> Any:
@@ -357,8 +411,9 @@ def test_settings_name_the_model_to_ask(redis: Redis, bundles: dict[str, str], m
     with pytest.raises(ConfigError, match=r"escalation\.model: questions to an endpoint carry a mark.*probe_key_file"):
         made(endpoint="http://127.0.0.1:9", escalation={})
     assert made(escalation={"model": "scipy.special:softmax"}) is not None
-    with pytest.raises(ConfigError, match=r"^models\.digits\.escalation\.model: gone\.onnx: no such file"):
-        made(escalation={"model": "gone.onnx"})
+    assert made(escalation={"model": "gone.onnx"}) is not None  # files and modules are loaded beside the correlator
+    with pytest.raises(ConfigError, match=r"^models\.digits\.escalation\.model: 'softmax' is not understood"):
+        made(escalation={"model": "softmax"})
     monkeypatch.setenv("VEDETTE_PROBE_KEY", "00" * 32)
     with pytest.raises(ConfigError, match=r"escalation\.model: .*names no model"):
         made(escalation={"model": "http://127.0.0.1:9"})
@@ -396,10 +451,32 @@ def test_the_command_asks_the_endpoint_with_marks(
     assert {headers["X-Client-Id"] for _, headers, _, _ in seen} == {"vedette-escalation"}
 
 
+def test_the_command_starts_and_ends_while_a_module_never_loads(
+    redis: Redis, redis_url: str, raised: SignalFactory, send: Send, wait_until: WaitUntil, tmp_path: Path
+) -> None:
+    (tmp_path / "vedette.toml").write_text(
+        f'[redis]\nurl = "{redis_url}"\n[[models]]\nname = "digits"\ntopic = "events"\n'
+        'bundle = "gone.vedette"\n[models.escalation]\nmodel = "stuck:model"\n'
+    )
+    (tmp_path / "stuck.py").write_text("import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(600)\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", "from streams.cli import main; main()", "correlator"]
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path)
+    try:
+        wait_until(lambda: (tmp_path / "begun").exists(), 120.0, "the module to be stuck")
+        send(raised(1))
+        wait_until(lambda: redis.zcard(KEYS.incidents) == 1, 60.0, "the incident")
+        process.send_signal(signals.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait(10)
+
+
 def test_the_doctor_says_whether_the_model_can_be_asked(bundles: dict[str, str], tmp_path: Path) -> None:
-    def told(path: str, environ: dict[str, str], **model: Any) -> list[tuple[str, int, str]]:
+    def told(path: str, environ: dict[str, str], in_force: str | None = None, **model: Any) -> list[Any]:
         settings = settings_of(bundle=path, **model)
-        found = installation.escalation(settings, settings.models[0], environ)
+        found = installation.escalation(settings, settings.models[0], environ, in_force)
         return [(finding.status, finding.exit_code, finding.text) for finding in found]
 
     key = {"VEDETTE_PROBE_KEY": "00" * 32}
@@ -409,6 +486,8 @@ def test_the_doctor_says_whether_the_model_can_be_asked(bundles: dict[str, str],
         ((status, _, text),) = told(bundles["asking"], key, **served)
         assert status == "ok"
         assert text == "feature_squeezing, noise_stability: 101 questions a row, answered"
+        ((status, _, text),) = told(bundles["plain"], key, bundles["other"], **served)
+        assert (status, text.partition(":")[0]) == ("ok", "feature_squeezing")
         for path, environ, code, says in (
             (bundles["asking"], {}, 2, "carry a mark of probes"),
             (bundles["plain"], key, 2, "has no inquiries"),

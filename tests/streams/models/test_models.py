@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from streams.errors import ConfigError, EndpointError
+from streams.models import oip
 from streams.models.contract import Model
 from streams.models.function import FunctionModel
 from streams.models.oip import OIPModel
@@ -176,6 +178,60 @@ def test_an_endpoint_that_is_away_or_silent_is_one_clear_error() -> None:
 def test_a_wrong_url_is_refused_at_once(url: str) -> None:
     with pytest.raises(ConfigError, match="no URL of a model"):
         OIPModel(url, "m")
+
+
+def test_a_url_with_a_password_is_refused_and_the_password_not_shown() -> None:
+    with pytest.raises(ConfigError, match="holds a user name or password") as refused:
+        OIPModel("http://me:sesame@127.0.0.1:8080", "m")
+    assert "sesame" not in str(refused.value)
+
+
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"])
+def test_an_answer_that_trickles_is_given_up_after_its_time(head: bytes) -> None:
+    done = threading.Event()
+
+    def trickle(listener: socket.socket) -> None:
+        peer, _ = listener.accept()
+        with peer, suppress(OSError):
+            peer.sendall(head)
+            while not done.wait(0.02):
+                peer.sendall(b"H")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=trickle, args=(listener,))
+        thread.start()
+        try:
+            model = OIPModel(f"http://127.0.0.1:{listener.getsockname()[1]}", "m", timeout_seconds=0.3)
+            with pytest.raises(EndpointError, match=r"did not answer within 0\.3 s") as late:
+                model.predict(np.zeros((1, 2)))
+        finally:
+            done.set()
+            thread.join(20)
+    assert late.value.fault == "timeout"
+
+
+def test_after_an_answer_that_is_too_large_the_next_one_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oip, "MAX_ANSWER_BYTES", 1000)
+    large = [b" " * 100_000]
+
+    def reply(body: bytes, headers: Any) -> tuple[int, bytes]:
+        return (200, large.pop()) if large else echo(body, headers)
+
+    with endpoint(reply) as (url, _):
+        model = OIPModel(url, "m")
+        with pytest.raises(EndpointError, match="more than 1,000 bytes"):
+            model.predict(np.zeros((1, 2)))
+        assert model.predict(np.array([[0.25, 0.75]])).tolist() == [[0.25, 0.75]]
+        model.close()
+
+
+def test_what_an_endpoint_says_of_an_error_stays_on_one_line() -> None:
+    with endpoint(lambda *_: (500, b"no\nWARNING all is well\x1b[2J")) as (url, _):
+        model = OIPModel(url, "m")
+        with pytest.raises(EndpointError, match="500: no") as failed:
+            model.predict(np.zeros((1, 2)))
+        model.close()
+    assert str(failed.value).isprintable()
 
 
 def test_rows_of_another_form_are_refused() -> None:
