@@ -50,7 +50,7 @@ from benchmarks import report
 from benchmarks.repeaters import KINDS, Site
 from benchmarks.report import Figure, Target
 from detectors.calibration import repeaters as repeating_clients
-from detectors.calibration.decision import SHARED_LEAST, by_intent
+from detectors.calibration.decision import SHARED_LEAST, by_intent, odd_row
 from detectors.calibration.drift import BLOCKS, RISK, TICKET_RISK, DriftWatch, crossing_limit
 from detectors.calibration.history import History, measure
 from detectors.calibration.order_statistics import best_rank
@@ -242,6 +242,7 @@ class Maxima:
     opposite: Rows
     sequence: Rows
     tested: Rows
+    oddest: Rows
     repeating: NDArray[np.bool_]
 
     @classmethod
@@ -250,7 +251,7 @@ class Maxima:
         firsts = np.cumsum([0, *(int(part.client.max()) + 1 for part in parts[:-1])])
         columns = {
             name: np.concatenate([getattr(part, name) for part in parts])
-            for name in ("period", "same", "opposite", "sequence", "tested", "repeating")
+            for name in ("period", "same", "opposite", "sequence", "tested", "oddest", "repeating")
         }
         client = np.concatenate([part.client + first for part, first in zip(parts, firsts, strict=True)])
         return cls(client=client, **columns)
@@ -281,6 +282,7 @@ def scored(ensemble: Ensemble, events: Batch, period_us: int) -> tuple[Maxima, N
         past.opposite,
         past.sequence,
         tested,
+        past.oddest,
         past.repeating,
     )
     return maxima, np.concatenate(fused)
@@ -298,6 +300,7 @@ class Rule:
 
     intent: bool
     paging: Rows
+    odd: float
     ensemble: Ensemble
     rank: int
 
@@ -309,12 +312,13 @@ class Rule:
         ceiling = float(np.log1p(min(known[3], walking.SEQUENCE_CEILING)))
         intent = bool(pool.repeating[chosen].any())
         sequence = np.log1p(pool.sequence[chosen])
+        odd = odd_row(pool.oddest[chosen], BUDGET, coming)
         if intent:
             both, page_score = by_intent(sequence, pool.tested[chosen], ceiling, rank, coming, BUDGET)
-            return cls(True, np.array([both.values[0], page_score]), ensemble, rank)
+            return cls(True, np.array([both.values[0], page_score]), odd, ensemble, rank)
         statistics = [pool.same[chosen], pool.opposite[chosen], sequence]
         found = combine(statistics, np.array([known[0], known[1], ceiling]), rank, coming, BUDGET).values
-        return cls(False, found, ensemble, rank)
+        return cls(False, found, odd, ensemble, rank)
 
     def pages(self, units: Maxima) -> NDArray[np.bool_]:
         """(u,) units that page."""
@@ -326,11 +330,12 @@ class Rule:
 
     def tickets(self, units: Maxima) -> NDArray[np.bool_]:
         """(u,) units that open a ticket at least."""
+        odd = units.oddest > self.odd
         if not self.intent:
-            return self.pages(units)
+            return np.asarray(self.pages(units) | odd)
         known = self.ensemble.tables.thresholds
         near = (units.same > known[0]) | (units.opposite > known[1])
-        return np.asarray(near | (np.log1p(units.sequence) > self.paging[0]))
+        return np.asarray(near | (np.log1p(units.sequence) > self.paging[0]) | odd)
 
 
 class World:
@@ -616,7 +621,7 @@ def one_week(units: Maxima, clients: int, week: int) -> Maxima:
     inside = np.flatnonzero(units.period // HOURS == week)
     who = units.client[inside]
     found = {}
-    for name in ("same", "opposite", "sequence", "tested"):
+    for name in ("same", "opposite", "sequence", "tested", "oddest"):
         found[name] = np.zeros(clients)
         np.maximum.at(found[name], who, getattr(units, name)[inside])
     repeating = np.zeros(clients, dtype=np.bool_)

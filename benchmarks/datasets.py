@@ -201,3 +201,21 @@ def installed(tasks: Sequence[tuple[Data, Kind]]) -> list[tuple[Data, Kind]]:
     for name, why in missing.items():
         progress(f"{name} is left out: {why}")
     return [(data, kind) for data, kind in tasks if data not in missing and kind not in missing]
+
+
+def split_installed(tasks: Sequence[tuple[Data, Kind]], whole: bool) -> tuple[list[tuple[Data, Kind]], list[str]]:
+    """The tasks that are installed, and the names of the others.
+
+    Raises
+    ------
+    SystemExit
+        Where `whole` asks for all of them and some are not installed.
+    """
+    kept = installed(tasks)
+    left_out = [f"{data} {kind}" for data, kind in tasks if (data, kind) not in kept]
+    if whole and left_out:
+        raise SystemExit(
+            f"--check judges all usual tasks, and {', '.join(left_out)} can't be measured here: install what is "
+            "missing, or name the tasks to judge with --tasks"
+        )
+    return kept, left_out

@@ -1,6 +1,7 @@
 """Query attacks in the traffic of a site: what the whole ensemble tickets and pages, and after how many queries.
 
-    python -m benchmarks.queries [--json] [--check] [--quick] [--tasks "digits mlp,..."] [--keep DIRECTORY] [--write]
+    python -m benchmarks.queries [--json] [--check] [--quick] [--tasks "digits mlp,..."] [--write]
+                               [--keep DIRECTORY [--accept-older]]
 
 For each data set, model and seed the ensemble is fitted and calibrated as `vedette fit` does it, for one false page a
 week, on weeks of benign clients that hold one in twenty of kinds that repeat themselves: every other kind, and never
@@ -20,17 +21,25 @@ nothing was fitted on.
 * Blacklight, stateful detection (Chen et al.), PRADA, PyOD's IForest, KNN and ECOD and max-softmax against some of the
   same attackers, at their published thresholds and at those that order statistics of the same client-weeks give for the
   same budget (`benchmarks.queries_rivals`);
-* a site without repeaters, in history and traffic, undiluted and 1:4, with attackers of its own, baselines and ordinary
-  clients: there a crossed threshold pages.
+* a site without repeaters, in history and traffic, undiluted and 1:4, with baselines and ordinary clients: there a
+  crossed threshold pages. Under a seed its attackers are the same, query by query, as those of the site with
+  repeaters, so the two are a paired comparison, and no independent ones.
 
 An attacker that is never seen counts as seen after the last query but one more: medians are over all attackers.
-Intervals: Wilson's for shares; for medians, seeds and then attackers are drawn anew. ``--keep`` stores each attack
-of each data set, model and seed as it is done, and takes up what is there; ``--write`` puts tables and plot into docs.
+Intervals: Wilson's for shares; for medians, seeds and then attackers are drawn anew.
+
+``--keep`` stores each attack of each data set, model and seed as it is done, with its settings and a digest of the code
+that decides, and takes up what is there; a file of other settings or other code stops the run and stays as it is.
+``--accept-older`` takes up parts of the same settings that other code measured; the tables then say so. ``--check``
+without ``--tasks`` and ``--quick`` wants every usual task installed and a figure for every target. ``--write`` puts
+tables and plot into docs.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -44,7 +53,7 @@ from numpy.typing import NDArray
 
 from benchmarks import queries_tables, report
 from benchmarks.crafted import Task, task
-from benchmarks.datasets import Data, Kind, installed, named
+from benchmarks.datasets import Data, Kind, named, split_installed
 from benchmarks.queries_attackers import (
     PLANS,
     STRATEGIES,
@@ -55,14 +64,14 @@ from benchmarks.queries_attackers import (
     covered,
     first_success,
 )
-from benchmarks.queries_cells import Benign, Found, Hunt, Part, Settings, Tuned
+from benchmarks.queries_cells import BUDGET, Benign, Found, Hunt, Part, Settings, Tuned
 from benchmarks.queries_clients import KINDS, Counter, Rows, Supply, Week, known_kinds, turns, week
 from benchmarks.queries_rivals import PLACES, Rivals, parts_of, rival_hunts
 from benchmarks.repeaters import Site
 from benchmarks.report import progress
 from detectors import ensemble
 from detectors.contract import Batch, Level, Reference
-from detectors.kernels import limit_blas_threads
+from detectors.kernels import limit_blas_threads, source_digest
 from detectors.scorer import Ensemble
 
 #: What is run in full; MNIST has fewer clients, as its rows are long.
@@ -87,8 +96,8 @@ SEEDS, QUICK_SEEDS = 5, 1
 QUICK_TASKS: tuple[tuple[Data, Kind], ...] = (("digits", "mlp"),)
 #: Most clients a week where rows are longer than this.
 LONG_ROWS, LONG_CLIENTS = 400, 60
-#: False pages a week; one special client in so many.
-BUDGET, SPECIAL_EVERY = 1, 20
+#: One special client in so many.
+SPECIAL_EVERY = 20
 #: Accounts of a campaign and rows of the partition to each of its own; campaigns of one stream.
 CAMPAIGNS, AT_ONCE = ((10, 100), (100, 300)), 5
 #: Benign queries beside each own; beyond the second figure as few attackers as campaigns.
@@ -103,6 +112,18 @@ REFERENCE_ROWS, BATCH_ROWS, ROW_US = 2000, 4000, 1000
 STREAM_VALUES = 60_000_000
 #: A week, in microseconds.
 WEEK_US = 1_000_000_000
+#: Modules of this directory that decide what is measured; tables only tell it.
+DECIDING = (
+    "baselines",
+    "crafted",
+    "datasets",
+    "queries",
+    "queries_attackers",
+    "queries_cells",
+    "queries_clients",
+    "queries_rivals",
+    "repeaters",
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -373,6 +394,19 @@ def tuned(world: World) -> tuple[float, list[Tuned]]:
     return goal, found
 
 
+@functools.cache
+def deciding_sources() -> str:
+    """16 hex digits over the code that decides what is measured: `detectors`, `attacks` and `DECIDING`."""
+    root = Path(__file__).resolve().parents[1]
+    digest = hashlib.blake2b(source_digest(root).encode(), digest_size=8)
+    own = [root / "benchmarks" / f"{name}.py" for name in DECIDING]
+    for source in [*sorted((root / "attacks").rglob("*.py")), *own]:
+        content = source.read_bytes()
+        digest.update(f"{source.relative_to(root).as_posix()}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
 class Bench:
     """One task: everything that is measured on it, part by part; what is stored isn't measured again.
 
@@ -383,14 +417,26 @@ class Bench:
     settings : Settings
     folder : Path or None
         Where parts are stored.
+    accept_older : bool
+        Whether stored parts that other code measured are taken up.
     """
 
-    def __init__(self, data: Data, kind: Kind, seed: int, settings: Settings, folder: Path | None) -> None:
+    def __init__(
+        self,
+        data: Data,
+        kind: Kind,
+        seed: int,
+        settings: Settings,
+        folder: Path | None,
+        accept_older: bool = False,
+    ) -> None:
+        self._sources = deciding_sources()
         self.made = task(data, kind, seed)
         if self.made.schema.width > LONG_ROWS:
             settings = msgspec.structs.replace(settings, clients=min(settings.clients, LONG_CLIENTS))
         self.settings = settings
         self._folder = None if folder is None else folder / f"{data}-{kind}-{seed}"
+        self._accept_older, self._older = accept_older, list[str]()
         self._began = time.monotonic()
 
     @functools.cached_property
@@ -413,18 +459,46 @@ class Bench:
         return world, Rivals(world, BUDGET, np.random.default_rng([self.made.seed, 13]))
 
     def part(self, name: str, measured: Callable[[], Part]) -> Part:
-        """One part, stored or measured now."""
+        """One part, stored or measured now.
+
+        Raises
+        ------
+        SystemExit
+            Where what is stored can't be taken up; it stays as it is.
+        """
         if self._folder is None:
             return measured()
         path = self._folder / f"{name}.json"
         if path.exists():
-            found = msgspec.json.decode(path.read_bytes(), type=Part)
-            if found.settings == self.settings:
-                return found
-        found = measured()
+            return self._stored(path)
+        found = msgspec.structs.replace(measured(), sources=self._sources)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(msgspec.json.encode(found))
+        whole = path.with_name(f"{path.name}.{os.getpid()}")
+        whole.write_bytes(msgspec.json.encode(found))
+        if path.exists():  # another run was first
+            whole.unlink()
+            return self._stored(path)
+        whole.replace(path)
         return found
+
+    def _stored(self, path: Path) -> Part:
+        """A stored part of the same settings and code."""
+        why, more = "", ""
+        try:
+            found = msgspec.json.decode(path.read_bytes(), type=Part)
+        except msgspec.DecodeError as error:
+            why = f"is no part that can be read ({error})"
+        else:
+            if found.settings != self.settings:
+                why = "was measured with other settings"
+            elif found.sources == self._sources:
+                return found
+            elif self._accept_older:
+                self._older.append(path.stem)
+                return found
+            else:
+                why, more = "was measured by other code", ", or take it up all the same with --accept-older"
+        raise SystemExit(f"{path} {why}: give --keep another directory or remove the file{more}")
 
     def found(self) -> Found:
         """Everything, with progress."""
@@ -483,12 +557,16 @@ class Bench:
             cells,
             ordinary.benign + swapped.benign + quiet.benign,
             tries.tuned,
+            self._older,
         )
 
 
-def chosen_tasks(wanted: str | None, quick: bool) -> list[tuple[Data, Kind]]:
-    """Tasks by name, or the usual ones, whose data and model are installed."""
-    return installed(named(wanted) if wanted else QUICK_TASKS if quick else TASKS)
+def chosen_tasks(wanted: str | None, quick: bool, check: bool = False) -> tuple[list[tuple[Data, Kind]], list[str]]:
+    """Tasks by name, or the usual ones, whose data and model are installed, and the names of the others; a check of
+    the usual ones wants all of them."""
+    return split_installed(
+        named(wanted) if wanted else QUICK_TASKS if quick else TASKS, check and not (wanted or quick)
+    )
 
 
 def main() -> int:
@@ -497,19 +575,27 @@ def main() -> int:
     parser.add_argument("--tasks", help="such as 'digits mlp,phishing forest', instead of the usual ones")
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--keep", type=Path, help="store what is done here, and take up what is there")
+    parser.add_argument(
+        "--accept-older",
+        action="store_true",
+        help="take up parts that other code measured; the table then says so",
+    )
     parser.add_argument("--write", action="store_true", help="write tables and plot into docs/")
     whole: Callable[[str], int] = int
     for name in Settings.__struct_fields__:
         parser.add_argument(f"--{name}", type=whole)
     options = parser.parse_args()
+    if options.accept_older and options.keep is None:
+        parser.error("--accept-older says what to do with parts that --keep finds: give --keep too")
     limit_blas_threads()
     settings = QUICK if options.quick else FULL
     given = {name: getattr(options, name) for name in Settings.__struct_fields__}
     settings = msgspec.structs.replace(settings, **{name: n for name, n in given.items() if n is not None})
     seeds = options.seeds or (QUICK_SEEDS if options.quick else SEEDS)
+    tasks, left_out = chosen_tasks(options.tasks, options.quick, options.check)
     found = [
-        Bench(data, kind, seed, settings, options.keep).found()
-        for data, kind in chosen_tasks(options.tasks, options.quick)
+        Bench(data, kind, seed, settings, options.keep, options.accept_older).found()
+        for data, kind in tasks
         for seed in range(options.seed, options.seed + seeds)
     ]
     if not found:
@@ -522,7 +608,11 @@ def main() -> int:
     context: dict[str, Any] = {"seeds": seeds, "settings": msgspec.structs.asdict(settings)}
     context["modes"] = {f"{one.task}, seed {one.seed}": f"{one.mode}: {one.reason}" for one in found}
     context["cells"] = queries_tables.cells_of(found)
-    return report.finish(options, figures, targets, context)
+    context["left_out"] = left_out
+    context["measured_by_earlier_code"] = {f"{one.task}, seed {one.seed}": one.older for one in found if one.older}
+    code = report.finish(options, figures, targets, context)
+    complete = options.check and not (options.tasks or options.quick)
+    return code if not complete or report.all_measured(figures, queries_tables.TARGETS) else 1
 
 
 if __name__ == "__main__":

@@ -5,6 +5,9 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
+#: False pages a week that the ensemble and baselines are calibrated for.
+BUDGET = 1
+
 
 class Settings(msgspec.Struct, frozen=True):
     """How much is run: own queries of an attacker; attackers a cell, those of them that baselines are judged with, and
@@ -86,9 +89,11 @@ class Tuned(msgspec.Struct, frozen=True):
 
 
 class Part(msgspec.Struct, frozen=True):
-    """What is stored at a time: one attack, the benign clients, or the attacker who tunes."""
+    """What is stored at a time: one attack, the benign clients, or the attacker who tunes; `sources` is the digest of
+    the code that measured it, "" where it kept none."""
 
     settings: Settings
+    sources: str = ""
     mode: str = ""
     reason: str = ""
     goal: float = 0.0
@@ -98,7 +103,7 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """Everything of one data set, model and seed."""
+    """Everything of one data set, model and seed; `older` names its parts that other code measured."""
 
     data: str
     kind: str
@@ -110,6 +115,7 @@ class Found(msgspec.Struct, frozen=True):
     hunts: list[Hunt]
     benign: list[Benign]
     tuned: list[Tuned]
+    older: list[str] = []
 
     @property
     def task(self) -> str:

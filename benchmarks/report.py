@@ -115,6 +115,15 @@ def write_between(page: Path, mark: str, text: str) -> None:
     page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
+def all_measured(figures: Sequence[Figure], targets: Sequence[Target]) -> bool:
+    """Whether every target has a figure; tells which have none."""
+    names = {figure.name for figure in figures}
+    missing = [target.figure for target in targets if target.figure not in names]
+    if missing:
+        progress(f"--check judges every target, and there is no figure for: {'; '.join(missing)}")
+    return not missing
+
+
 def finish(
     options: argparse.Namespace,
     figures: Sequence[Figure],

@@ -158,7 +158,7 @@ def decide(
     distinct = len(np.unique(history.weeks.clients))
     everyone: NDArray[np.bool_] = np.ones(len(history.weeks), dtype=np.bool_)
     thresholds = np.full(walking.THRESHOLDS, np.inf)
-    thresholds[4] = _odd_row(history, budget, coming)
+    thresholds[4] = odd_row(history.oddest[~history.alarm], budget, coming)
     most = float(history.index.max()) if len(history.index) else 0.0
     thresholds[2] = min(max(walking.INDEX_EXAMINED, most), MOST_TICKET * walking.INDEX_CEILING)
     own, together, shared = np.zeros(len(everyone)), np.zeros(len(everyone)), history.index / thresholds[2]
@@ -290,12 +290,12 @@ def _tickets(history: History, yardstick: Yardstick, budget: int, coming: int) -
     return combine(_statistics(history, ordinary)[:2], yardstick.scales[:2], rank, coming, accepted).values
 
 
-def _odd_row(history: History, budget: int, coming: int) -> float:
-    """Ticket threshold of a single row's fused score: of the largest one in each client-week, repeaters' too.
+def odd_row(oddest: NDArray[np.float64], budget: int, coming: int) -> float:
+    """Ticket threshold of a single row's fused score: of the largest one in each client-week (m,), repeaters' too.
 
     Where there are too few client-weeks for what is accepted, it is the largest of all.
     """
-    oddest, accepted = history.oddest[~history.alarm], min(_accepted(budget, coming), coming - 1)
+    accepted = min(_accepted(budget, coming), coming - 1)
     if not len(oddest):
         return np.inf
     rank = max(1, order_statistics.best_rank(coming, len(oddest), accepted))

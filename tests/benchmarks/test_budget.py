@@ -15,9 +15,9 @@ from detectors.calibration.drift import BLOCKS
 
 def pool(clients: int, rng: np.random.Generator, repeating: bool) -> Maxima:
     """Statistics of independent clients with heavy tails."""
-    draw = rng.pareto(1.0, (4, clients))
+    draw = rng.pareto(1.0, (5, clients))
     same = np.full(clients, repeating)
-    return Maxima(np.arange(clients), np.zeros(clients, dtype=np.int64), draw[0], draw[1], draw[2], draw[3], same)
+    return Maxima(np.arange(clients), np.zeros(clients, dtype=np.int64), *draw, same)
 
 
 @pytest.mark.parametrize("repeating", [False, True])
@@ -60,7 +60,7 @@ def test_seeds_are_joined_and_the_worst_is_told() -> None:
 def test_hours_of_crossing_are_the_first_of_each_client() -> None:
     nothing = np.zeros(5)
     units = Maxima(
-        np.array([0, 0, 1, 2, 2]), np.array([7, 3, 9, 5, 6]), nothing, nothing, nothing, nothing, nothing.astype(bool)
+        np.array([0, 0, 1, 2, 2]), np.array([7, 3, 9, 5, 6]), *(nothing for _ in range(5)), nothing.astype(bool)
     )
     crossed = np.array([True, True, True, False, True])
     assert crossing_hours(units, crossed, np.array([1, 1, 1])).tolist() == [3, 6, 9]
@@ -70,10 +70,27 @@ def test_hours_of_crossing_are_the_first_of_each_client() -> None:
 def test_a_week_is_the_largest_of_its_hours() -> None:
     period = np.array([0, 5, HOURS, 2 * HOURS + 1, 2 * HOURS + 2])
     value = np.array([1.0, 3.0, 9.0, 2.0, 4.0])
-    units = Maxima(np.array([0, 0, 0, 0, 1]), period, value, value, value, value, value > 3.5)
+    units = Maxima(np.array([0, 0, 0, 0, 1]), period, value, value, value, value, value, value > 3.5)
     assert one_week(units, 2, 0).same.tolist() == [3.0, 0.0]
     assert one_week(units, 2, 2).tested.tolist() == [2.0, 4.0]
+    assert one_week(units, 2, 2).oddest.tolist() == [2.0, 4.0]
     assert one_week(units, 2, 2).repeating.tolist() == [True, True]
+
+
+@pytest.mark.parametrize("repeating", [False, True])
+def test_a_client_week_whose_oddest_row_crosses_is_ticketed(repeating: bool) -> None:
+    rng = np.random.default_rng(5)
+    ensemble: Any = SimpleNamespace(tables=SimpleNamespace(thresholds=np.array([1e9, 1e9, 1.0, 20.0])))
+    units = pool(800, rng, repeating)
+    rule = budget.Rule.calibrated(ensemble, units, np.arange(800), 400)
+    calm = np.zeros(2)
+    week = Maxima(
+        np.arange(2), np.arange(2), calm, calm, calm, calm, np.array([rule.odd, 1.01 * rule.odd]), calm.astype(bool)
+    )
+    assert rule.tickets(week).tolist() == [False, True]
+    assert not rule.pages(week).any()
+    beyond = np.count_nonzero(units.oddest > rule.odd)
+    assert 0 < beyond < 2 * budget.BUDGET
 
 
 @pytest.mark.parametrize("size", [0.0, 2.0])

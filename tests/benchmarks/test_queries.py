@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from scipy.stats import shapiro
 
 from attacks.contract import Trace
-from benchmarks import baselines, crafted, queries, queries_tables
+from benchmarks import baselines, crafted, queries, queries_tables, report
 from benchmarks.queries_attackers import PLANS, STRATEGIES, covered, first_success, telling_features, threat_of
-from benchmarks.queries_cells import Benign, Found, Hunt, Part, Settings, Tuned
+from benchmarks.queries_cells import BUDGET, Benign, Found, Hunt, Part, Settings, Tuned
 from benchmarks.queries_clients import KINDS, NEVER_KNOWN, SPECIAL_ROWS, Counter, Supply, known_kinds, turns
 from benchmarks.queries_rivals import PLACES, Rivals, parts_of
 from benchmarks.queries_tables import CELLS, Cell
@@ -37,7 +37,7 @@ def world(made: crafted.Task) -> queries.World:
 @pytest.fixture(scope="module")
 def quiet(made: crafted.Task) -> tuple[queries.World, Rivals]:
     world = queries.World.make(made, msgspec.structs.replace(SETTINGS, weeks=7), ())
-    return world, Rivals(world, queries.BUDGET, np.random.default_rng(4))
+    return world, Rivals(world, BUDGET, np.random.default_rng(4))
 
 
 def test_mixing_keeps_the_order_of_every_sequence() -> None:
@@ -177,7 +177,7 @@ def test_stream_holds_every_row_once_and_counts_own_queries(world: queries.World
 
 
 def test_attackers_are_seen_in_traffic_and_their_own_queries_counted(world: queries.World) -> None:
-    rivals = Rivals(world, queries.BUDGET, np.random.default_rng(4))
+    rivals = Rivals(world, BUDGET, np.random.default_rng(4))
     found = queries.hunts(world, rivals, PLANS[0])
     mine = [hunt for hunt in found if hunt.scheme == "Vedette"]
     assert {(hunt.each, hunt.accounts) for hunt in mine} == set(CELLS)
@@ -220,7 +220,7 @@ def test_baselines_keep_the_budget_on_a_week_that_set_it(quiet: tuple[queries.Wo
     sequences = [(one.rows[mine], np.ones(len(mine), dtype=np.bool_)) for mine in parts]
     alarms = rivals.first(world.stream(sequences, 1, 1, np.random.default_rng(17)), len(parts))
     paged = {key: sum(at is not None for at in found) for key, found in alarms.items()}
-    ranks = order_statistics.best_rank(16, 7 * 16, queries.BUDGET)
+    ranks = order_statistics.best_rank(16, 7 * 16, BUDGET)
     assert all(np.isfinite(value) for value in rivals.thresholds.values())
     assert all(count < ranks for (_, setting), count in paged.items() if setting == "same budget")
     assert all(paged[name, "published"] > ranks for name in ROW_DETECTORS)
@@ -236,20 +236,87 @@ def test_any_account_may_raise_the_alarm(quiet: tuple[queries.World, Rivals]) ->
     assert rivals.first(stream, 1)["PRADA", "published"] == [None]
 
 
-def test_stored_parts_are_taken_up_where_the_settings_are_the_same(tmp_path: Path) -> None:
+def part(settings: Settings = SETTINGS) -> Part:
+    return Part(settings, hunts=[Hunt("Vedette", "", "NES", 4, 1, [3, None], [None, None])])
+
+
+def forbidden() -> Part:
+    raise AssertionError("what is stored is not measured again")
+
+
+def test_stored_parts_are_taken_up_where_settings_and_code_are_the_same(tmp_path: Path) -> None:
     bench = queries.Bench("cancer", "logistic", 3, SETTINGS, tmp_path)
+    first = bench.part("NES", part)
+    assert first.sources == queries.deciding_sources()
+    assert bench.part("NES", forbidden) == first
+    assert [path.name for path in tmp_path.rglob("*.*")] == ["NES.json"]
     other = queries.Bench("cancer", "logistic", 3, msgspec.structs.replace(SETTINGS, queries=50), tmp_path)
-    asked: list[Settings] = []
+    with pytest.raises(SystemExit, match=r"NES\.json was measured with other settings: give --keep another directory"):
+        other.part("NES", forbidden)
+    assert bench.part("NES", forbidden) == first
 
-    def measured(settings: Settings) -> Part:
-        asked.append(settings)
-        return Part(settings, hunts=[Hunt("Vedette", "", "NES", 4, 1, [3, None], [None, None])])
 
-    first, again = (bench.part("NES", lambda: measured(SETTINGS)) for _ in range(2))
-    assert first == again
-    assert asked == [SETTINGS]
-    other.part("NES", lambda: measured(other.settings))
-    assert asked == [SETTINGS, other.settings]
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"settings": {"queries": 1}}', b"\xff\x00"])
+def test_stored_part_that_cannot_be_read_stops_the_run_and_stays(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "cancer-logistic-3" / "NES.json"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    bench = queries.Bench("cancer", "logistic", 3, SETTINGS, tmp_path, accept_older=True)
+    with pytest.raises(SystemExit, match=r"NES\.json is no part that can be read .*remove the file"):
+        bench.part("NES", forbidden)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("sources", [None, "0123456789abcdef"])
+def test_parts_of_other_code_are_taken_up_on_demand_only(tmp_path: Path, sources: str | None) -> None:
+    path = tmp_path / "cancer-logistic-3" / "NES.json"
+    path.parent.mkdir()
+    stored = msgspec.to_builtins(part())
+    del stored["sources"]
+    path.write_bytes(msgspec.json.encode(stored | ({"sources": sources} if sources else {})))
+    with pytest.raises(SystemExit, match=r"NES\.json was measured by other code: .*--accept-older"):
+        queries.Bench("cancer", "logistic", 3, SETTINGS, tmp_path).part("NES", forbidden)
+    bench = queries.Bench("cancer", "logistic", 3, SETTINGS, tmp_path, accept_older=True)
+    assert bench.part("NES", forbidden).hunts == part().hunts
+    changed = msgspec.structs.replace(SETTINGS, weeks=2)
+    with pytest.raises(SystemExit, match="other settings"):
+        queries.Bench("cancer", "logistic", 3, changed, tmp_path, accept_older=True).part("NES", forbidden)
+
+
+def test_part_that_another_run_stored_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    bench, other = (queries.Bench("cancer", "logistic", 3, SETTINGS, tmp_path) for _ in range(2))
+    first = part()
+
+    def measured() -> Part:
+        other.part("NES", lambda: first)
+        return Part(SETTINGS)
+
+    assert bench.part("NES", measured).hunts == first.hunts
+    assert [path.name for path in tmp_path.rglob("*.*")] == ["NES.json"]
+
+
+def test_tables_tell_parts_of_earlier_code() -> None:
+    found = made_up(7, 6, 8)
+    assert "earlier code" not in queries_tables.text_of([found])
+    text = queries_tables.text_of([found, msgspec.structs.replace(made_up(8, 6, 8), older=["NES", "ZOO"])])
+    assert "Some parts were measured by earlier code (digits mlp, seed 8: 2)." in text
+
+
+def test_check_of_the_usual_tasks_wants_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.datasets.xgboost_installed", lambda: False)
+    monkeypatch.setattr(queries, "TASKS", (("cancer", "mlp"), ("cancer", "xgboost")))
+    kept: list[tuple[str, str]] = [("cancer", "mlp")]
+    assert queries.chosen_tasks(None, quick=False) == (kept, ["cancer xgboost"])
+    assert queries.chosen_tasks("cancer mlp,cancer xgboost", quick=False, check=True) == (kept, ["cancer xgboost"])
+    with pytest.raises(SystemExit, match=r"cancer xgboost can't be measured here: install what is missing"):
+        queries.chosen_tasks(None, quick=False, check=True)
+
+
+def test_targets_without_a_figure_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    figures, _ = queries_tables.figures_of([made_up(7, 6, 8)], np.random.default_rng(0))
+    assert report.all_measured(figures, queries_tables.TARGETS)
+    assert not report.all_measured(figures[1:], [report.Target(figures[0].name, ">=", 0.0)])
+    assert f"there is no figure for: {figures[0].name}" in capsys.readouterr().err
 
 
 def test_never_counts_as_more_than_was_watched() -> None:
@@ -300,6 +367,8 @@ def test_figures_take_the_worst_and_leave_known_kinds_out() -> None:
     assert values["no repeaters / worst / 1:4: page"] == values["no repeaters / digits mlp / mean / 1:4: page"] == 0.75
     assert values["no repeaters / worst kept apart / 1:4: queries to page, p90"] == SETTINGS.queries + 1
     assert values["no repeaters / ordinary clients: paged"] == 0.0
+    assert values["ordinary clients: pages a week"] == 1.0  # four weeks, a page in each
+    assert values["no repeaters / ordinary clients: pages a week"] == 0.0
     assert values["tuned attacker, worst task: success before a page"] == 0.5
     assert {target.figure for target in targets} == {target.figure for target in queries_tables.TARGETS}
 
