@@ -6,7 +6,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY attacks attacks
 COPY detectors detectors
 COPY streams streams
-RUN /opt/vedette/bin/pip install --no-cache-dir -c constraints.txt .
+RUN /opt/vedette/bin/pip install --no-cache-dir -c constraints.txt '.[onnx]'
 
 FROM python:3.11-slim
 ENV PATH=/opt/vedette/bin:$PATH \
