@@ -201,6 +201,7 @@ def test_list_by_keyboard_alone(scene: Fixture, serve: Fixture, visit: Open, red
     page.keyboard.press("a")
     expect(page.locator(".notice.good")).to_be_visible()
     assert IncidentService(redis, "digits").show(names[1]).incident.assignee == "ada"
+    page.wait_for_load_state()  # keys are heard from when the new page's script has run
     page.keyboard.press("/")
     page.keyboard.type("1111")
     page.keyboard.press("Enter")
