@@ -51,3 +51,21 @@ def fitted(small_world: Any) -> Any:
         partitions=2,
         rng=np.random.default_rng(1),
     )
+
+
+@pytest.fixture(scope="session")
+def ensemble(fitted: Any) -> Any:
+    """The ensemble of `fitted`."""
+    return fitted[0]
+
+
+@pytest.fixture(scope="session")
+def home(small_world: Any) -> Any:
+    """`world.world`: the site that `fitted` is for."""
+    return small_world.world()
+
+
+@pytest.fixture(scope="session")
+def sent(small_world: Any) -> Any:
+    """`world.sent`."""
+    return small_world.sent

@@ -29,11 +29,6 @@ Entries = dict[str, bytes]
 
 
 @pytest.fixture(scope="module")
-def ensemble(fitted: Any) -> Ensemble:
-    return fitted[0]
-
-
-@pytest.fixture(scope="module")
 def stored(fitted: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bundle") / "site.vedette"
     bundle.save(path, *fitted)

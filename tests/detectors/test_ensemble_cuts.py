@@ -21,11 +21,6 @@ CUTS = 100
 
 
 @pytest.fixture(scope="module")
-def ensemble(fitted: Any) -> Ensemble:
-    return fitted[0]
-
-
-@pytest.fixture(scope="module")
 def traffic(small_world: Any) -> Batch:
     """Benign clients, a sensor, attackers alone and over accounts, duplicates, bursts of one client, nobody's rows."""
     home, rng = small_world.world(), np.random.default_rng(11)

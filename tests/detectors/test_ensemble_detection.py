@@ -23,16 +23,6 @@ ATTACKER = 0xABCDEF0123456789
 TRACES = 5
 
 
-@pytest.fixture(scope="module")
-def ensemble(fitted: Any) -> Ensemble:
-    return fitted[0]
-
-
-@pytest.fixture(scope="module")
-def home(small_world: Any) -> Any:
-    return small_world.world()
-
-
 def fit_to(small_world: Any, traffic: Batch | None, **changes: Any) -> Any:
     options = {
         "budget": 1,
@@ -55,12 +45,6 @@ def at_once(small_world: Any, home: Any) -> Any:
 def quiet(small_world: Any) -> Any:
     """(ensemble, report) of the reference alone."""
     return fit_to(small_world, None)
-
-
-@pytest.fixture(scope="module")
-def sent(small_world: Any) -> Any:
-    """`world.sent`."""
-    return small_world.sent
 
 
 def signals_of(ensemble: Ensemble, batch: Batch, state: Memory | None = None) -> tuple[Signal, ...]:

@@ -19,22 +19,6 @@ from detectors.scorer import Ensemble
 FIRST_ACCOUNT = 7000
 
 
-@pytest.fixture(scope="module")
-def ensemble(fitted: Any) -> Ensemble:
-    return fitted[0]
-
-
-@pytest.fixture(scope="module")
-def home(small_world: Any) -> Any:
-    return small_world.world()
-
-
-@pytest.fixture(scope="module")
-def sent(small_world: Any) -> Any:
-    """`world.sent`."""
-    return small_world.sent
-
-
 def mailed(home: Any, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """One template, ten fields of which differ."""
     rows = np.repeat(home.fresh(1, rng), count, axis=0)

@@ -18,22 +18,6 @@ CLIENT = 77
 
 
 @pytest.fixture(scope="module")
-def ensemble(fitted: Any) -> Ensemble:
-    return fitted[0]
-
-
-@pytest.fixture(scope="module")
-def home(small_world: Any) -> Any:
-    return small_world.world()
-
-
-@pytest.fixture(scope="module")
-def sent(small_world: Any) -> Any:
-    """`world.sent`."""
-    return small_world.sent
-
-
-@pytest.fixture(scope="module")
 def noise(ensemble: Ensemble, home: Any, sent: Any) -> Any:
     """So many rows that are nothing like what any client has ever sent, all beyond the threshold."""
     rows = np.random.default_rng(9).integers(0, 2, (800, 64)).astype(np.float64)

@@ -5,16 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 
 from detectors.contract import Batch
 from detectors.queries.memory import WINDOW_ROWS
 from detectors.scorer import Ensemble
-
-
-@pytest.fixture(scope="module")
-def ensemble(fitted: Any) -> Ensemble:
-    return fitted[0]
 
 
 def batch_of(small_world: Any, rows: np.ndarray[Any, Any]) -> Batch:
