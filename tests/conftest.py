@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from detectors import surrogate
 from detectors.kernels import siphash
 from streams import embedded
 from streams.events import kernels
@@ -24,6 +25,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 #: Pause between two looks at a condition.
 POLL_SECONDS = 0.02
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[None]:
+    """Fits of the module's tests learn a rough surrogate: most of a small fit's time, for what only detection needs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(surrogate, "PASSES", 20)
+        yield
 
 
 @pytest.fixture(scope="session")

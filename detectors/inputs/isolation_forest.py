@@ -70,19 +70,22 @@ class IsolationForest:
 
     def _pad(self, place: int, tree: Any, columns: NDArray[np.intp], depth: int) -> None:
         inner = (1 << depth) - 1
+        lefts, rights = tree.children_left.tolist(), tree.children_right.tolist()
+        features, thresholds = tree.feature.tolist(), tree.threshold.tolist()
+        beyond = _average_path(tree.n_node_samples).tolist()
         stack = [(0, 0, 0)]
         while stack:
             node, at, level = stack.pop()
-            left, right = int(tree.children_left[node]), int(tree.children_right[node])
+            left, right = lefts[node], rights[node]
             if left == right:
-                value = level + float(_average_path(np.array([tree.n_node_samples[node]]))[0])
+                value = level + beyond[node]
                 first, count = at, 1
                 for _ in range(depth - level):
                     first, count = 2 * first + 1, count * 2
                 self.leaves_[place, first - inner : first - inner + count] = value
                 continue
-            self.features_[place, at] = columns[tree.feature[node]]
-            self.thresholds_[place, at] = _at_most(float(tree.threshold[node]))
+            self.features_[place, at] = columns[features[node]]
+            self.thresholds_[place, at] = _at_most(thresholds[node])
             stack.append((left, 2 * at + 1, level + 1))
             stack.append((right, 2 * at + 2, level + 1))
 

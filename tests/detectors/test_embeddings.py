@@ -25,6 +25,8 @@ from detectors.schema import Feature, FeatureSchema
 from detectors.scorer import Ensemble
 from detectors.view import BatchView, ReferenceFrame
 
+pytestmark = pytest.mark.usefixtures("hasty")
+
 WIDTH, EMBEDDING = 6, 4
 CLASSES = ("low", "middle", "high")
 PLAIN = FeatureSchema(tuple(Feature(f"x{i}") for i in range(WIDTH)), CLASSES)

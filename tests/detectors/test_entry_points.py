@@ -22,6 +22,8 @@ from detectors.manifest import read_origin
 from detectors.schema import FeatureSchema
 from detectors.view import BatchView, ReferenceFrame
 
+pytestmark = pytest.mark.usefixtures("hasty")
+
 DOCS = (Path(__file__).parents[2] / "docs" / "detection.md").read_text()
 SCHEMA = FeatureSchema.image((1, 3), ["no", "yes"], 0, 100)
 NAME = "acme_cents"

@@ -26,6 +26,8 @@ from streams.topics import DEAD_SUFFIX
 from streams.worker.deadletters import REASON_HEADER
 from tests.fuzz.generators import CONTROLS, Expected, Generated, Target, records
 
+pytestmark = pytest.mark.usefixtures("hasty")
+
 COUNT = 100_000 if os.environ.get("VEDETTE_FAULTS") == "full" else 10_000
 PARTITIONS = 2
 RUN_SECONDS = 900 if COUNT > 10_000 else 200

@@ -39,6 +39,8 @@ from streams.store.keys import ModelKeys
 from streams.store.messages import InquiryMessage, SignalMessage, row_of
 from tests.streams.models.test_models import endpoint, tensor
 
+pytestmark = pytest.mark.usefixtures("hasty")
+
 SignalFactory = Callable[..., SignalMessage]
 Send = Callable[[SignalMessage], None]
 WaitUntil = Callable[..., Any]

@@ -28,6 +28,8 @@ from streams.events.batch import DecodeOptions
 from streams.probes import marks
 from streams.worker.scoring import PartitionScoring, ScoringOptions
 
+pytestmark = pytest.mark.usefixtures("hasty")
+
 TOPIC, PARTITION, MODEL = "events", 1, "digits"
 KEY, CLIENT_KEY = bytes(range(32)), bytes(16)
 TTL_US = 120_000_000

@@ -13,6 +13,7 @@ import pyarrow.parquet
 import pytest
 from numpy.typing import NDArray
 
+from detectors import surrogate
 from detectors.schema import Feature, FeatureSchema
 
 WIDTH, CLASSES = 10, ("low", "middle", "high")
@@ -111,6 +112,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return Files(folder, shop, *(str(folder / name) for name in names))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def always_hasty(hasty: None) -> None:
+    """No test here is about what the surrogate tells."""
+
+
 @pytest.fixture(autouse=True)
 def keyed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A client key, and a folder without settings."""
@@ -126,6 +132,7 @@ def bundle(files: Files) -> str:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VEDETTE_CLIENT_KEY", KEY)
+        patch.setattr(surrogate, "PASSES", 20)  # as `hasty`: fits of the same rows are compared
         patch.chdir(files.folder)
         out = str(files.folder / "shop.vedette")
         assert invoke([*fit_arguments(files), "--benign", files.benign, "--out", out]) == 0
