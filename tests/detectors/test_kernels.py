@@ -368,15 +368,15 @@ def hits_of(values: Any, first: int, limit: int) -> Any:
 @pytest.mark.parametrize("limit", [0, 1, 9, 127, 128, 254, 255])
 def test_a_mask_of_bytes_at_most_a_limit_matches_numpy(limit: int) -> None:
     values = np.random.default_rng(limit).integers(0, 256, 200, dtype=np.uint8)
-    values[[3, 3 + rows.MASK_BYTES - 1]] = limit
+    values[[3, 3 + rows.MASK_VALUES - 1]] = limit
     mask, found = hits_of(values, 3, limit)
-    expected = np.flatnonzero(values[3 : 3 + rows.MASK_BYTES] <= limit)
+    expected = np.flatnonzero(values[3 : 3 + rows.MASK_VALUES] <= limit)
     assert found == expected[::-1].tolist()
     assert int(mask) == sum(1 << int(k) for k in expected)
 
 
 def test_a_mask_of_bytes_above_the_limit_is_empty() -> None:
-    mask, found = hits_of(np.full(rows.MASK_BYTES, 8, dtype=np.uint8), 0, 7)
+    mask, found = hits_of(np.full(rows.MASK_VALUES, 8, dtype=np.uint8), 0, 7)
     assert int(mask) == 0 and found == []
 
 
