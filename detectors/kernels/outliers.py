@@ -11,13 +11,18 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from detectors.kernels.rows import MASK_VALUES, SINGLE_ROUNDOFF, at_most, highest_bit, steady_exp2, steady_log
 
-#: Rows whose products with all reference rows stand in the second-level cache at once; a multiple of 4.
+#: Rows whose products with all reference rows stand in the second-level cache at once.
 BLOCK_ROWS = 8
-#: Reference rows of a tile of that product, and the groups of which the least products give a first limit.
+#: Rows, and reference rows, whose products are added up in registers.
+ROWS_AT_ONCE, COLUMNS = 4, 16
+#: Reference rows of a tile in which products are looked through, and the groups of which the least give a first limit.
 TILE_ROWS, TILE_GROUPS = 256, 16
 #: Beyond this squared length a row is measured against every reference row: single precision can't hold it.
 LARGEST_NORM = 1e30
@@ -102,42 +107,65 @@ def project(rows: Any, centre: Any, basis: Any, norms: Any, out: Any) -> None:
         norms[i] = whole
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@intrinsic
+def _multiply(typing: Any, short: Any, row: Any, thin: Any, some: Any, rough: Any, out_row: Any) -> Any:
+    """Products of four rows with `COLUMNS` columns, added up in registers: a loop would store each sum on its way.
+
+    short float32 (n, q), from `row` on; thin float32 (c, q, COLUMNS) at `some`; rough float32 (b, tiles, TILE_ROWS),
+    from `out_row` on.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def array(place: int) -> Any:
+            return context.make_array(signature.args[place])(context, builder, arguments[place])
+
+        rows, columns, out = array(0), array(2), array(4)
+        single, word = ir.FloatType(), ir.IntType(64)
+        lanes = ir.VectorType(single, COLUMNS)
+        shape = ir.FunctionType(lanes, [lanes] * 3)
+        multiply_add = cgutils.get_or_insert_function(builder.module, shape, f"llvm.fmuladd.v{COLUMNS}f32")
+        every = ir.Constant(ir.VectorType(ir.IntType(32), COLUMNS), [0] * COLUMNS)
+        undefined = ir.Constant(lanes, ir.Undefined)
+        size = builder.extract_value(rows.shape, 1)
+        tiles = builder.extract_value(out.shape, 1)
+        packed = builder.bitcast(columns.data, lanes.as_pointer())
+        sums = [cgutils.alloca_once_value(builder, ir.Constant(lanes, [0.0] * COLUMNS)) for _ in range(ROWS_AT_ONCE)]
+        with cgutils.for_range(builder, size) as loop:
+            place = builder.add(builder.mul(arguments[3], size), loop.index)
+            column = builder.load(builder.gep(packed, [place]))
+            column.align = 4
+            for r, total in enumerate(sums):
+                row = builder.add(arguments[1], word(r))
+                x = builder.load(builder.gep(rows.data, [builder.add(builder.mul(row, size), loop.index)]))
+                one = builder.insert_element(undefined, x, ir.Constant(ir.IntType(32), 0))
+                x_lanes = builder.shuffle_vector(one, undefined, every)
+                builder.store(builder.call(multiply_add, [x_lanes, column, builder.load(total)]), total)
+        for r, total in enumerate(sums):
+            row = builder.mul(builder.add(arguments[5], word(r)), builder.mul(tiles, word(TILE_ROWS)))
+            place = builder.add(row, builder.mul(arguments[3], word(COLUMNS)))
+            to = builder.bitcast(builder.gep(out.data, [place]), lanes.as_pointer())
+            builder.store(builder.load(total), to).align = 4
+        return context.get_dummy_value()
+
+    return types.void(short, types.intp, thin, types.intp, rough, types.intp), generate
+
+
+@njit(cache=True, nogil=True)
 def rough_products(short: Any, start: int, thin: Any, rough: Any) -> None:
     """Products of a block of rows with all columns.
-
-    Four rows and four of their numbers at a time: what is loaded is used four times. The flag allows a multiplication
-    and an addition in one.
 
     Parameters
     ----------
     short : float32 (n, q)
-        q a multiple of 4.
     start : int
         First row of the block.
-    thin : float32 (tiles, q, TILE_ROWS)
+    thin : float32 (c, q, COLUMNS)
     rough : float32 (b, tiles, TILE_ROWS), filled
-        b a multiple of 4; start + b <= n.
+        b a multiple of ROWS_AT_ONCE; start + b <= n.
     """
-    for t in range(thin.shape[0]):
-        for i in range(0, rough.shape[0], 4):
-            for j in range(TILE_ROWS):
-                rough[i, t, j] = 0.0
-                rough[i + 1, t, j] = 0.0
-                rough[i + 2, t, j] = 0.0
-                rough[i + 3, t, j] = 0.0
-            m = start + i
-            for p in range(0, thin.shape[1], 4):
-                a0, a1, a2, a3 = short[m, p], short[m, p + 1], short[m, p + 2], short[m, p + 3]
-                b0, b1, b2, b3 = short[m + 1, p], short[m + 1, p + 1], short[m + 1, p + 2], short[m + 1, p + 3]
-                c0, c1, c2, c3 = short[m + 2, p], short[m + 2, p + 1], short[m + 2, p + 2], short[m + 2, p + 3]
-                d0, d1, d2, d3 = short[m + 3, p], short[m + 3, p + 1], short[m + 3, p + 2], short[m + 3, p + 3]
-                for j in range(TILE_ROWS):
-                    t0, t1, t2, t3 = thin[t, p, j], thin[t, p + 1, j], thin[t, p + 2, j], thin[t, p + 3, j]
-                    rough[i, t, j] = rough[i, t, j] + a0 * t0 + a1 * t1 + a2 * t2 + a3 * t3
-                    rough[i + 1, t, j] = rough[i + 1, t, j] + b0 * t0 + b1 * t1 + b2 * t2 + b3 * t3
-                    rough[i + 2, t, j] = rough[i + 2, t, j] + c0 * t0 + c1 * t1 + c2 * t2 + c3 * t3
-                    rough[i + 3, t, j] = rough[i + 3, t, j] + d0 * t0 + d1 * t1 + d2 * t2 + d3 * t3
+    for some in range(thin.shape[0]):
+        for i in range(0, rough.shape[0], ROWS_AT_ONCE):
+            _multiply(short, start + i, thin, some, rough, i)
 
 
 @njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
@@ -232,9 +260,9 @@ def nearest_of(
     reference : float64 (r, d)
     centre : float64 (d,)
     basis : float64 (d, p)
-    thin : float32 (tiles, q, TILE_ROWS)
-        Reference rows as columns: the p + 1 numbers of `project`, the squared length about the centre (infinite beyond
-        r), and zeros up to q, a multiple of 4.
+    thin : float32 (c, q, COLUMNS)
+        Reference rows as columns: the q - 1 = p + 1 numbers of `project`, and the squared length about the centre
+        (infinite beyond r). The number of columns is r rounded up to a multiple of `TILE_ROWS`.
     single : float32 (r, d')
         Reference rows about the centre, and zeros beyond d.
     longest : float
@@ -250,7 +278,7 @@ def nearest_of(
         Number of distances in single precision.
     """
     n, d = inputs.shape
-    r, (tiles, q, _) = reference.shape[0], thin.shape
+    r, q, tiles = reference.shape[0], thin.shape[1], thin.shape[0] * COLUMNS // TILE_ROWS
     k, p = squared.shape[1], basis.shape[1]
     squared[:] = np.inf
     index[:] = -1
@@ -259,7 +287,7 @@ def nearest_of(
     project(inputs, centre, basis, norms, short)
     short[:, : p + 1] *= -_SINGLE_TWO
     short[:, p + 1] = 1.0
-    block_rows = min(-(-n // 4) * 4, BLOCK_ROWS)
+    block_rows = min(-(-n // ROWS_AT_ONCE) * ROWS_AT_ONCE, BLOCK_ROWS)
     rough = np.empty((block_rows, tiles, TILE_ROWS), dtype=np.float32)
     lows = np.empty((tiles, TILE_GROUPS), dtype=np.float32)
     first = np.empty(k, dtype=np.float32)

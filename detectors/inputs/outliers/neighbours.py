@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from detectors.kernels import outliers
 
-#: Numbers of directions that are tried for the bound, and the sample that tells what they cost. With the length of the
-#: rest and that of the whole they fill fours.
-DIRECTIONS = (6, 14, 22, 30, 38, 46, 62)
+#: Numbers of directions that are tried for the bound, and the sample that tells what they cost.
+DIRECTIONS = (6, 14, 22, 30, 38, 46)
 SAMPLE_ROWS = 64
 #: Cost of a product with one reference row: a start, and each direction; and of a distance in single precision: a start,
 #: and each feature. In the same units; only the choice between numbers of directions rests on them.
@@ -33,7 +32,7 @@ class Neighbours:
     centre : float64 (d,)
     basis : float64 (d, p)
         Principal directions.
-    thin : float32 (tiles, q, TILE_ROWS)
+    thin : float32 (c, p + 2, COLUMNS)
     single : float32 (r, d')
     longest : float
     """
@@ -59,7 +58,7 @@ class Neighbours:
         for count in [*(number for number in DIRECTIONS if number < width), width]:
             made = cls._with(rows, np.ascontiguousarray(vectors[:, :count]))
             compared = made.search_counted(sample, min(CHOICE_NEIGHBOURS + 1, len(rows)))[2] / len(sample)
-            cost = len(rows) * (PRODUCT_COST + DIRECTION_COST * made.thin.shape[1])
+            cost = len(rows) * (PRODUCT_COST + DIRECTION_COST * count)
             cost += compared * (DISTANCE_COST + FEATURE_COST * width)
             if cost < least:
                 best, least = made, cost
@@ -70,13 +69,13 @@ class Neighbours:
     def _with(cls, rows: NDArray[np.float64], basis: NDArray[np.float64]) -> Self:
         (n, width), directions = rows.shape, basis.shape[1]
         centre = rows.mean(axis=0)
-        tiles, size = -(-n // outliers.TILE_ROWS), -(-(directions + 2) // 4) * 4
-        short = np.zeros((tiles * outliers.TILE_ROWS, size), dtype=np.float32)
+        columns = -(-n // outliers.TILE_ROWS) * outliers.TILE_ROWS
+        short = np.zeros((columns, directions + 2), dtype=np.float32)
         norms = np.empty(n)
         outliers.project(rows, centre, basis, norms, short[:n])
-        short[:, directions + 1] = np.inf
-        short[:n, directions + 1] = norms
-        thin = np.ascontiguousarray(short.reshape(tiles, outliers.TILE_ROWS, size).transpose(0, 2, 1))
+        short[:, -1] = np.inf
+        short[:n, -1] = norms
+        thin = np.ascontiguousarray(short.reshape(-1, outliers.COLUMNS, directions + 2).transpose(0, 2, 1))
         single = np.zeros((n, -(-width // FEATURES_AT_ONCE) * FEATURES_AT_ONCE), dtype=np.float32)
         single[:, :width] = rows - centre
         return cls(rows, centre, basis, thin, single, float(np.sqrt(norms.max())))
