@@ -380,6 +380,19 @@ def test_a_mask_of_bytes_above_the_limit_is_empty() -> None:
     assert int(mask) == 0 and found == []
 
 
+@njit
+def word_of(values: Any, first: int, limit: Any) -> Any:
+    return rows.at_most(values, first, limit)
+
+
+@pytest.mark.parametrize("limit", [-np.inf, -1.0, 0.0, 0.3, np.inf])
+def test_a_mask_of_singles_at_most_a_limit_matches_numpy(limit: float) -> None:
+    values = np.random.default_rng(1).normal(size=(3, 128)).astype(np.float32)
+    values[1, 5:9] = limit, np.inf, np.nan, -np.inf
+    expected = np.flatnonzero(values.ravel()[130 : 130 + rows.MASK_VALUES] <= np.float32(limit))
+    assert int(word_of(values, 130, np.float32(limit))) == sum(1 << int(k) for k in expected)
+
+
 def projection_of(width: int) -> NDArray[np.float64]:
     drawn = np.random.default_rng(5).normal(size=(width, rows.CODE_DIMS + 64)) / math.sqrt(width)
     return exact.on_grid(drawn, exact.grid_for(width))
