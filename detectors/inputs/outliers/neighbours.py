@@ -13,8 +13,8 @@ from detectors.kernels import outliers
 #: Numbers of directions that are tried for the bound, and the sample that tells what they cost.
 DIRECTIONS = (6, 14, 22, 30, 38, 46)
 SAMPLE_ROWS = 64
-#: Cost of a product with one reference row: a start, and each direction; and of a distance in single precision: a start,
-#: and each feature. In the same units; only the choice between numbers of directions rests on them.
+#: Cost of a product with one reference row: a start, and each direction; and of a distance in single precision: a
+#: start, and each feature. In the same units; only the choice between numbers of directions rests on them.
 PRODUCT_COST, DIRECTION_COST, DISTANCE_COST, FEATURE_COST = 8.0, 1.0, 500.0, 4.0
 #: Features by which rows in single precision are filled up.
 FEATURES_AT_ONCE = 32
