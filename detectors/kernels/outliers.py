@@ -11,18 +11,29 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
-from detectors.kernels.rows import CHUNK_ROWS, SINGLE_ROUNDOFF, steady_exp2, steady_log
+from detectors.kernels.rows import MASK_VALUES, SINGLE_ROUNDOFF, at_most, highest_bit, steady_exp2, steady_log
 
-#: Rows of a block of a product with all reference rows.
-BLOCK_ROWS = 128
+#: Rows whose products with all reference rows stand in the second-level cache at once.
+BLOCK_ROWS = 8
+#: Rows, and reference rows, whose products are added up in registers.
+ROWS_AT_ONCE, COLUMNS = 4, 16
+#: Reference rows of a tile in which products are looked through, and the groups of which the least give a first limit.
+TILE_ROWS, TILE_GROUPS = 256, 16
 #: Beyond this squared length a row is measured against every reference row: single precision can't hold it.
 LARGEST_NORM = 1e30
+#: More than sums of numbers that are too small for single precision can be off by.
+LEAST_SINGLE = 1e-30
 #: Scores are kept finite at this size, so that they can be ranked and stored.
 LARGEST_SCORE = 1e300
 _SINGLE_INF = np.float32(np.inf)
+_LARGEST_SINGLE = np.finfo(np.float32).max
 _SINGLE_TWO = np.float32(2.0)
+_ONE = np.uint64(1)
 _LOG2_E = 1.0 / math.log(2.0)
 #: 2**-1000 is nothing beside 1.
 _LEAST_EXPONENT = -1000.0
@@ -75,7 +86,8 @@ def _place(squared: Any, index: Any, i: int, e: float, j: int) -> None:
 def project(rows: Any, centre: Any, basis: Any, norms: Any, out: Any) -> None:
     """Rows about the centre along orthonormal directions, and the length of what remains of them.
 
-    rows (n, d); centre (d,); basis (d, p); norms (n,), filled with squared lengths; out (n, p + 1) float32, filled.
+    rows (n, d); centre (d,); basis (d, p); norms (n,), filled with squared lengths; out float32 (n, p + 1 or more),
+    whose first p + 1 columns are filled.
     """
     p = basis.shape[1]
     part = np.empty(p)
@@ -95,20 +107,131 @@ def project(rows: Any, centre: Any, basis: Any, norms: Any, out: Any) -> None:
         norms[i] = whole
 
 
-@njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
-def lower_bounds(products: Any, thin_norms: Any, rough: Any, least: Any) -> None:
-    """Reference norms less twice the products, in chunks, and the least of each chunk.
+@intrinsic
+def _multiply(typing: Any, short: Any, row: Any, thin: Any, some: Any, rough: Any, out_row: Any) -> Any:
+    """Products of four rows with `COLUMNS` columns, added up in registers: a loop would store each sum on its way.
 
-    The flags only allow minima in any order. products, thin_norms and rough (c, CHUNK_ROWS), least (c,), float32.
+    short float32 (n, q), from `row` on; thin float32 (c, q, COLUMNS) at `some`; rough float32 (b, tiles, TILE_ROWS),
+    from `out_row` on.
     """
-    for b in range(least.shape[0]):
-        row, norms, out = products[b], thin_norms[b], rough[b]
-        for k in range(CHUNK_ROWS):
-            out[k] = norms[k] - _SINGLE_TWO * row[k]
-        low = _SINGLE_INF
-        for k in range(CHUNK_ROWS):
-            low = min(low, out[k])
-        least[b] = low
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def array(place: int) -> Any:
+            return context.make_array(signature.args[place])(context, builder, arguments[place])
+
+        rows, columns, out = array(0), array(2), array(4)
+        single, word = ir.FloatType(), ir.IntType(64)
+        lanes = ir.VectorType(single, COLUMNS)
+        shape = ir.FunctionType(lanes, [lanes] * 3)
+        multiply_add = cgutils.get_or_insert_function(builder.module, shape, f"llvm.fmuladd.v{COLUMNS}f32")
+        every = ir.Constant(ir.VectorType(ir.IntType(32), COLUMNS), [0] * COLUMNS)
+        undefined = ir.Constant(lanes, ir.Undefined)
+        size = builder.extract_value(rows.shape, 1)
+        tiles = builder.extract_value(out.shape, 1)
+        packed = builder.bitcast(columns.data, lanes.as_pointer())
+        sums = [cgutils.alloca_once_value(builder, ir.Constant(lanes, [0.0] * COLUMNS)) for _ in range(ROWS_AT_ONCE)]
+        with cgutils.for_range(builder, size) as loop:
+            place = builder.add(builder.mul(arguments[3], size), loop.index)
+            column = builder.load(builder.gep(packed, [place]))
+            column.align = 4
+            for r, total in enumerate(sums):
+                row = builder.add(arguments[1], word(r))
+                x = builder.load(builder.gep(rows.data, [builder.add(builder.mul(row, size), loop.index)]))
+                one = builder.insert_element(undefined, x, ir.Constant(ir.IntType(32), 0))
+                x_lanes = builder.shuffle_vector(one, undefined, every)
+                builder.store(builder.call(multiply_add, [x_lanes, column, builder.load(total)]), total)
+        for r, total in enumerate(sums):
+            row = builder.mul(builder.add(arguments[5], word(r)), builder.mul(tiles, word(TILE_ROWS)))
+            place = builder.add(row, builder.mul(arguments[3], word(COLUMNS)))
+            to = builder.bitcast(builder.gep(out.data, [place]), lanes.as_pointer())
+            builder.store(builder.load(total), to).align = 4
+        return context.get_dummy_value()
+
+    return types.void(short, types.intp, thin, types.intp, rough, types.intp), generate
+
+
+@njit(cache=True, nogil=True)
+def rough_products(short: Any, start: int, thin: Any, rough: Any) -> None:
+    """Products of a block of rows with all columns.
+
+    Parameters
+    ----------
+    short : float32 (n, q)
+    start : int
+        First row of the block.
+    thin : float32 (c, q, COLUMNS)
+    rough : float32 (b, tiles, TILE_ROWS), filled
+        b a multiple of ROWS_AT_ONCE; start + b <= n.
+    """
+    for some in range(thin.shape[0]):
+        for i in range(0, rough.shape[0], ROWS_AT_ONCE):
+            _multiply(short, start + i, thin, some, rough, i)
+
+
+@njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
+def small_of(rough: Any, i: int, lows: Any, first: Any) -> Any:
+    """A number that at least k products of row i lie at or below; infinite where there may be fewer.
+
+    It is the k-th least of the minima of many groups of columns. The flags only allow minima in any order.
+    rough (b, tiles, TILE_ROWS); lows (tiles, TILE_GROUPS) and first (k,) are filled; all float32.
+    """
+    k = first.shape[0]
+    for t in range(lows.shape[0]):
+        for g in range(TILE_GROUPS):
+            low = rough[i, t, g]
+            for c in range(g + TILE_GROUPS, TILE_ROWS, TILE_GROUPS):
+                low = min(low, rough[i, t, c])
+            lows[t, g] = low
+    first[:] = _SINGLE_INF
+    for t in range(lows.shape[0]):
+        for g in range(TILE_GROUPS):
+            low = lows[t, g]
+            if low < first[k - 1]:
+                at = k - 1
+                while at > 0 and first[at - 1] > low:
+                    first[at] = first[at - 1]
+                    at -= 1
+                first[at] = low
+    return first[k - 1]
+
+
+@njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
+def columns_within(rough: Any, i: int, lows: Any, limit: Any, found: Any) -> int:
+    """Columns whose products with row i are at most `limit`, and how many; those products become infinite.
+
+    rough, lows as `small_of` leaves them; limit float32, finite; found int64 (tiles * TILE_ROWS,), filled from the
+    start.
+    """
+    count = 0
+    tiles = rough.shape[1]
+    for t in range(tiles):
+        low = lows[t, 0]
+        for g in range(1, TILE_GROUPS):
+            low = min(low, lows[t, g])
+        if low > limit:
+            continue
+        for first in range(t * TILE_ROWS, (t + 1) * TILE_ROWS, MASK_VALUES):
+            word = at_most(rough, i * tiles * TILE_ROWS + first, limit)
+            while word != 0:
+                bit = highest_bit(word)
+                word ^= _ONE << np.uint64(bit)
+                found[count] = first + bit
+                count += 1
+    for m in range(count):
+        rough[i, found[m] // TILE_ROWS, found[m] % TILE_ROWS] = _SINGLE_INF
+    return count
+
+
+@njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
+def single_distances(row: Any, rows: Any, which: Any, count: int, out: Any) -> None:
+    """Squared distances of a row and `count` others in single precision, added up in whatever order is fastest."""
+    for m in range(count):
+        j = which[m]
+        total = np.float32(0.0)
+        for f in range(row.shape[0]):
+            t = row[f] - rows[j, f]
+            total += t * t
+        out[m] = total
 
 
 @njit(cache=True, nogil=True)
@@ -118,18 +241,18 @@ def nearest_of(
     centre: Any,
     basis: Any,
     thin: Any,
-    thin_norms: Any,
+    single: Any,
     longest: float,
     squared: Any,
     index: Any,
 ) -> int:
     """Squared distances to the k nearest reference rows, and which they are; of equal ones the first counts.
 
-    A product in single precision and fewer dimensions only proposes. With x' the coordinates of x along p orthonormal
-    directions and, last, the length of the rest, |x - y|^2 >= |x|^2 + |y|^2 - 2 x'y'; every reference row whose bound
-    does not rule it out, within the error of the product (Higham, "Accuracy and Stability of Numerical Algorithms",
-    2002, section 3.1), is measured exactly in one order. So the batch, whose bits the product depends on, decides
-    nothing.
+    Three sieves, each dearer and finer than the one before. First a product in single precision and fewer dimensions:
+    with x' the coordinates of x along p orthonormal directions and, last, the length of the rest,
+    |x - y|^2 >= |x|^2 + |y|^2 - 2 x'y'. Then the distance in single precision. What neither rules out is measured in
+    double precision, in one order. Limits are widened by the most that rounding can do (Higham, "Accuracy and Stability
+    of Numerical Algorithms", 2002, section 3.1), so the sieves, whose bits depend on batch and machine, decide nothing.
 
     Parameters
     ----------
@@ -137,10 +260,11 @@ def nearest_of(
     reference : float64 (r, d)
     centre : float64 (d,)
     basis : float64 (d, p)
-    thin : float32 (p + 1, r')
-        Reference rows as `project` gives them, as columns; r' is r rounded up to a multiple of `CHUNK_ROWS`.
-    thin_norms : float32 (r',)
-        Squared lengths about the centre; infinite beyond r.
+    thin : float32 (c, q, COLUMNS)
+        Reference rows as columns: the q - 1 = p + 1 numbers of `project`, and the squared length about the centre
+        (infinite beyond r). The number of columns is r rounded up to a multiple of `TILE_ROWS`.
+    single : float32 (r, d')
+        Reference rows about the centre, and zeros beyond d.
     longest : float
         Length of the longest reference row about the centre.
     squared : float64 (n, k), filled
@@ -151,67 +275,56 @@ def nearest_of(
     Returns
     -------
     int
-        Number of distances that were measured.
+        Number of distances in single precision.
     """
-    n = inputs.shape[0]
-    r, padded = reference.shape[0], thin.shape[1]
-    k = squared.shape[1]
+    n, d = inputs.shape
+    r, q, tiles = reference.shape[0], thin.shape[1], thin.shape[0] * COLUMNS // TILE_ROWS
+    k, p = squared.shape[1], basis.shape[1]
     squared[:] = np.inf
     index[:] = -1
     norms = np.empty(n)
-    short = np.empty((n, thin.shape[0]), dtype=np.float32)
+    short = np.zeros((-(-n // BLOCK_ROWS) * BLOCK_ROWS, q), dtype=np.float32)
     project(inputs, centre, basis, norms, short)
-    chunks = padded // CHUNK_ROWS
-    block = np.empty((min(max(n, 1), BLOCK_ROWS), padded), dtype=np.float32)
-    chunked = block.reshape(block.shape[0], chunks, CHUNK_ROWS)
-    norms_chunked = thin_norms.reshape(chunks, CHUNK_ROWS)
-    rough = np.empty((chunks, CHUNK_ROWS), dtype=np.float32)
-    least = np.empty(chunks, dtype=np.float32)
+    short[:, : p + 1] *= -_SINGLE_TWO
+    short[:, p + 1] = 1.0
+    block_rows = min(-(-n // ROWS_AT_ONCE) * ROWS_AT_ONCE, BLOCK_ROWS)
+    rough = np.empty((block_rows, tiles, TILE_ROWS), dtype=np.float32)
+    lows = np.empty((tiles, TILE_GROUPS), dtype=np.float32)
     first = np.empty(k, dtype=np.float32)
-    proposed = np.empty(k, dtype=np.int64)
-    measured = 0
+    mine = np.zeros(single.shape[1], dtype=np.float32)
+    found = np.empty(tiles * TILE_ROWS, dtype=np.int64)
+    apart = np.empty(tiles * TILE_ROWS, dtype=np.float32)
+    of_product = 2.2 * SINGLE_ROUNDOFF * (2 * q + 4 + math.sqrt((math.sqrt(p) + 4.0) * d))
+    of_norms = 2.2 * SINGLE_ROUNDOFF * (q + 4)
+    of_distance = 1.0 + 2.2 * SINGLE_ROUNDOFF * (d + 4)
+    compared = 0
     for start in range(0, n, BLOCK_ROWS):
         stop = min(start + BLOCK_ROWS, n)
-        np.dot(short[start:stop], thin, block[: stop - start])
+        rough_products(short, start, thin, rough)
         for i in range(start, stop):
-            if not norms[i] < LARGEST_NORM:
+            if not norms[i] < LARGEST_NORM or not longest * longest < LARGEST_NORM:
                 for j in range(r):
                     _place(squared, index, i, square_distance(inputs, i, reference, j), j)
                 continue
-            lower_bounds(chunked[i - start], norms_chunked, rough, least)
-            first[:] = _SINGLE_INF
-            proposed[:] = -1
-            for b in range(chunks):
-                if least[b] < first[k - 1]:
-                    row = rough[b]
-                    for c in range(CHUNK_ROWS):
-                        if row[c] < first[k - 1]:
-                            at = k - 1
-                            while at > 0 and first[at - 1] > row[c]:
-                                first[at] = first[at - 1]
-                                proposed[at] = proposed[at - 1]
-                                at -= 1
-                            first[at] = row[c]
-                            proposed[at] = b * CHUNK_ROWS + c
-            for m in range(k):
-                j = proposed[m]
-                if j >= 0:
-                    _place(squared, index, i, square_distance(inputs, i, reference, j), j)
-                    rough[j // CHUNK_ROWS, j % CHUNK_ROWS] = _SINGLE_INF
-                    measured += 1
-            doubt = (2 * thin.shape[0] + 12) * math.sqrt(norms[i]) * longest + 4.0 * (longest * longest + norms[i])
-            doubt *= 2.2 * SINGLE_ROUNDOFF
-            limit = squared[i, k - 1] - norms[i] + doubt
-            for b in range(chunks):
-                if least[b] <= limit:
-                    row = rough[b]
-                    for c in range(CHUNK_ROWS):
-                        if row[c] <= limit and row[c] < _SINGLE_INF:
-                            j = b * CHUNK_ROWS + c
-                            _place(squared, index, i, square_distance(inputs, i, reference, j), j)
-                            measured += 1
-                            limit = squared[i, k - 1] - norms[i] + doubt
-    return measured
+            for f in range(d):
+                mine[f] = np.float32(inputs[i, f] - centre[f])
+            length = math.sqrt(norms[i])
+            doubt = of_product * length * longest + of_norms * (longest * longest + norms[i]) + LEAST_SINGLE
+            slack = 2.2 * SINGLE_ROUNDOFF * (length + longest)
+            limit, near, b = np.inf, np.inf, i - start
+            # A few near rows come first: they tell how near the others have to be.
+            for cut in (small_of(rough, b, lows, first), _LARGEST_SINGLE):
+                count = columns_within(rough, b, lows, min(cut, np.float32(limit), _LARGEST_SINGLE), found)
+                single_distances(mine, single, found, count, apart)
+                compared += count
+                for m in range(count):
+                    if apart[m] <= near:
+                        j = found[m]
+                        _place(squared, index, i, square_distance(inputs, i, reference, j), j)
+                        furthest = squared[i, k - 1]
+                        limit = furthest - norms[i] + doubt
+                        near = (math.sqrt(furthest) + slack) ** 2 * of_distance + LEAST_SINGLE
+    return compared
 
 
 @njit(cache=True, nogil=True)

@@ -33,8 +33,8 @@ CODE_DIMS = 12
 CODE_RANGE_SD = 6.0
 #: Bytes that are counted at a time; their number stays below 256.
 COUNT_ROWS = 128
-#: Bytes of which `at_most` tells in one word.
-MASK_BYTES = 64
+#: Values of which `at_most` tells in one word.
+MASK_VALUES = 64
 #: Unit roundoff of float32.
 SINGLE_ROUNDOFF = 2.0**-24
 #: What a feature adds that was constant in the reference and is not now.
@@ -593,22 +593,24 @@ def popcount8(typing: Any, value: Any) -> Any:
 
 @intrinsic
 def at_most(typing: Any, values: Any, first: Any, limit: Any) -> Any:
-    """Which of the bytes values[first : first + 64] are at most `limit`: bit k of a word for byte k.
+    """Which of 64 bytes or float32 from place `first` of a whole array on are at most `limit`: bit k of a word for k.
 
-    The processor compares 16 to 64 of them at once; a loop over words of eight takes four times as long.
+    The processor compares 16 to 64 bytes at once; a loop over words of eight takes four times as long.
     """
+    kind = values.dtype
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        byte, index, lanes = ir.IntType(8), ir.IntType(32), ir.VectorType(ir.IntType(8), MASK_BYTES)
+        index, lanes = ir.IntType(32), ir.VectorType(context.get_value_type(kind), MASK_VALUES)
         loaded = builder.load(builder.bitcast(builder.gep(data, [arguments[1]]), lanes.as_pointer()))
-        loaded.align = byte.width // 8
+        loaded.align = kind.bitwidth // 8
         one = builder.insert_element(ir.Constant(lanes, ir.Undefined), arguments[2], ir.Constant(index, 0))
-        every = ir.Constant(ir.VectorType(index, MASK_BYTES), [0] * MASK_BYTES)
+        every = ir.Constant(ir.VectorType(index, MASK_VALUES), [0] * MASK_VALUES)
         limits = builder.shuffle_vector(one, ir.Constant(lanes, ir.Undefined), every)
-        return builder.bitcast(builder.icmp_unsigned("<=", loaded, limits), ir.IntType(MASK_BYTES))
+        compare = builder.fcmp_ordered if isinstance(kind, types.Float) else builder.icmp_unsigned
+        return builder.bitcast(compare("<=", loaded, limits), ir.IntType(MASK_VALUES))
 
-    return types.uint64(values, types.intp, types.uint8), generate
+    return types.uint64(values, types.intp, kind), generate
 
 
 @intrinsic

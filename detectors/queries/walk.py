@@ -44,7 +44,7 @@ from numpy.typing import NDArray
 
 from detectors.kernels.prefetch import prefetch
 from detectors.kernels.recency import TAKEN_OVER, home, use
-from detectors.kernels.rows import CODE_DIMS, MASK_BYTES, at_most, differing_bits, highest_bit, popcount32
+from detectors.kernels.rows import CODE_DIMS, MASK_VALUES, at_most, differing_bits, highest_bit, popcount32
 from detectors.queries.memory import (
     CLUSTERS,
     DUPLICATES,
@@ -97,7 +97,7 @@ SKETCH_PLACES, SIM_PLACES, SKETCH_SHIFT = 65, SIM_BITS + 1, 32
 #: newest so many of them, up to the end of a block.
 SLACK_BITS, MOST_MEASURED = 2, 32
 #: Rows of the index that are passed over together where none of them is near.
-BLOCK_ROWS = MASK_BYTES
+BLOCK_ROWS = MASK_VALUES
 #: Marks "none" where bits are counted.
 NO_BITS = 99
 #: Added to a density, in standard deviations, so that copies of reference rows stay finite.

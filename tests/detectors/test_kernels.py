@@ -368,16 +368,29 @@ def hits_of(values: Any, first: int, limit: int) -> Any:
 @pytest.mark.parametrize("limit", [0, 1, 9, 127, 128, 254, 255])
 def test_a_mask_of_bytes_at_most_a_limit_matches_numpy(limit: int) -> None:
     values = np.random.default_rng(limit).integers(0, 256, 200, dtype=np.uint8)
-    values[[3, 3 + rows.MASK_BYTES - 1]] = limit
+    values[[3, 3 + rows.MASK_VALUES - 1]] = limit
     mask, found = hits_of(values, 3, limit)
-    expected = np.flatnonzero(values[3 : 3 + rows.MASK_BYTES] <= limit)
+    expected = np.flatnonzero(values[3 : 3 + rows.MASK_VALUES] <= limit)
     assert found == expected[::-1].tolist()
     assert int(mask) == sum(1 << int(k) for k in expected)
 
 
 def test_a_mask_of_bytes_above_the_limit_is_empty() -> None:
-    mask, found = hits_of(np.full(rows.MASK_BYTES, 8, dtype=np.uint8), 0, 7)
+    mask, found = hits_of(np.full(rows.MASK_VALUES, 8, dtype=np.uint8), 0, 7)
     assert int(mask) == 0 and found == []
+
+
+@njit
+def word_of(values: Any, first: int, limit: Any) -> Any:
+    return rows.at_most(values, first, limit)
+
+
+@pytest.mark.parametrize("limit", [-np.inf, -1.0, 0.0, 0.3, np.inf])
+def test_a_mask_of_singles_at_most_a_limit_matches_numpy(limit: float) -> None:
+    values = np.random.default_rng(1).normal(size=(3, 128)).astype(np.float32)
+    values[1, 5:9] = limit, np.inf, np.nan, -np.inf
+    expected = np.flatnonzero(values.ravel()[130 : 130 + rows.MASK_VALUES] <= np.float32(limit))
+    assert int(word_of(values, 130, np.float32(limit))) == sum(1 << int(k) for k in expected)
 
 
 def projection_of(width: int) -> NDArray[np.float64]:

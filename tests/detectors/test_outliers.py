@@ -32,6 +32,7 @@ from detectors.inputs.outliers.lof import Lof
 from detectors.inputs.outliers.mcd import Mcd
 from detectors.inputs.outliers.neighbours import Neighbours
 from detectors.inputs.outliers.pca import Pca
+from detectors.kernels import outliers
 from detectors.schema import Feature, FeatureSchema
 from detectors.view import BatchView, ReferenceFrame
 
@@ -171,6 +172,91 @@ def test_neighbours_of_rows_on_a_coarse_grid_are_found_in_order(n: int, d: int, 
     assert (index[:, :found] == order).all()
     assert np.isinf(squared[:, found:]).all()
     assert (index[:, found:] == -1).all()
+
+
+def measured_neighbours(inputs: NDArray[np.float64], reference: NDArray[np.float64], count: int) -> Any:
+    """Every distance measured, in the order that is stated; -1 where it is not finite."""
+    pairs = [
+        [outliers.square_distance(inputs, i, reference, j) for j in range(len(reference))] for i in range(len(inputs))
+    ]
+    every = np.full((len(inputs), len(reference) + count), np.inf)
+    every[:, : len(reference)] = np.nan_to_num(pairs, nan=np.inf, posinf=np.inf)
+    order = np.argsort(every, axis=1, kind="stable")[:, :count]
+    squared = np.take_along_axis(every, order, axis=1)
+    return squared, np.where(np.isfinite(squared), order, -1)
+
+
+def drawn_rows(kind: str, n: int, width: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    made = rng.normal(size=(n, width))
+    if kind == "grid":
+        made = np.rint(made)
+    elif kind == "heavy tails":
+        made = np.exp(3.0 * made)
+    elif kind == "any size":
+        made *= 10.0 ** rng.integers(-60, 60)
+    elif kind == "constant features":
+        made[:, rng.random(width) < 0.7] = 3.0
+    elif kind == "near duplicates":
+        made = made[rng.integers(0, 1 + n // 10, n)]
+        made[::2] += 1e-9 * rng.normal(size=made[::2].shape)
+    elif kind == "far from zero":
+        made = 1e-3 * made + 1e6
+    elif kind == "a few far away":
+        made[rng.random(n) < 0.05] *= 10.0 ** rng.integers(1, 20)
+    return made
+
+
+KINDS = ["normal", "grid", "heavy tails", "any size", "constant features", "near duplicates", "far from zero"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from([*KINDS, "a few far away"]),
+    st.sampled_from([1, 2, 15, 255, 256, 257, 600]),
+    st.sampled_from([1, 2, 7, 8, 31, 32, 33, 64, 800]),
+    st.sampled_from([1, 2, 5, 20, 50, 300]),
+    st.integers(0, 2**31),
+)
+def test_no_neighbour_is_lost_to_rounding(kind: str, n: int, width: int, count: int, seed: int) -> None:
+    """The same bits as when every distance is measured, in whatever batches."""
+    rng = np.random.default_rng(seed)
+    made = drawn_rows(kind, n + 8, width, rng)
+    reference = np.ascontiguousarray(made[:n])
+    inputs = np.concatenate([made[n:], reference[:3], np.zeros((5, width))])
+    inputs[-4:, rng.integers(width)] = np.nan, np.inf, 1e25, 1e200
+    search = Neighbours.of(reference)
+    squared, index = search.search(inputs, count)
+    expected, order = measured_neighbours(inputs, reference, count)
+    assert squared.tobytes() == expected.tobytes()
+    assert (index == order).all()
+    parts = [search.search(np.ascontiguousarray(inputs[a : a + 3]), count) for a in range(0, len(inputs), 3)]
+    assert np.concatenate([part[0] for part in parts]).tobytes() == squared.tobytes()
+    assert (np.concatenate([part[1] for part in parts]) == index).all()
+
+
+@pytest.mark.parametrize("scale", [1e-70, 1e-30, 1e-22])
+def test_neighbours_are_found_where_squares_are_nothing_in_single_precision(scale: float) -> None:
+    reference, inputs = REFERENCE * scale, FRESH * scale
+    squared, index = Neighbours.of(reference).search(inputs, 5)
+    expected, order = measured_neighbours(inputs, reference, 5)
+    assert squared.tobytes() == expected.tobytes()
+    assert (index == order).all()
+
+
+def test_neighbours_among_huge_reference_rows_are_measured_one_by_one() -> None:
+    reference = REFERENCE.copy()
+    reference[::50] *= 1e40
+    inputs = np.concatenate([FRESH, reference[:60:50]])
+    squared, index = Neighbours.of(reference).search(inputs, 5)
+    expected, order = measured_neighbours(inputs, reference, 5)
+    assert squared.tobytes() == expected.tobytes()
+    assert (index == order).all()
+
+
+def test_of_many_reference_rows_few_are_looked_at_twice() -> None:
+    """What makes the search fast; without the first sieve all 800 would be."""
+    _, _, compared = Neighbours.of(REFERENCE).search_counted(REFERENCE[:100], 5)
+    assert compared < 100 * 80
 
 
 def test_neighbours_of_huge_rows_are_measured_one_by_one() -> None:

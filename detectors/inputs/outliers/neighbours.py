@@ -1,4 +1,4 @@
-"""Exact search for nearest reference rows, at a few microseconds a row."""
+"""Exact search for nearest reference rows, at about ten microseconds a row."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detectors.kernels import outliers
-from detectors.kernels.rows import CHUNK_ROWS
 
 #: Numbers of directions that are tried for the bound, and the sample that tells what they cost.
-DIRECTIONS = (8, 16, 24, 32, 48)
+DIRECTIONS = (6, 14, 22, 30, 38, 46)
 SAMPLE_ROWS = 64
-#: Cost of a product with one reference row: a start, and each direction; and of one exact distance, a feature. In the
-#: same units; only the choice between numbers of directions rests on them.
-START_COST, DIRECTION_COST, FEATURE_COST = 30.0, 1.0, 50.0
+#: Cost of a product with one reference row: a start, and each direction; and of a distance in single precision: a
+#: start, and each feature. In the same units; only the choice between numbers of directions rests on them.
+PRODUCT_COST, DIRECTION_COST, DISTANCE_COST, FEATURE_COST = 8.0, 1.0, 500.0, 4.0
+#: Features by which rows in single precision are filled up.
+FEATURES_AT_ONCE = 32
 #: Neighbours whose search the choice is made for.
 CHOICE_NEIGHBOURS = 5
 
@@ -31,8 +32,8 @@ class Neighbours:
     centre : float64 (d,)
     basis : float64 (d, p)
         Principal directions.
-    thin : float32 (p + 1, r')
-    thin_norms : float32 (r',)
+    thin : float32 (c, p + 2, COLUMNS)
+    single : float32 (r, d')
     longest : float
     """
 
@@ -40,7 +41,7 @@ class Neighbours:
     centre: NDArray[np.float64]
     basis: NDArray[np.float64]
     thin: NDArray[np.float32]
-    thin_norms: NDArray[np.float32]
+    single: NDArray[np.float32]
     longest: float
 
     @classmethod
@@ -56,8 +57,9 @@ class Neighbours:
         best, least = None, np.inf
         for count in [*(number for number in DIRECTIONS if number < width), width]:
             made = cls._with(rows, np.ascontiguousarray(vectors[:, :count]))
-            measured = made.search_counted(sample, min(CHOICE_NEIGHBOURS + 1, len(rows)))[2] / len(sample)
-            cost = len(rows) * (START_COST + DIRECTION_COST * count) + measured * width * FEATURE_COST
+            compared = made.search_counted(sample, min(CHOICE_NEIGHBOURS + 1, len(rows)))[2] / len(sample)
+            cost = len(rows) * (PRODUCT_COST + DIRECTION_COST * count)
+            cost += compared * (DISTANCE_COST + FEATURE_COST * width)
             if cost < least:
                 best, least = made, cost
         assert best is not None
@@ -65,15 +67,19 @@ class Neighbours:
 
     @classmethod
     def _with(cls, rows: NDArray[np.float64], basis: NDArray[np.float64]) -> Self:
+        (n, width), directions = rows.shape, basis.shape[1]
         centre = rows.mean(axis=0)
-        norms, short = np.empty(len(rows)), np.empty((len(rows), basis.shape[1] + 1), dtype=np.float32)
-        outliers.project(rows, centre, basis, norms, short)
-        padded = -(-len(rows) // CHUNK_ROWS) * CHUNK_ROWS
-        thin = np.zeros((basis.shape[1] + 1, padded), dtype=np.float32)
-        thin[:, : len(rows)] = short.T
-        thin_norms = np.full(padded, np.inf, dtype=np.float32)
-        thin_norms[: len(rows)] = norms
-        return cls(rows, centre, basis, thin, thin_norms, float(np.sqrt(norms.max())))
+        columns = -(-n // outliers.TILE_ROWS) * outliers.TILE_ROWS
+        short = np.zeros((columns, directions + 2), dtype=np.float32)
+        norms = np.empty(n)
+        outliers.project(rows, centre, basis, norms, short[:n])
+        short[:, -1] = np.inf
+        single = np.zeros((n, -(-width // FEATURES_AT_ONCE) * FEATURES_AT_ONCE), dtype=np.float32)
+        with np.errstate(over="ignore"):  # such rows are not looked at in single precision
+            short[:n, -1] = norms
+            single[:, :width] = rows - centre
+        thin = np.ascontiguousarray(short.reshape(-1, outliers.COLUMNS, directions + 2).transpose(0, 2, 1))
+        return cls(rows, centre, basis, thin, single, float(np.sqrt(norms.max())))
 
     def search(self, inputs: NDArray[np.float64], count: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """(n, count) ascending squared distances and the reference rows they go to; infinite and -1 where none is."""
@@ -83,8 +89,8 @@ class Neighbours:
     def search_counted(
         self, inputs: NDArray[np.float64], count: int
     ) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
-        """The same, and the number of distances that were measured."""
+        """The same, and the number of distances in single precision."""
         squared, index = np.empty((len(inputs), count)), np.empty((len(inputs), count), dtype=np.int64)
-        prepared = self.centre, self.basis, self.thin, self.thin_norms, self.longest
-        measured = outliers.nearest_of(inputs, self.reference, *prepared, squared, index)
-        return squared, index, measured
+        prepared = self.centre, self.basis, self.thin, self.single, self.longest
+        compared = outliers.nearest_of(inputs, self.reference, *prepared, squared, index)
+        return squared, index, compared
