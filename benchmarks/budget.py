@@ -112,7 +112,7 @@ FULL = Sizes(
     {"alike": 4_000, "apart": 4_000, "unlike": 30_000}, (100, 1_000, 10_000), SHARES, 1_000, 1_600, 500, 200, 5
 )
 TENTH = Sizes({"alike": 320, "apart": 320, "unlike": 3_000}, (100, 1_000), SHARES, 900, 330, 110, 90, 3)
-QUICK = Sizes({"unlike": 600}, (100,), (0.01, 0.10), 200, 210, 70, 40, 2)
+QUICK = Sizes({"unlike": 300}, (100,), (0.01, 0.10), 200, 105, 35, 20, 1)
 
 
 class Camera:

@@ -78,7 +78,7 @@ from detectors.view import BatchView, ReferenceFrame
 
 #: Starts of each attack on report and tuning rows, seeds, and what is run.
 STARTS, TUNING_STARTS, SEEDS = 60, 30, 5
-QUICK_STARTS, QUICK_TUNING_STARTS, QUICK_SEEDS = 24, 10, 1
+QUICK_STARTS, QUICK_TUNING_STARTS, QUICK_SEEDS = 20, 8, 1
 TASKS: tuple[tuple[Data, Kind], ...] = tuple(
     (data, kind)
     for data in ("mnist", "spambase", "digits", "cancer", "phishing", "kddcup")
