@@ -206,7 +206,9 @@ def fit(
     counts = {name: int(np.count_nonzero(getattr(pool, name))) for name in ("shape", "ranks", "fusion", "thresholds")}
     counts = {"reference": len(kept), **counts, **clusters.sizes(tables), "index": index_rows}
     learned = "mean" if scheme.fusion == "mean" else "rehearsed" if crafted is None else "logistic"
-    report = _report(ensemble, decision, past, counts, between, learned, budget, partitions, benign is not None)
+    report = _report(
+        ensemble, decision, past, counts, between, learned, budget, partitions, benign is not None, week_us
+    )
     progress("done", 1.0)
     return ensemble, replace(report, data_digest=_data_digest(reference, benign, crafted), examination=examined)
 
@@ -483,6 +485,7 @@ def _report(
     budget: int,
     partitions: int,
     real: bool,
+    week_us: int,
 ) -> FitReport:
     thresholds, share, count = decision.thresholds, decision.split, decision.count
     names = np.unique(past.weeks.clients[past.repeating])
@@ -518,13 +521,13 @@ def _report(
         between_clients=between,
         tau=float(ensemble.tables.tau[0]),
         rows=counts,
-        notes=tuple(_notes(decision, past, real)),
+        notes=tuple(_notes(decision, past, real, week_us)),
         data_digest="",
         more=prospects(decision, len(past.weeks), len(past.index), partitions, THRESHOLDS_SHARE) if real else (),
     )
 
 
-def _notes(decision: Decision, past: History, real: bool) -> list[str]:
+def _notes(decision: Decision, past: History, real: bool, week_us: int) -> list[str]:
     """What weakens the promise, and what would help."""
     notes = []
     if not real:
@@ -532,9 +535,9 @@ def _notes(decision: Decision, past: History, real: bool) -> list[str]:
     distinct = len(np.unique(past.weeks.clients))
     notes.append(
         f"the promise holds for client-weeks that are exchangeable with those of the {distinct} clients seen in "
-        f"{past.weeks.whole_weeks} weeks; clients of a new kind are outside it"
+        f"{past.weeks_seen} weeks; clients of a new kind are outside it"
     )
-    notes += excuses(decision)
+    notes += excuses(decision, past, week_us)
     return notes
 
 

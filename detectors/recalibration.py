@@ -127,10 +127,10 @@ def recalibrate(
     thresholds = decision.thresholds
     distinct = len(np.unique(past.weeks.clients))
     notes = [
-        f"thresholds are those of a pilot of {distinct} clients in {past.weeks.whole_weeks} weeks",
+        f"thresholds are those of a pilot of {distinct} clients in {past.weeks_seen} weeks",
         "the promise holds for client-weeks that are exchangeable with these; clients of a new kind are outside it",
     ]
-    notes += excuses(decision)
+    notes += excuses(decision, past, week_us)
     if len(excused):
         seen = int(np.isin(np.array(list(excused), dtype=np.uint64), past.weeks.clients).sum())
         notes.append(

@@ -28,6 +28,8 @@ from streams.training.telling import Telling
 
 #: Length of the budget's period where neither an option nor settings say.
 WEEK_SECONDS = 604_800.0
+#: No longer period is cut from events: thirty years and more.
+LONGEST_WEEK = 1e9
 
 
 def run(
@@ -164,8 +166,8 @@ def page_of(bundle: Path, report_to: str | None, no_report: bool) -> Path | None
 def period(option: float | None, setting: float | None) -> float:
     """Length of what is called a week, in seconds."""
     length = option if option is not None else setting if setting is not None else WEEK_SECONDS
-    if not length >= 1e-6:
-        raise ConfigError(f"--week-seconds: {length} must be positive")
+    if not 1e-6 <= length <= LONGEST_WEEK:
+        raise ConfigError(f"--week-seconds: {length:g} must lie between 0.000001 and {LONGEST_WEEK:g}")
     return length
 
 

@@ -396,6 +396,20 @@ def test_the_terminal_tells_everything_in_a_hundred_columns(files: Files, bundle
     json.dumps(told)
 
 
+@pytest.mark.parametrize("width", [80, 95])
+def test_a_narrow_terminal_cuts_no_number(files: Files, bundle: str, width: int) -> None:
+    report = read_report(bundle)
+    console = Console(width=width, record=True, file=io.StringIO())
+    show(Findings(bundle, "d" * 32, report, WEEK, 3600, 120, 1.0, classes=CLASSES), console)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= width
+    assert report.examination is not None
+    curve = next(one for one in report.examination.curves if one.detector == "isolation_forest")
+    (row,) = [line.split() for line in text.splitlines() if line.startswith("isolation_forest ") and "," not in line]
+    assert row[2:4] == [f"{curve.area:.3f}", f"{curve.at_rate:.1%}"]
+    assert len(row) == 7
+
+
 def test_false_pages_have_the_beta_binomial_chances(files: Files, bundle: str) -> None:
     report = read_report(bundle)
     found = Findings(bundle, "", report, WEEK, 1, 1, 0.0)
