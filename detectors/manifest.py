@@ -139,4 +139,7 @@ def read_report(path: str | Path) -> FitReport:
 
 def sentence(wrong: Exception) -> str:
     """What an exception of the archive's reader says."""
-    return str(wrong).strip("'\"") or type(wrong).__name__
+    said = str(wrong)
+    if said[:1] in ("'", '"') and said[:1] == said[-1:]:  # a missing key
+        said = said[1:-1]
+    return said or type(wrong).__name__

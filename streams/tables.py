@@ -14,7 +14,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -201,9 +201,9 @@ def _read_npz(path: Path, schema: FeatureSchema | None, client_key: bytes) -> tu
     stated = "embeddings" in arrays and schema.embedding_width is not None
     rows = Rows(
         inputs=inputs,
-        labels=labels,
+        labels=_places(labels, schema, path, "label"),
         outputs=outputs,
-        truth=_whole(arrays["truth"], path, "truth") if "truth" in arrays else None,
+        truth=_places(_whole(arrays["truth"], path, "truth"), schema, path, "truth") if "truth" in arrays else None,
         clients=_hashes(arrays.get("clients", np.zeros(n, dtype=np.uint64)), path, client_key),
         times=_microseconds(arrays.get("times", np.arange(n)), path),
         embeddings=arrays["embeddings"].astype(np.float64) if stated else None,
@@ -241,6 +241,18 @@ def _microseconds(times: NDArray[Any], path: Path) -> NDArray[np.int64]:
     if np.isnat(times).any():
         raise ConfigError(f"{path}: `times` is empty in row {int(np.flatnonzero(np.isnat(times))[0])}")
     return times.astype("datetime64[us]").astype(np.int64)
+
+
+def _places(classes: NDArray[Any], schema: FeatureSchema, path: Path, name: str) -> NDArray[np.int32]:
+    """Places of classes as 32 bits, if the schema has them."""
+    k = len(schema.classes)
+    wrong = np.flatnonzero((classes < 0) | (classes >= k))
+    if len(wrong):
+        row = int(wrong[0])
+        raise ConfigError(
+            f"{path}: row {row} has {name} {int(classes.flat[row])}; the schema has {k} classes, numbered from 0"
+        )
+    return np.ascontiguousarray(classes, dtype=np.int32)
 
 
 def _answers(outputs: NDArray[np.float64] | None, path: Path) -> NDArray[np.int64]:
@@ -390,13 +402,14 @@ def _from_table(
     outputs = np.column_stack([_numbers(table, n, path) for n in output_names]) if output_names else None
     classes = list(schema.classes) if schema is not None else _classes(table, output_names, path)
     labels = _codes(table.column("label"), classes, path, "label") if "label" in names else _answers(outputs, path)
+    truth = _codes(table.column("truth"), classes, path, "truth") if "truth" in names else None
     if schema is None:
         schema = infer_schema(inputs, features, classes)
     rows = Rows(
         inputs=np.ascontiguousarray(inputs),
-        labels=labels,
+        labels=_places(labels, schema, path, "label"),
         outputs=outputs,
-        truth=_codes(table.column("truth"), classes, path, "truth") if "truth" in names else None,
+        truth=_places(truth, schema, path, "truth") if truth is not None else None,
         clients=_clients(table, client_key),
         times=_times(table, path),
         embeddings=embeddings,
@@ -590,13 +603,6 @@ def _checked(rows: Rows, schema: FeatureSchema, path: Path) -> Rows:
             f"{path}: row {int(bad[0])} holds a value that is not finite ({len(bad)} such rows), feature {feature!r}"
         )
     k = len(schema.classes)
-    for name, classes in (("label", rows.labels), ("truth", rows.truth)):
-        wrong = np.flatnonzero((classes < 0) | (classes >= k)) if classes is not None else ()
-        if classes is not None and len(wrong):
-            row = int(wrong[0])
-            raise ConfigError(
-                f"{path}: row {row} has {name} {int(classes[row])}; the schema has {k} classes, numbered from 0"
-            )
     if rows.outputs is not None:
         if rows.outputs.shape != (len(rows), k):
             raise ConfigError(f"{path}: outputs have shape {rows.outputs.shape}, expected {(len(rows), k)}")
@@ -617,8 +623,4 @@ def _checked(rows: Rows, schema: FeatureSchema, path: Path) -> Rows:
                 f"{path}: the embedding of row {int(odd[0])} holds a value that is not finite ({len(odd)} such rows); "
                 "a row without one is null, or NaN throughout"
             )
-    return replace(
-        rows,
-        labels=np.ascontiguousarray(rows.labels, dtype=np.int32),
-        truth=None if rows.truth is None else np.ascontiguousarray(rows.truth, dtype=np.int32),
-    )
+    return rows

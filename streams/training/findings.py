@@ -192,8 +192,8 @@ def _singles(found: Findings, examined: Examination, narrow: bool) -> Table:
         + (f"For the class that is farthest too, {WIDE_TABLE} columns are needed." if narrow else FARTHEST)
     )
     names = ("detector", "weight", "AUC", f"TPR at {RATE:.0%}", "KS", "small", "chance", "class", "KS", "chance")
-    names = names[:7] if narrow else names
-    for name in names:
+    shown = 7 if narrow else len(names)
+    for name in names[:shown]:
         words, width = name in ("detector", "class"), 12 if name == "class" else 16
         table.add_column(name, justify="left" if words else "right", no_wrap=True, overflow="ellipsis", max_width=width)
     weights = dict(zip(found.report.detectors, found.report.weights, strict=True))
@@ -212,7 +212,7 @@ def _singles(found: Findings, examined: Examination, narrow: bool) -> Table:
             "" if worst is None else f"{worst.distance:.3f}",
             "" if worst is None else chance_in_words(worst.chance),
         )
-        table.add_row(*cells[: len(names)])
+        table.add_row(*cells[:shown])
     return table
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
 from detectors import bundle as bundles
-from detectors import ensemble
+from detectors import ensemble, registry
 from detectors.calibration.scheme import Fusion, Scheme, Spread
 from detectors.contract import Reference
 from detectors.errors import DetectorError
@@ -26,6 +28,8 @@ from streams.training.page import render
 from streams.training.sources import PARTITIONS, Events, Session, Span, client_key, events_of, schema_of, settings_of
 from streams.training.telling import Telling
 
+#: What is said where nothing needs the watched model.
+UNREAD = "--model was not read: no detector that was named reads the model (oc_score does), and no inquiry asks it"
 #: Length of the budget's period where neither an option nor settings say.
 WEEK_SECONDS = 604_800.0
 #: No longer period is cut from events: thirty years and more.
@@ -80,6 +84,8 @@ def run(
     if wanted and model_object is not None:
         ask, told = ask_of(model_object, settings, lambda: session.model_settings.topic)
         notes = (*notes, *told)
+    if watched is not None and not wanted and not any(registry.reads_model(name) for name in chosen):
+        notes = (*notes, UNREAD)
     with Telling() as telling:
         telling("reading the reference", 0.0)
         rows, schema = tables.read(reference, schema_of(schema_path), key)
@@ -113,7 +119,8 @@ def run(
         except DetectorError as refusal:
             raise ConfigError(f"cannot fit: {refusal}") from None
         made = bundles.origin(fitted, _model_name(session, settings), model_version or "")
-        bundles.save(target, fitted, report, made)
+        with writing(target):
+            bundles.save(target, fitted, report, made)
     found = Findings(
         bundle=str(target),
         digest=fitted.digest,
@@ -128,7 +135,8 @@ def run(
         page=None if shown is None else str(shown),
     )
     if shown is not None:
-        shown.write_text(render(found), encoding="utf-8")
+        with writing(shown):
+            shown.write_text(render(found), encoding="utf-8")
     if as_json:
         print_json(found.to_dict())
     else:
@@ -148,7 +156,20 @@ def writable(out: str, option: str = "--out") -> Path:
     target = Path(out)
     if target.is_dir() or not target.parent.is_dir():
         raise ConfigError(f"{option}: {out} can't be written: {target.parent} is no folder, or {target.name} is one")
-    return target
+    try:
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}."):
+            return target
+    except OSError as wrong:
+        raise ConfigError(f"{option}: {out} can't be written: {wrong.strerror or wrong}") from None
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """`ConfigError` of what goes wrong while a file is written, as where no space is left."""
+    try:
+        yield
+    except OSError as wrong:
+        raise ConfigError(f"{target} can't be written: {wrong.strerror or wrong}") from None
 
 
 def page_of(bundle: Path, report_to: str | None, no_report: bool) -> Path | None:

@@ -24,7 +24,7 @@ from detectors.scorer import Ensemble
 from streams import tables
 from streams.cli import print_json
 from streams.errors import BundleMismatch, ConfigError
-from streams.training.fit import writable
+from streams.training.fit import writable, writing
 from streams.training.sources import Session, client_key, settings_of
 from streams.training.telling import Telling
 
@@ -219,4 +219,5 @@ def _write(found: Scored, target: Path) -> None:
         **{f"statistic_{name}": statistics[:, place] for place, name in enumerate(tests)},
     }
     table = pa.table(columns).take(pa.array(np.argsort(found.order, kind="stable")))
-    pyarrow.parquet.write_table(table, target)
+    with writing(target):
+        pyarrow.parquet.write_table(table, target)

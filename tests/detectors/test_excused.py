@@ -13,6 +13,7 @@ from detectors.calibration import decision
 from detectors.calibration.decision import Decision, Yardstick, excuses
 from detectors.calibration.history import History
 from detectors.calibration.weeks import ClientWeeks
+from detectors.errors import FitError
 from detectors.recalibration import recalibrate
 from detectors.signals import client_name
 
@@ -114,6 +115,15 @@ def test_a_pilot_is_calibrated_without_the_near_duplicates_of_who_is_excused(fit
     assert not any("page_score is" in note for note in after.notes)
     assert before.data_digest != after.data_digest
     assert before.rank == after.rank
+
+
+def test_a_pilot_of_few_is_refused(ensemble: Any, fitted: Any, small_world: Any, home: Any) -> None:
+    few = small_world.benign(home, np.random.default_rng(3), clients=19, weeks=2, a_week=40, sensors=0)
+    with pytest.raises(FitError, match="of 19 clients is too small; let it run until there are 600 of 20"):
+        recalibrate(
+            ensemble, fitted[1], few, budget=1, clients_per_week=60, week_us=small_world.WEEK_US, partitions=1,
+            progress=lambda what, share: None,
+        )  # fmt: skip
 
 
 def test_who_is_excused_sets_no_threshold_where_crossing_one_pages() -> None:
