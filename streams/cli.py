@@ -243,7 +243,7 @@ def topics(session: Session, partitions: int, replication: int) -> int:
     type=click.IntRange(1, MOST_PARTITIONS),
     help="Partitions of the event topic (for the index's budget).",
 )
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @click.option(
     "--from", "begin", metavar="TIME", help="With --benign topic: events from this broker time on (ISO 8601)."
 )

@@ -62,8 +62,8 @@ def run(
     """
     began = time.monotonic()
     limit_blas_threads()
-    target = writable(out)
-    shown = page_of(target, report_to, no_report)
+    target = writable(out, sources=(pilot,))
+    shown = page_of(target, report_to, no_report, (pilot, bundle))
     settings = settings_of(session)
     if bundle is None:
         if settings is None:

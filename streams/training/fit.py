@@ -17,6 +17,7 @@ from detectors.calibration.scheme import Fusion, Scheme, Spread
 from detectors.contract import Reference
 from detectors.errors import DetectorError
 from detectors.kernels import limit_blas_threads
+from detectors.manifest import MAX_TEXT, named
 from detectors.schema import FeatureSchema
 from streams import tables
 from streams.cli import print_json
@@ -74,8 +75,11 @@ def run(
     """
     began = time.monotonic()
     limit_blas_threads()
-    target = writable(out)
-    shown = page_of(target, report_to, no_report)
+    sources = (reference, benign, schema_path, probes, *crafted)
+    target = writable(out, sources=sources)
+    shown = page_of(target, report_to, no_report, sources)
+    if model_version is not None and not named(model_version):
+        raise ConfigError(f"--model-version: write at most {MAX_TEXT} printable characters in one line")
     chosen, wanted = detectors_of(detectors), inquiries_of(inquiries, model_object)
     watched = model_of(model_object)
     settings = settings_of(session)
@@ -151,11 +155,14 @@ def _model_name(session: Session, settings: Settings | None) -> str:
     return session.model_settings.name
 
 
-def writable(out: str, option: str = "--out") -> Path:
-    """The path of what is to be written, before any work is done for it."""
+def writable(out: str, option: str = "--out", sources: Sequence[str | None] = ()) -> Path:
+    """The path of what is to be written, before any work is done for it; `sources` are files that must stay."""
     target = Path(out)
     if target.is_dir() or not target.parent.is_dir():
         raise ConfigError(f"{option}: {out} can't be written: {target.parent} is no folder, or {target.name} is one")
+    for source in sources:
+        if source is not None and target.exists() and Path(source).exists() and target.samefile(source):
+            raise ConfigError(f"{option}: {out} is what is read, and would be written over; name another file")
     try:
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}."):
             return target
@@ -172,13 +179,13 @@ def writing(target: Path) -> Iterator[None]:
         raise ConfigError(f"{target} can't be written: {wrong.strerror or wrong}") from None
 
 
-def page_of(bundle: Path, report_to: str | None, no_report: bool) -> Path | None:
+def page_of(bundle: Path, report_to: str | None, no_report: bool, sources: Sequence[str | None] = ()) -> Path | None:
     """Where the HTML page goes: beside the bundle unless an option says otherwise; None for nowhere."""
     if no_report:
         if report_to is not None:
             raise ConfigError("--report and --no-report: give one of them")
         return None
-    page = writable(report_to or f"{bundle}.html", "--report")
+    page = writable(report_to or f"{bundle}.html", "--report", sources)
     if page == bundle:
         raise ConfigError(f"--report: {page} is where the bundle goes; name another file")
     return page

@@ -73,7 +73,7 @@ def run(session: Session, file: str, bundle: str | None, out: str | None, as_jso
         The bundle is missing, damaged, or for other rows.
     """
     limit_blas_threads()
-    target = None if out is None else writable(out)
+    target = None if out is None else writable(out, sources=(file, bundle))
     settings = settings_of(session)
     if bundle is None:
         if settings is None:

@@ -533,6 +533,21 @@ def test_a_place_that_nothing_can_be_written_to_is_refused_before_the_fit(
     assert "--out: /proc/shop.vedette can't be written: " in refused(capsys)
 
 
+def test_what_is_read_is_not_written_over(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    before = Path(files.reference).read_bytes()
+    assert invoke([*fit_arguments(files), "--out", files.reference]) == 2
+    assert "is what is read, and would be written over" in refused(capsys)
+    assert Path(files.reference).read_bytes() == before
+
+
+@pytest.mark.parametrize("version", ["two\nlines", "x" * 201])
+def test_a_version_that_no_bundle_could_be_read_with_is_refused(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], version: str
+) -> None:
+    assert invoke([*fit_arguments(files), "--model-version", version, "--out", str(tmp_path / "a.vedette")]) == 2
+    assert "--model-version: write at most 200 printable characters" in refused(capsys)
+
+
 @pytest.mark.parametrize("length", ["inf", "nan", "0", "1e300"])
 def test_a_week_must_have_a_length(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], length: str
