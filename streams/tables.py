@@ -293,11 +293,10 @@ def _read_jsonl(path: Path, schema: FeatureSchema, client_key: bytes) -> Rows:
         parts.append(decoded)
     if not parts:
         raise ConfigError(f"{path}: holds no events")
-    outputs = [part.outputs for part in parts if part.outputs is not None]
     return Rows(
         inputs=np.concatenate([part.inputs for part in parts]),
         labels=np.concatenate([part.labels for part in parts]),
-        outputs=np.concatenate(outputs) if len(outputs) == len(parts) else None,
+        outputs=stacked([part.outputs for part in parts], [len(part) for part in parts]),
         truth=None,
         clients=np.concatenate([part.clients for part in parts]),
         times=np.concatenate([part.times for part in parts]),

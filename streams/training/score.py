@@ -203,13 +203,18 @@ def _by_entity(signals: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 def _write(found: Scored, target: Path) -> None:
-    """A row for each event in the file's order: place, time, client, label, level, fused p, and all that made it."""
+    """A row for each event in the file's order: place, time, client, label, level, fused p, and all that made it.
+
+    The time is null where the file has none.
+    """
     batch, ensemble = found.batch, found.ensemble
     pvalues, scores, statistics = (found.column(name) for name in ("pvalues", "scores", "statistics"))
     tests = found.verdicts[0].tests
+    untimed = np.array_equal(batch.times, np.arange(len(batch)))
+    stamps = pa.timestamp("us", "UTC")
     columns: dict[str, Any] = {
         "row": found.order,
-        "time": pa.array(batch.times, pa.timestamp("us", "UTC")),
+        "time": pa.nulls(len(batch), stamps) if untimed else pa.array(batch.times, stamps),
         "client": pa.array([_hash(int(client)) for client in batch.clients], pa.string()),
         "label": pa.array([ensemble.schema.classes[label] for label in batch.labels], pa.string()),
         "level": pa.array([Level(int(level)).name.lower() for level in found.column("levels")], pa.string()),

@@ -407,6 +407,15 @@ def test_json_lines_are_read_in_chunks_to_the_last(tmp_path: Path, monkeypatch: 
     assert rows.outputs is None
 
 
+def test_scores_of_some_json_lines_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "JSONL_CHUNK_RECORDS", 2)
+    bare = [{"inputs": [float(n), 0.0], "label": 1} for n in range(3)]
+    path = events(tmp_path / "events.jsonl", *bare, {"inputs": [3.0, 0.0], "outputs": [0.1, 0.9]})
+    outputs = tables.read(path, SCHEMA, KEY)[0].outputs
+    assert outputs is not None
+    np.testing.assert_array_equal(outputs, [[np.nan] * 2] * 3 + [[0.1, 0.9]])
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [
