@@ -29,7 +29,7 @@ def doubts(reference: Reference, benign: Batch | None, schema: FeatureSchema) ->
     benign : Batch or None
     schema : FeatureSchema
     """
-    said = []
+    said = _broken(reference.inputs, schema)
     for what, rows in (("reference", reference), ("benign events", benign)):
         if rows is not None and rows.outputs is not None:
             scored = np.isfinite(rows.outputs).all(axis=1) if rows is benign else np.ones(len(rows), dtype=np.bool_)
@@ -44,6 +44,23 @@ def doubts(reference: Reference, benign: Batch | None, schema: FeatureSchema) ->
     return said
 
 
+def _broken(inputs: NDArray[np.float64], schema: FeatureSchema) -> list[str]:
+    """On features of which most reference values (n, d) are not what the schema states."""
+    odd = (inputs < schema.lows()) | (inputs > schema.highs()) | (schema.integral() & (inputs != np.rint(inputs)))
+    names = [feature.name for feature, share in zip(schema.features, odd.mean(axis=0), strict=True) if share > 0.5]
+    if not names:
+        return []
+    said = (
+        f"most reference rows break what the schema states of {_some(names)}, so `constraints` can tell nothing by "
+        "that: both must be in the units that the model gets"
+    )
+    return [said]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:NAMED]) + ("" if len(names) <= NAMED else f" and {len(names) - NAMED} more")
+
+
 def _far(known: NDArray[np.float64], seen: NDArray[np.float64], schema: FeatureSchema) -> list[str]:
     """On features of which most benign values (n, d) lie far outside the range of the reference's."""
     low, high = known.min(axis=0), known.max(axis=0)
@@ -52,10 +69,9 @@ def _far(known: NDArray[np.float64], seen: NDArray[np.float64], schema: FeatureS
     names = [feature.name for feature, is_far in zip(schema.features, far, strict=True) if is_far]
     if not names:
         return []
-    more = "" if len(names) <= NAMED else f" and {len(names) - NAMED} more"
     said = (
-        f"most benign events lie far outside the range of the reference in {', '.join(names[:NAMED])}{more}: both must "
-        "be in the units that the model gets"
+        f"most benign events lie far outside the range of the reference in {_some(names)}: both must be in "
+        "the units that the model gets"
     )
     return [said]
 

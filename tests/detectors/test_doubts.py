@@ -72,3 +72,11 @@ def test_scores_that_are_not_learned_from_are_told_with_the_reason(outputs: NDAr
     assert told in unlearnable(outputs, LABELS)
     (said,) = doubts(replace(REFERENCE, outputs=outputs), None, SCHEMA)
     assert said.startswith("the scores of the reference are not learned from") and told in said
+
+
+def test_a_schema_in_other_units_is_doubted() -> None:
+    stated = FeatureSchema(
+        (Feature("age", integral=True), Feature("income", high=100.0), Feature("never")), SCHEMA.classes
+    )
+    (said,) = doubts(REFERENCE, None, stated)
+    assert said.startswith("most reference rows break what the schema states of age, income, ")

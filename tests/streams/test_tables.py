@@ -460,6 +460,26 @@ def test_wrong_schema_files_are_refused_by_name(tmp_path: Path, text: str) -> No
         tables.read_schema(tmp_path / "none.json")
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"features": ["x"]}, 'write an object with its name, as {"name": "age"}'),
+        ({"features": [{"name": 7}]}, "feature 0 is"),
+        ({"features": [{"name": "x", "low": "a"}]}, "low is 'a'; it must be a number or null"),
+        ({"features": [{"name": "x", "high": float("nan")}]}, "high is nan"),
+        ({"features": [{"name": "x", "integral": "yes"}]}, "integral is 'yes'; it must be true or false"),
+        ({"classes": "ab"}, "`classes` is 'ab'; it must be a list"),
+        ({"classes": ["a", "a"]}, "classes must have names of their own"),
+    ],
+)
+def test_what_a_schema_must_not_hold_is_told(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    path = tmp_path / "schema.json"
+    path.write_text(json.dumps({"features": [{"name": "x"}], "classes": ["a", "b"], **change}))
+    with pytest.raises(ConfigError) as refused:
+        tables.read_schema(path)
+    assert told in str(refused.value)
+
+
 def test_constant_columns_are_not_called_whole_numbers() -> None:
     schema = tables.infer_schema(np.array([[1.0, 0.0], [2.0, 0.0]]), ["a", "b"], ["0", "1"])
     assert [feature.integral for feature in schema.features] == [True, False]
