@@ -15,6 +15,7 @@ from detectors import registry
 from detectors.calibration import clusters, history, pools, repeaters, residual
 from detectors.calibration.conformal import ScoreCalibration, surprise_of
 from detectors.calibration.decision import THRESHOLD_NAMES, Decision, Yardstick, decide, excuses, proposed
+from detectors.calibration.doubts import doubts
 from detectors.calibration.evalues import evalue
 from detectors.calibration.examination import (
     FUSED,
@@ -32,6 +33,7 @@ from detectors.calibration.prospects import prospects
 from detectors.calibration.rehearsal import fooling, rehearse
 from detectors.calibration.report import FitReport
 from detectors.calibration.scheme import Scheme
+from detectors.calibration.weeks import LEAST_CLIENTS, LEAST_ROWS
 from detectors.contract import ANONYMOUS, Batch, Detector, HistoryDetector, Progress, Reference
 from detectors.embeddings.space import check_embeddings, embedded_rows, needs_embedding
 from detectors.errors import FitError, SchemaError
@@ -54,8 +56,8 @@ CHUNK_ROWS = 8192
 INDEX_ROWS = 10_000
 #: Fewest rows of the index that make a table.
 LEAST_INDEX_ROWS = 32
-#: Benign events need so many clients and rows, or pools are too small to calibrate on.
-LEAST_CLIENTS, LEAST_ROWS = 20, 600
+#: Larger values of reference rows are refused.
+LARGEST_VALUE = 1e30
 #: Fewest reference rows, if there are no benign events.
 LEAST_REFERENCE = 200
 #: Share of the reference that is held out where there are no benign events, and rows of a stand-in client.
@@ -149,6 +151,8 @@ def fit(
         raise FitError("inquiries ask the watched model at their fit; give it (`--model`)")
     check_embeddings(chosen, schema, benign)
     kept = correct_rows(reference, len(schema.classes), schema.width)
+    _check_size(kept, schema)
+    doubted = doubts(kept, benign, schema)
     traffic = benign
     if traffic is None:
         kept, traffic = _stand_in(kept, rng)
@@ -206,9 +210,16 @@ def fit(
     counts = {name: int(np.count_nonzero(getattr(pool, name))) for name in ("shape", "ranks", "fusion", "thresholds")}
     counts = {"reference": len(kept), **counts, **clusters.sizes(tables), "index": index_rows}
     learned = "mean" if scheme.fusion == "mean" else "rehearsed" if crafted is None else "logistic"
-    report = _report(ensemble, decision, past, counts, between, learned, budget, partitions, benign is not None)
+    report = _report(
+        ensemble, decision, past, counts, between, learned, budget, partitions, benign is not None, week_us
+    )
     progress("done", 1.0)
-    return ensemble, replace(report, data_digest=_data_digest(reference, benign, crafted), examination=examined)
+    return ensemble, replace(
+        report,
+        notes=(*report.notes, *doubted),
+        data_digest=_data_digest(reference, benign, crafted),
+        examination=examined,
+    )
 
 
 def _check(
@@ -263,6 +274,17 @@ def _check_rows(what: str, rows: Batch | Reference | None, schema: FeatureSchema
         embedded_rows(rows, schema.embedding_width)
     except SchemaError as odd:
         raise FitError(f"{what} rows: {odd}") from None
+
+
+def _check_size(reference: Reference, schema: FeatureSchema) -> None:
+    """Refuse values whose squares, or forms in single precision, are none."""
+    most = np.abs(reference.inputs).max(axis=0)
+    if most.max() > LARGEST_VALUE:
+        place = int(most.argmax())
+        raise FitError(
+            f"feature {schema.features[place].name!r} of the reference reaches {most[place]:.3g}, beyond "
+            f"{LARGEST_VALUE:g}, where no distance can be computed; remove such rows, or take another unit"
+        )
 
 
 def _chosen(names: Sequence[str], model: Any) -> tuple[Detector | HistoryDetector, ...]:
@@ -483,6 +505,7 @@ def _report(
     budget: int,
     partitions: int,
     real: bool,
+    week_us: int,
 ) -> FitReport:
     thresholds, share, count = decision.thresholds, decision.split, decision.count
     names = np.unique(past.weeks.clients[past.repeating])
@@ -518,13 +541,13 @@ def _report(
         between_clients=between,
         tau=float(ensemble.tables.tau[0]),
         rows=counts,
-        notes=tuple(_notes(decision, past, real)),
+        notes=tuple(_notes(decision, past, real, week_us)),
         data_digest="",
         more=prospects(decision, len(past.weeks), len(past.index), partitions, THRESHOLDS_SHARE) if real else (),
     )
 
 
-def _notes(decision: Decision, past: History, real: bool) -> list[str]:
+def _notes(decision: Decision, past: History, real: bool, week_us: int) -> list[str]:
     """What weakens the promise, and what would help."""
     notes = []
     if not real:
@@ -532,9 +555,9 @@ def _notes(decision: Decision, past: History, real: bool) -> list[str]:
     distinct = len(np.unique(past.weeks.clients))
     notes.append(
         f"the promise holds for client-weeks that are exchangeable with those of the {distinct} clients seen in "
-        f"{past.weeks.whole_weeks} weeks; clients of a new kind are outside it"
+        f"{past.weeks_seen} weeks; clients of a new kind are outside it"
     )
-    notes += excuses(decision)
+    notes += excuses(decision, past, week_us)
     return notes
 
 

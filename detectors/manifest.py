@@ -117,12 +117,15 @@ def origin_of(manifest: Mapping[str, Any], path: str | Path) -> Origin:
     )
 
 
+def named(text: str) -> bool:
+    """Whether a manifest may hold it as a name or a version."""
+    return text.isprintable() and len(text) <= MAX_TEXT
+
+
 def _texts(manifest: Mapping[str, Any], name: str, path: str | Path) -> dict[str, str]:
     found = manifest.get(name, {})
     if not isinstance(found, dict) or not all(
-        isinstance(text, str) and text.isprintable() and len(text) <= MAX_TEXT
-        for pair in found.items()
-        for text in pair
+        isinstance(text, str) and named(text) for pair in found.items() for text in pair
     ):
         raise BundleError(f"bundle {path}: its manifest's {name!r} is no object of short texts")
     return found
@@ -139,4 +142,7 @@ def read_report(path: str | Path) -> FitReport:
 
 def sentence(wrong: Exception) -> str:
     """What an exception of the archive's reader says."""
-    return str(wrong).strip("'\"") or type(wrong).__name__
+    said = str(wrong)
+    if said[:1] in ("'", '"') and said[:1] == said[-1:]:  # a missing key
+        said = said[1:-1]
+    return said or type(wrong).__name__

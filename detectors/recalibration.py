@@ -17,6 +17,7 @@ from detectors.calibration.history import History, measure
 from detectors.calibration.prospects import prospects
 from detectors.calibration.report import FitReport
 from detectors.calibration.residual import between_share
+from detectors.calibration.weeks import LEAST_CLIENTS, LEAST_ROWS
 from detectors.contract import ANONYMOUS, Batch, Progress
 from detectors.embeddings.space import check_embeddings
 from detectors.errors import FitError
@@ -66,15 +67,21 @@ def recalibrate(
     Raises
     ------
     FitError
-        When the pilot has no clients, its events stand out of order, or carry no embedding where a detector asks for
-        them.
+        When the pilot has no clients, or too few, its events stand out of order, or carry no embedding where a detector
+        asks for them.
     SchemaError
         When its rows don't fit the ensemble.
     """
     if budget < 0 or week_us < 1 or partitions < 1:
         raise FitError(f"budget {budget} must be >= 0, week {week_us} us and partitions {partitions} >= 1")
-    if not (pilot.clients != ANONYMOUS).any():
+    clients = len(np.unique(pilot.clients[pilot.clients != ANONYMOUS]))
+    if not clients:
         raise FitError("the pilot names no clients, and what is promised counts clients a week")
+    if clients < LEAST_CLIENTS or len(pilot) < LEAST_ROWS:
+        raise FitError(
+            f"a pilot of {len(pilot)} events of {clients} clients is too small; let it run until there are "
+            f"{LEAST_ROWS} of {LEAST_CLIENTS}"
+        )
     if np.any(np.diff(pilot.times) < 0):
         raise FitError("the pilot's events must stand in the order of their times")
     check_embeddings(ensemble.single.detectors, ensemble.schema, pilot)
@@ -127,10 +134,10 @@ def recalibrate(
     thresholds = decision.thresholds
     distinct = len(np.unique(past.weeks.clients))
     notes = [
-        f"thresholds are those of a pilot of {distinct} clients in {past.weeks.whole_weeks} weeks",
+        f"thresholds are those of a pilot of {distinct} clients in {past.weeks_seen} weeks",
         "the promise holds for client-weeks that are exchangeable with these; clients of a new kind are outside it",
     ]
-    notes += excuses(decision)
+    notes += excuses(decision, past, week_us)
     if len(excused):
         seen = int(np.isin(np.array(list(excused), dtype=np.uint64), past.weeks.clients).sum())
         notes.append(

@@ -148,6 +148,11 @@ def remembers(name: str) -> bool:
     return hasattr(kind(name), "advance")
 
 
+def reads_model(name: str) -> bool:
+    """Whether a detector needs the watched model at its fit."""
+    return bool(getattr(kind(name), "needs_model", False))
+
+
 def made(name: str, model: Any = None) -> Detector | HistoryDetector:
     """A detector, not yet fitted.
 
@@ -163,7 +168,7 @@ def made(name: str, model: Any = None) -> Detector | HistoryDetector:
         When it needs the model and there is none.
     """
     found = kind(name)
-    if not getattr(found, "needs_model", False):
+    if not reads_model(name):
         return found()
     if model is None:
         raise FitError(f"{name} reads the watched model at its fit; give it (`--model`), or leave {name} out")

@@ -60,6 +60,8 @@ class FeatureSchema:
             raise SchemaError(f"feature names must be unique; given twice: {', '.join(twice[:5])}")
         if len(self.classes) < 2:
             raise SchemaError(f"a schema needs at least two classes, got {len(self.classes)}")
+        if len(set(self.classes)) != len(self.classes):
+            raise SchemaError(f"classes must have names of their own, got {', '.join(self.classes[:8])}")
         for feature in self.features:
             if feature.low is not None and feature.high is not None and feature.low > feature.high:
                 raise SchemaError(f"feature {feature.name!r}: low {feature.low} is above high {feature.high}")
@@ -126,6 +128,7 @@ class FeatureSchema:
             unknown = set(data) - {"features", "classes", "image_shape", "embedding_width"}
             if unknown:
                 raise SchemaError(f"unknown key in schema: {', '.join(sorted(unknown))}")
+            _check_types(data)
             shape = data.get("image_shape")
             return cls(
                 features=tuple(Feature(**feature) for feature in data["features"]),
@@ -149,3 +152,21 @@ class FeatureSchema:
         sides = tuple(int(side) for side in shape)
         features = tuple(Feature(f"pixel_{i}", low, high) for i in range(int(np.prod(sides))))
         return cls(features, tuple(classes), sides)
+
+
+def _check_types(data: Mapping[str, Any]) -> None:
+    """Refuse what a hand-written schema may hold in place of text, numbers and truth values."""
+    for key in ("features", "classes"):
+        if not isinstance(data[key], list | tuple):
+            raise SchemaError(f"`{key}` is {data[key]!r}; it must be a list")
+    for place, feature in enumerate(data["features"]):
+        if not isinstance(feature, Mapping) or not isinstance(feature.get("name"), str):
+            raise SchemaError(f'feature {place} is {feature!r}; write an object with its name, as {{"name": "age"}}')
+        for key in ("low", "high"):
+            bound = feature.get(key)
+            number = isinstance(bound, int | float) and not isinstance(bound, bool)
+            if bound is not None and (not number or np.isnan(bound)):
+                raise SchemaError(f"feature {feature['name']!r}: {key} is {bound!r}; it must be a number or null")
+        for key in ("integral", "mutable"):
+            if not isinstance(feature.get(key, False), bool):
+                raise SchemaError(f"feature {feature['name']!r}: {key} is {feature[key]!r}; it must be true or false")

@@ -152,13 +152,24 @@ _PARTS = ("weights", "biases")
 _Layers = tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]
 
 
+def unlearnable(outputs: NDArray[np.float64], labels: NDArray[np.int32]) -> str:
+    """Why scores (n, k) are not learned from: they are probabilities whose largest is the label, or a sentence."""
+    if not len(outputs):
+        return ""
+    finite = np.isfinite(outputs).all(axis=1)
+    if not finite.all():
+        return f"{np.count_nonzero(~finite)} rows have none; leave those rows out"
+    if (outputs < -1e-6).any() or np.abs(outputs.sum(axis=1) - 1.0).max() > 1e-2:
+        return "they are no probabilities (not negative, sum 1); give those, the softmax of logits"
+    agree = float((outputs.argmax(axis=1) == labels).mean())
+    if agree < AGREEMENT:
+        return f"the largest of them is the label in {agree:.1%} of the rows, and {AGREEMENT:.0%} are asked for"
+    return ""
+
+
 def _probabilities(outputs: NDArray[np.float64], labels: NDArray[np.int32]) -> NDArray[np.float64] | None:
     """The scores, where they are probabilities whose largest is the label; else None."""
-    if not np.isfinite(outputs).all() or (outputs < -1e-6).any():
-        return None
-    if np.abs(outputs.sum(axis=1) - 1.0).max() > 1e-2 or (outputs.argmax(axis=1) == labels).mean() < AGREEMENT:
-        return None
-    return outputs
+    return None if unlearnable(outputs, labels) else outputs
 
 
 def _settings(rows: int, shrinkage: float, seed: int) -> dict[str, Any]:

@@ -21,6 +21,9 @@ from streams.errors import ConfigError, VedetteError
 
 #: The import packages of this distribution; their names are generic, so every start checks whose they are.
 PACKAGES = ("detectors", "attacks", "streams")
+#: More clients a week, or partitions of a topic, are taken for a slip: order statistics sum over the ones, and every
+#: one of the others is replayed.
+MOST_CLIENTS, MOST_PARTITIONS = 100_000_000, 10_000
 
 
 @dataclass(slots=True)
@@ -230,11 +233,17 @@ def topics(session: Session, partitions: int, replication: int) -> int:
 @click.option("--no-report", is_flag=True, help="Write no HTML page.")
 @click.option("--budget", default=1, show_default=True, type=click.IntRange(0), help="False pages a week, at most.")
 @click.option(
-    "--clients-per-week", type=click.IntRange(1), help="Clients expected in a week; default: those of --benign."
+    "--clients-per-week",
+    type=click.IntRange(1, MOST_CLIENTS),
+    help="Clients expected in a week; default: those of --benign.",
 )
 @click.option("--week-seconds", type=float, help="Length of the budget's period; default from the settings.")
-@click.option("--partitions", type=click.IntRange(1), help="Partitions of the event topic (for the index's budget).")
-@click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--partitions",
+    type=click.IntRange(1, MOST_PARTITIONS),
+    help="Partitions of the event topic (for the index's budget).",
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @click.option(
     "--from", "begin", metavar="TIME", help="With --benign topic: events from this broker time on (ISO 8601)."
 )
@@ -267,9 +276,17 @@ def fit(session: Session, /, begin: str | None, end: str | None, most: int | Non
     "--repeaters", is_flag=True, help="Clients approved as repeaters, from Redis, don't set what near-duplicates page."
 )
 @click.option("--budget", default=1, show_default=True, type=click.IntRange(0), help="False pages a week, at most.")
-@click.option("--clients-per-week", type=click.IntRange(1), help="Clients expected in a week; default: those of PILOT.")
+@click.option(
+    "--clients-per-week",
+    type=click.IntRange(1, MOST_CLIENTS),
+    help="Clients expected in a week; default: those of PILOT.",
+)
 @click.option("--week-seconds", type=float, help="Length of the budget's period; default from the settings.")
-@click.option("--partitions", type=click.IntRange(1), help="Partitions of the event topic (for the index's budget).")
+@click.option(
+    "--partitions",
+    type=click.IntRange(1, MOST_PARTITIONS),
+    help="Partitions of the event topic (for the index's budget).",
+)
 @click.option("--from", "begin", metavar="TIME", help="With topic: events from this broker time on (ISO 8601).")
 @click.option("--until", "end", metavar="TIME", help="With topic: events before this broker time.")
 @click.option("--at-most", "most", type=click.IntRange(1), help="With topic: the newest records; default 1,000,000.")

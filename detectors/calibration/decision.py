@@ -345,9 +345,23 @@ def _fastest(tables: Tables, thresholds: NDArray[np.float64], policy: Policy) ->
     return found
 
 
-def excuses(decision: Decision) -> tuple[str, ...]:
-    """Sentences on what makes the site ask for more of everybody; none where nothing does."""
-    said = _costly_said(decision)
+def excuses(decision: Decision, history: History, week_us: int) -> tuple[str, ...]:
+    """Sentences on what the promise lacks, and on what makes the site ask for more of everybody.
+
+    Parameters
+    ----------
+    decision : Decision
+    history : History
+        What it was made of.
+    week_us : int
+        Length of a week, as it was asked for.
+    """
+    said = (
+        *_short_said(history, week_us),
+        *_gaps_said(history),
+        *_counts_said(decision, history),
+        *_costly_said(decision),
+    )
     shared = decision.policy.shared_score
     if shared > SHARED_LEAST:
         text = (
@@ -356,6 +370,56 @@ def excuses(decision: Decision) -> tuple[str, ...]:
         )
         said = (*said, text)
     return said
+
+
+def _short_said(history: History, week_us: int) -> tuple[str, ...]:
+    """On events that are not of a whole week."""
+    if history.week_us >= week_us:
+        return ()
+    text = (
+        f"the events reach over {_duration(history.week_us)}, less than the week of {_duration(week_us)}, and count as "
+        f"one: what is said of a week is said of such a stretch, of which a week has {week_us / history.week_us:,.3g}, "
+        "so expect more false pages than the budget; give events of whole weeks"
+    )
+    return (text,)
+
+
+def _gaps_said(history: History) -> tuple[str, ...]:
+    """On weeks without an event."""
+    count, seen = history.weeks.whole_weeks, history.weeks_seen
+    if not history.parts or seen == count:
+        return ()
+    text = (
+        f"of the {count:,} weeks between the first and the last event {count - seen:,} have none and count for "
+        "nothing: look whether all times are right"
+    )
+    return (text,)
+
+
+def _counts_said(decision: Decision, history: History) -> tuple[str, ...]:
+    """On numbers of clients that make the promise say little."""
+    said = []
+    coming, seen = decision.coming, history.clients_a_week
+    if coming < seen:
+        said.append(
+            f"what is promised is for C = {coming:,} clients a week, but a week of the events saw {seen:,}; with so "
+            f"many, {seen / coming:,.3g} times as many false pages are to be expected (--clients-per-week)"
+        )
+    if decision.policy.mode != "tickets" and decision.split.clients >= coming:
+        said.append(
+            f"a budget of {decision.split.clients:,} false pages among {coming:,} clients a week lets every benign "
+            "client page, and thresholds lie as low as that; give a smaller --budget"
+        )
+    return tuple(said)
+
+
+def _duration(microseconds: int) -> str:
+    """A length of time in its largest unit of which it has one."""
+    seconds = microseconds / 1e6
+    for name, length in (("days", 86_400.0), ("hours", 3_600.0), ("minutes", 60.0)):
+        if seconds >= length:
+            return f"{seconds / length:.3g} {name}"
+    return f"{seconds:.3g} seconds"
 
 
 def _costly_said(decision: Decision) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from detectors.calibration import repeaters
 from detectors.calibration.alarms import FalseAlarm
 from detectors.calibration.weeks import ClientWeeks, client_weeks, whole_weeks
 from detectors.contract import ANONYMOUS, Progress
+from detectors.errors import FitError
 from detectors.queries import walk as walking
 from detectors.queries.intent import IntentTest
 from detectors.queries.memory import POOL_PLACES, Memory
@@ -41,6 +42,8 @@ def measure(columns: Columns, tables: Tables, index_rows: int) -> NDArray[Any]:
     return trace
 
 
+#: More weeks than this are taken for a wrong time, or a wrong length of a week.
+MOST_WEEKS = 1_000_000
 #: Stands for the client-week of rows whose clients set no thresholds.
 OTHERS = -2
 
@@ -130,11 +133,22 @@ class History:
         `times` (n,) and `repeating` (n,), rows of clients known to repeat themselves, are of all rows of `columns`.
         Where there is not a whole week, everything counts as one. The others' rows are replayed too, as the index
         compares with them, but their statistics count for nothing.
+
+        Raises
+        ------
+        FitError
+            When there are more than `MOST_WEEKS`.
         """
         count = whole_weeks(times, week_us)
         start = int(times.min()) if len(times) else 0
         if count == 0:
             count, week_us = 1, max(1, int(times.max()) - start + 1) if len(times) else 1
+        if count > MOST_WEEKS:
+            raise FitError(
+                f"the events reach over {count:,} weeks of {week_us / 1e6:g} seconds; at most {MOST_WEEKS:,} are "
+                "counted: look whether all times are right, or make a week longer"
+            )
+        seen = _weeks_seen([(times - start) // week_us], count)
         everyone = client_weeks(columns.rows["client"], times, start, week_us, count)
         units = client_weeks(columns.rows["client"][chosen], times[chosen], start, week_us, count)
         unit_of = np.full(len(times), OTHERS, dtype=np.int64)
@@ -155,7 +169,7 @@ class History:
                 (oddest, here.rows["oddness"]),
             ):
                 np.maximum.at(found, unit[unit >= 0], values[unit >= 0])
-            index.append(_week_maxima(trace["index_shared"], week, count))
+            index.append(_week_maxima(trace["index_shared"], week, seen))
             parts.append((here, unit, week))
         known = np.unique(columns.rows["client"][repeating])
         evident = repeaters.evident(np.maximum(same, opposite))
@@ -177,6 +191,11 @@ class History:
             spoke=np.zeros(len(units)),
             counted=len(units),
         )
+
+    @property
+    def weeks_seen(self) -> int:
+        """Whole weeks in which any event stands."""
+        return len(_weeks_seen([week for _, _, week in self.parts], self.weeks.whole_weeks))
 
     def holds(self, client: int, time: int) -> bool:
         """Whether the client-week of that time was replayed."""
@@ -220,6 +239,7 @@ class History:
         quiet = np.array(list(excused), dtype=np.uint64)
         own, together, elsewhere = self.spoke.copy(), np.zeros(len(self.spoke)), 0.0
         of_one, of_several, packed = [], [], tables.packed()
+        seen = _weeks_seen([week for _, _, week in self.parts], self.weeks.whole_weeks)
         for done, (columns, unit, week) in enumerate(self.parts):
             trace = walking.empty_trace(len(unit))
             memory = memory_for(columns, self.index_rows, POOL_PLACES)
@@ -250,8 +270,8 @@ class History:
                             elsewhere = max(elsewhere, clear)
                 if row % 64 == 0:
                     progress("trying the intent test on benign clusters", (done + row / len(unit)) / len(self.parts))
-            of_one.append(_week_maxima(index, week, self.weeks.whole_weeks))
-            of_several.append(_week_maxima(shared, week, self.weeks.whole_weeks))
+            of_one.append(_week_maxima(index, week, seen))
+            of_several.append(_week_maxima(shared, week, seen))
         index, shared = (np.concatenate([*parts, np.empty(0)]) for parts in (of_one, of_several))
         return Intentions(own, together, index, shared, elsewhere)
 
@@ -264,8 +284,15 @@ def _partition_of(clients: NDArray[np.uint64], partitions: int) -> NDArray[np.in
     return found
 
 
-def _week_maxima(values: NDArray[np.float64], week: NDArray[np.int64], weeks: int) -> NDArray[np.float64]:
-    found = np.zeros(weeks)
-    inside = (week >= 0) & (week < weeks)
-    np.maximum.at(found, week[inside], values[inside])
+def _weeks_seen(weeks: Sequence[NDArray[np.int64]], count: int) -> NDArray[np.int64]:
+    """The whole weeks, of `count`, in which any row stands: others tell nothing of the index."""
+    found = np.unique(np.concatenate([*weeks, np.empty(0, dtype=np.int64)]))
+    return found[(found >= 0) & (found < count)]
+
+
+def _week_maxima(values: NDArray[np.float64], week: NDArray[np.int64], seen: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The largest value of each week of `seen`, 0 where this partition has no row."""
+    found = np.zeros(len(seen))
+    inside = np.isin(week, seen)
+    np.maximum.at(found, np.searchsorted(seen, week[inside]), values[inside])
     return found

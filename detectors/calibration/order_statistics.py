@@ -82,10 +82,16 @@ def units_needed(coming: int, most: int, risk: float = RISK, rank: int = 1) -> i
 
 def least_budget(coming: int, units: int, risk: float = RISK) -> int:
     """The smallest N with which some rank fits so many calibration units, 1 or more."""
+    larger = np.arange(1, units + 1) + coming
+
+    def chance(most: int) -> float:
+        """`excess_chance` at rank 1: the `most` + 1 largest of all are of the coming week. No sum over counts."""
+        return float(np.exp(np.log1p(-(most + 1) / larger).sum()))
+
     low, high = -1, coming
     while high - low > 1:
         middle = (low + high) // 2
-        if excess_chance(coming, 1, units, middle) <= risk * SLACK:
+        if chance(middle) <= risk * SLACK:
             high = middle
         else:
             low = middle

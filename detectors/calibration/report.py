@@ -138,6 +138,13 @@ class FitReport:
             }
         )
 
+    @property
+    def tickets_a_week(self) -> str:
+        """Benign clients with a ticket a week, in words."""
+        if not self.client_weeks:
+            return "not known before benign events of real clients are given"
+        return f"about {self.expected_tickets:.2g} benign clients a week"
+
     def sentences(self) -> list[str]:
         """The report for a person, a line each."""
         lines = [f"mode: {self.mode} - {self.reason}"]
@@ -162,7 +169,7 @@ class FitReport:
             f"clients: {self.between_clients:.0%} of the variance of scores lies between them; a client's own past "
             f"weighs against a prior of {self.tau:g} rows"
         )
-        lines.append(f"tickets: about {self.expected_tickets:.2g} benign clients a week")
+        lines.append(f"tickets: {self.tickets_a_week}")
         for rule, queries in self.fastest.items():
             lines.append(f"fastest possible {rule}: " + ("never" if queries is None else f"{queries} queries"))
         if self.partition_weeks_needed > self.partition_weeks:

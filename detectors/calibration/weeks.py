@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from detectors.contract import ANONYMOUS
 
+#: Benign events need so many clients and rows, or there is too little to calibrate on.
+LEAST_CLIENTS, LEAST_ROWS = 20, 600
 #: A last week that is covered to at least this share counts as one.
 LEAST_COVERED = 0.9
 

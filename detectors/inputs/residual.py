@@ -18,6 +18,8 @@ from detectors.view import correct_rows, feature_scales
 KEPT_VARIANCE = 0.95
 #: A class with fewer rows than this uses the pooled basis of all.
 MIN_ROWS = 20
+#: Smaller lengths are told in two figures: rows of a class that fills its space differ by no more than rounding.
+SMALL_LENGTH = 0.1
 
 
 class PcaResidual:
@@ -68,7 +70,8 @@ class PcaResidual:
         """What the residual means."""
         one = slice(row, row + 1)
         score = float(self._lengths(view.standardised[one], view.batch.labels[one])[0])
-        return f"the input holds {score:.1f} sd of structure that rows of its predicted class do not have"
+        length = f"{score:.1f}" if score >= SMALL_LENGTH else f"{score:.2g}"
+        return f"the input holds {length} sd of structure that rows of its predicted class do not have"
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Means, bases and how many of their columns are in use."""

@@ -24,7 +24,7 @@ from streams.store.client import connect
 from streams.store.keys import ModelKeys
 from streams.store.messages import Repeater
 from streams.training.findings import Findings, show
-from streams.training.fit import page_of, partition_count, period, writable
+from streams.training.fit import page_of, partition_count, period, writable, writing
 from streams.training.page import render
 from streams.training.sources import Session, Span, client_key, events_of, settings_of
 from streams.training.telling import Telling
@@ -62,8 +62,8 @@ def run(
     """
     began = time.monotonic()
     limit_blas_threads()
-    target = writable(out)
-    shown = page_of(target, report_to, no_report)
+    target = writable(out, sources=(pilot,))
+    shown = page_of(target, report_to, no_report, (pilot, bundle))
     settings = settings_of(session)
     if bundle is None:
         if settings is None:
@@ -95,7 +95,8 @@ def run(
             )
         except DetectorError as refusal:
             raise ConfigError(f"cannot calibrate: {refusal}") from None
-        bundles.save(target, made, report, origin)
+        with writing(target):
+            bundles.save(target, made, report, origin)
     found = Findings(
         bundle=str(target),
         digest=made.digest,
@@ -110,7 +111,8 @@ def run(
         page=None if shown is None else str(shown),
     )
     if shown is not None:
-        shown.write_text(render(found), encoding="utf-8")
+        with writing(shown):
+            shown.write_text(render(found), encoding="utf-8")
     if as_json:
         print_json(found.to_dict())
     else:

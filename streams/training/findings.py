@@ -32,6 +32,10 @@ CRAFTED_FROM: dict[Source, str] = {
 }
 #: Clients that are named at most, and numbers of false pages that the terminal tells one by one.
 SHOWN_CLIENTS, SHOWN_COUNTS = 20, 7
+#: Columns of the terminal that the table of detectors takes whole, and what its last ones are.
+WIDE_TABLE, FARTHEST = 96, "Then the class that is farthest."
+#: Said of C where there were no benign events.
+UNCOUNTED = "without benign events C is what --clients-per-week says, or else the stand-ins made of reference rows"
 #: Said of what a calibration takes over.
 OF_THE_FIT = " (of the fit)"
 
@@ -172,25 +176,31 @@ def show(found: Findings, console: Console) -> None:
     console.print(table)
     examined = found.report.examination
     if examined is not None and examined.uniformity:
-        console.print(_singles(found, examined))
+        console.print(_singles(found, examined, narrow=console.width < WIDE_TABLE))
 
 
-def _singles(found: Findings, examined: Examination) -> Table:
-    """Each detector: its weight, what it finds, and how far its p-values are from uniform; at most 96 columns."""
+def _singles(found: Findings, examined: Examination, narrow: bool) -> Table:
+    """Each detector: its weight, what it finds, and how far its p-values are from uniform.
+
+    At most `WIDE_TABLE` columns; a narrow one leaves the farthest class out and needs 76.
+    """
     table = Table(box=None, padding=(0, 2, 0, 0), title_justify="left", title_style="dim")
     table.title = Text(
         f"Single inputs. ROC{found.of_the_fit}: {CRAFTED_FROM[examined.source]}. KS: distance of benign p-values from "
         "uniform; small: the part that makes them too small (equal scores make p larger, which is safe), and its "
-        "chance were rows independent. Then the class that is farthest."
+        "chance were rows independent. "
+        + (f"For the class that is farthest too, {WIDE_TABLE} columns are needed." if narrow else FARTHEST)
     )
-    for name in ("detector", "weight", "AUC", f"TPR at {RATE:.0%}", "KS", "small", "chance", "class", "KS", "chance"):
+    names = ("detector", "weight", "AUC", f"TPR at {RATE:.0%}", "KS", "small", "chance", "class", "KS", "chance")
+    shown = 7 if narrow else len(names)
+    for name in names[:shown]:
         words, width = name in ("detector", "class"), 12 if name == "class" else 16
         table.add_column(name, justify="left" if words else "right", no_wrap=True, overflow="ellipsis", max_width=width)
     weights = dict(zip(found.report.detectors, found.report.weights, strict=True))
     curves = {one.detector: one for one in examined.curves}
     for name in (*found.report.detectors, FUSED):
         curve, whole, worst = curves.get(name), examined.overall(name), examined.farthest(name)
-        table.add_row(
+        cells = (
             Text(name),
             f"{weights[name]:.2f}" if name in weights else "",
             "" if curve is None else f"{curve.area:.3f}",
@@ -202,6 +212,7 @@ def _singles(found: Findings, examined: Examination) -> Table:
             "" if worst is None else f"{worst.distance:.3f}",
             "" if worst is None else chance_in_words(worst.chance),
         )
+        table.add_row(*cells[:shown])
     return table
 
 
@@ -221,7 +232,8 @@ def lines(found: Findings) -> list[tuple[str, str]]:
         ("client-weeks m", f"{report.client_weeks:,}, for C = {report.clients_per_week:,} clients a week"),
     ]
     if report.client_weeks < report.client_weeks_needed:
-        told.append(("needed", f"{report.client_weeks_needed:,} client-weeks to page at this budget"))
+        needed = f"{report.client_weeks_needed:,} client-weeks to page at this budget"
+        told.append(("needed", needed if report.client_weeks else f"{needed} with C clients a week; {UNCOUNTED}"))
     interval = found.pages_a_week
     if interval is not None:
         told += [
@@ -242,7 +254,7 @@ def lines(found: Findings) -> list[tuple[str, str]]:
             ),
         ]
     told.append(("thresholds A", ", ".join(f"{name} {value:.4g}" for name, value in report.thresholds.items())))
-    told.append(("tickets a week", f"about {report.expected_tickets:.2g} benign clients"))
+    told.append(("tickets", report.tickets_a_week))
     told.append(
         (
             "between clients",
@@ -271,6 +283,8 @@ def refusals(report: FitReport) -> list[str]:
     told = []
     if not report.pages:
         told.append(f"Nothing pages: {report.reason}.")
+    if not report.client_weeks:
+        told.append(f"How many clients come a week isn't known: {UNCOUNTED}.")
     if report.partition_weeks < report.partition_weeks_needed:
         told.append(f"The account-oblivious index: {report.index_pages}.")
     if report.would_page > report.budget_clients:

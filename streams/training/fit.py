@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
 from detectors import bundle as bundles
-from detectors import ensemble
+from detectors import ensemble, registry
 from detectors.calibration.scheme import Fusion, Scheme, Spread
 from detectors.contract import Reference
 from detectors.errors import DetectorError
 from detectors.kernels import limit_blas_threads
+from detectors.manifest import MAX_TEXT, named
 from detectors.schema import FeatureSchema
 from streams import tables
 from streams.cli import print_json
@@ -26,8 +29,12 @@ from streams.training.page import render
 from streams.training.sources import PARTITIONS, Events, Session, Span, client_key, events_of, schema_of, settings_of
 from streams.training.telling import Telling
 
+#: What is said where nothing needs the watched model.
+UNREAD = "--model was not read: no detector that was named reads the model (oc_score does), and no inquiry asks it"
 #: Length of the budget's period where neither an option nor settings say.
 WEEK_SECONDS = 604_800.0
+#: No longer period is cut from events: thirty years and more.
+LONGEST_WEEK = 1e9
 
 
 def run(
@@ -68,8 +75,11 @@ def run(
     """
     began = time.monotonic()
     limit_blas_threads()
-    target = writable(out)
-    shown = page_of(target, report_to, no_report)
+    sources = (reference, benign, schema_path, probes, *crafted)
+    target = writable(out, sources=sources)
+    shown = page_of(target, report_to, no_report, sources)
+    if model_version is not None and not named(model_version):
+        raise ConfigError(f"--model-version: write at most {MAX_TEXT} printable characters in one line")
     chosen, wanted = detectors_of(detectors), inquiries_of(inquiries, model_object)
     watched = model_of(model_object)
     settings = settings_of(session)
@@ -78,6 +88,8 @@ def run(
     if wanted and model_object is not None:
         ask, told = ask_of(model_object, settings, lambda: session.model_settings.topic)
         notes = (*notes, *told)
+    if watched is not None and not wanted and not any(registry.reads_model(name) for name in chosen):
+        notes = (*notes, UNREAD)
     with Telling() as telling:
         telling("reading the reference", 0.0)
         rows, schema = tables.read(reference, schema_of(schema_path), key)
@@ -111,7 +123,8 @@ def run(
         except DetectorError as refusal:
             raise ConfigError(f"cannot fit: {refusal}") from None
         made = bundles.origin(fitted, _model_name(session, settings), model_version or "")
-        bundles.save(target, fitted, report, made)
+        with writing(target):
+            bundles.save(target, fitted, report, made)
     found = Findings(
         bundle=str(target),
         digest=fitted.digest,
@@ -126,7 +139,8 @@ def run(
         page=None if shown is None else str(shown),
     )
     if shown is not None:
-        shown.write_text(render(found), encoding="utf-8")
+        with writing(shown):
+            shown.write_text(render(found), encoding="utf-8")
     if as_json:
         print_json(found.to_dict())
     else:
@@ -141,21 +155,37 @@ def _model_name(session: Session, settings: Settings | None) -> str:
     return session.model_settings.name
 
 
-def writable(out: str, option: str = "--out") -> Path:
-    """The path of what is to be written, before any work is done for it."""
+def writable(out: str, option: str = "--out", sources: Sequence[str | None] = ()) -> Path:
+    """The path of what is to be written, before any work is done for it; `sources` are files that must stay."""
     target = Path(out)
     if target.is_dir() or not target.parent.is_dir():
         raise ConfigError(f"{option}: {out} can't be written: {target.parent} is no folder, or {target.name} is one")
-    return target
+    for source in sources:
+        if source is not None and target.exists() and Path(source).exists() and target.samefile(source):
+            raise ConfigError(f"{option}: {out} is what is read, and would be written over; name another file")
+    try:
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}."):
+            return target
+    except OSError as wrong:
+        raise ConfigError(f"{option}: {out} can't be written: {wrong.strerror or wrong}") from None
 
 
-def page_of(bundle: Path, report_to: str | None, no_report: bool) -> Path | None:
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """`ConfigError` of what goes wrong while a file is written, as where no space is left."""
+    try:
+        yield
+    except OSError as wrong:
+        raise ConfigError(f"{target} can't be written: {wrong.strerror or wrong}") from None
+
+
+def page_of(bundle: Path, report_to: str | None, no_report: bool, sources: Sequence[str | None] = ()) -> Path | None:
     """Where the HTML page goes: beside the bundle unless an option says otherwise; None for nowhere."""
     if no_report:
         if report_to is not None:
             raise ConfigError("--report and --no-report: give one of them")
         return None
-    page = writable(report_to or f"{bundle}.html", "--report")
+    page = writable(report_to or f"{bundle}.html", "--report", sources)
     if page == bundle:
         raise ConfigError(f"--report: {page} is where the bundle goes; name another file")
     return page
@@ -164,8 +194,8 @@ def page_of(bundle: Path, report_to: str | None, no_report: bool) -> Path | None
 def period(option: float | None, setting: float | None) -> float:
     """Length of what is called a week, in seconds."""
     length = option if option is not None else setting if setting is not None else WEEK_SECONDS
-    if not length >= 1e-6:
-        raise ConfigError(f"--week-seconds: {length} must be positive")
+    if not 1e-6 <= length <= LONGEST_WEEK:
+        raise ConfigError(f"--week-seconds: {length:g} must lie between 0.000001 and {LONGEST_WEEK:g}")
     return length
 
 

@@ -24,7 +24,7 @@ from detectors.scorer import Ensemble
 from streams import tables
 from streams.cli import print_json
 from streams.errors import BundleMismatch, ConfigError
-from streams.training.fit import writable
+from streams.training.fit import writable, writing
 from streams.training.sources import Session, client_key, settings_of
 from streams.training.telling import Telling
 
@@ -73,7 +73,7 @@ def run(session: Session, file: str, bundle: str | None, out: str | None, as_jso
         The bundle is missing, damaged, or for other rows.
     """
     limit_blas_threads()
-    target = None if out is None else writable(out)
+    target = None if out is None else writable(out, sources=(file, bundle))
     settings = settings_of(session)
     if bundle is None:
         if settings is None:
@@ -203,13 +203,18 @@ def _by_entity(signals: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 def _write(found: Scored, target: Path) -> None:
-    """A row for each event in the file's order: place, time, client, label, level, fused p, and all that made it."""
+    """A row for each event in the file's order: place, time, client, label, level, fused p, and all that made it.
+
+    The time is null where the file has none.
+    """
     batch, ensemble = found.batch, found.ensemble
     pvalues, scores, statistics = (found.column(name) for name in ("pvalues", "scores", "statistics"))
     tests = found.verdicts[0].tests
+    untimed = np.array_equal(batch.times, np.arange(len(batch)))
+    stamps = pa.timestamp("us", "UTC")
     columns: dict[str, Any] = {
         "row": found.order,
-        "time": pa.array(batch.times, pa.timestamp("us", "UTC")),
+        "time": pa.nulls(len(batch), stamps) if untimed else pa.array(batch.times, stamps),
         "client": pa.array([_hash(int(client)) for client in batch.clients], pa.string()),
         "label": pa.array([ensemble.schema.classes[label] for label in batch.labels], pa.string()),
         "level": pa.array([Level(int(level)).name.lower() for level in found.column("levels")], pa.string()),
@@ -219,4 +224,5 @@ def _write(found: Scored, target: Path) -> None:
         **{f"statistic_{name}": statistics[:, place] for place, name in enumerate(tests)},
     }
     table = pa.table(columns).take(pa.array(np.argsort(found.order, kind="stable")))
-    pyarrow.parquet.write_table(table, target)
+    with writing(target):
+        pyarrow.parquet.write_table(table, target)

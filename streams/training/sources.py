@@ -29,6 +29,8 @@ CHUNK_RECORDS = 5_000
 POLL_MILLISECONDS, IDLE_POLLS = 500, 40
 #: The first contact with the broker may take so long.
 BOOTSTRAP_MILLISECONDS = 5_000
+#: Microseconds since the epoch that are said to be odd: as seconds or milliseconds they lie between 2001 and 2128.
+SUSPECT_MICROSECONDS = 1_000_000_000, 5_000_000_000_000
 #: What is said where clients are hashed under a passing key.
 UNKEYED = (
     "no client key is set, so clients are hashed under one of this run alone: their hashes match nothing outside, "
@@ -140,6 +142,13 @@ def events_of(source: str, session: Session, schema: FeatureSchema, key: bytes, 
         )
     if np.array_equal(batch.times, np.arange(len(batch))):
         notes = (f"{source} has no times, so its rows count as one week in the order of the file",)
+    elif batch.times[0] >= SUSPECT_MICROSECONDS[0] and batch.times[-1] < SUSPECT_MICROSECONDS[1]:
+        first, last = (datetime.fromtimestamp(time / 1e6, UTC) for time in (batch.times[0], batch.times[-1]))
+        said = (
+            f"times of {source} reach from {first:%Y-%m-%d %H:%M:%S} to {last:%Y-%m-%d %H:%M:%S}: `times` of npz files "
+            "are microseconds since 1970, and weeks are counted by them"
+        )
+        notes = (said,)
     return Events(batch, None, notes)
 
 

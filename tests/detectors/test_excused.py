@@ -13,10 +13,11 @@ from detectors.calibration import decision
 from detectors.calibration.decision import Decision, Yardstick, excuses
 from detectors.calibration.history import History
 from detectors.calibration.weeks import ClientWeeks
+from detectors.errors import FitError
 from detectors.recalibration import recalibrate
 from detectors.signals import client_name
 
-UNITS, COMING = 400, 80
+UNITS, COMING, WEEK = 400, 80, 1000
 
 
 def history(clear: dict[int, float]) -> History:
@@ -33,7 +34,7 @@ def history(clear: dict[int, float]) -> History:
     return History(
         weeks=weeks, same=rng.exponential(size=UNITS), opposite=rng.exponential(size=UNITS), sequence=np.zeros(UNITS),
         oddest=np.zeros(UNITS), index=np.empty(0), repeating=np.arange(UNITS) < 8, parts=(), index_rows=0,
-        clients_a_week=COMING, start=0, week_us=1000, alarm=np.zeros(UNITS, np.bool_), spoke=spoke, counted=UNITS,
+        clients_a_week=COMING, start=0, week_us=WEEK, alarm=np.zeros(UNITS, np.bool_), spoke=spoke, counted=UNITS,
     )  # fmt: skip
 
 
@@ -63,7 +64,7 @@ def test_who_makes_the_site_ask_for_more_is_named_with_what_excusing_them_would_
     assert plain.policy.page_score == pytest.approx(4.0, rel=1e-3)
     assert [client for client, _ in plain.costly] == [1005, 1010]
     assert [score for _, score in plain.costly] == pytest.approx([2.0, 1.0], rel=1e-3)
-    (said,) = excuses(plain)
+    (said,) = excuses(plain, history({}), WEEK)
     assert said.startswith("page_score is 4, ")
     assert f"without {client_name(1005)} it would be 2; without {client_name(1010)} it would be 1, each" in said
 
@@ -75,7 +76,7 @@ def test_an_excused_client_sets_nothing_by_its_near_duplicates() -> None:
     assert scores == pytest.approx([4.0, 2.0, 1.0], rel=1e-3)
     assert [client for client, _ in one.costly] == [1010]
     assert both.costly == ()
-    assert excuses(both) == ()
+    assert excuses(both, past, WEEK) == ()
     for found in (one, both):
         assert (found.thresholds[:3] == plain.thresholds[:3]).all()
         assert found.count.rank == plain.count.rank
@@ -116,9 +117,38 @@ def test_a_pilot_is_calibrated_without_the_near_duplicates_of_who_is_excused(fit
     assert before.rank == after.rank
 
 
+def test_a_pilot_of_few_is_refused(ensemble: Any, fitted: Any, small_world: Any, home: Any) -> None:
+    few = small_world.benign(home, np.random.default_rng(3), clients=19, weeks=2, a_week=40, sensors=0)
+    with pytest.raises(FitError, match="of 19 clients is too small; let it run until there are 600 of 20"):
+        recalibrate(
+            ensemble, fitted[1], few, budget=1, clients_per_week=60, week_us=small_world.WEEK_US, partitions=1,
+            progress=lambda what, share: None,
+        )  # fmt: skip
+
+
 def test_who_is_excused_sets_no_threshold_where_crossing_one_pages() -> None:
     past = history({})
     past = replace(past, repeating=np.zeros(UNITS, np.bool_), same=np.where(np.arange(UNITS) == 10, 500.0, past.same))
     plain, excused = decided(past), decided(past, (1005,))
     assert plain.policy.mode == excused.policy.mode == "at-once"
     assert plain.thresholds[0] > 100.0 > excused.thresholds[0]
+
+
+def test_events_of_less_than_a_week_are_told() -> None:
+    past = history({})
+    (said,) = excuses(decided(past), past, 60 * WEEK)
+    assert said.startswith("the events reach over 0.001 seconds, less than the week of 0.06 seconds, and count as one")
+    assert "of which a week has 60, " in said
+
+
+def test_fewer_clients_than_a_week_saw_are_told() -> None:
+    past = replace(history({}), clients_a_week=8 * COMING)
+    (said,) = excuses(decided(past), past, WEEK)
+    assert "for C = 80 clients a week, but a week of the events saw 640; with so many, 8 times as many" in said
+
+
+def test_a_budget_that_lets_everybody_page_is_told() -> None:
+    past = history({})
+    made = decided(past)
+    (said,) = excuses(replace(made, split=replace(made.split, clients=COMING)), past, WEEK)
+    assert "lets every benign client page" in said

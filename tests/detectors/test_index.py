@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from detectors.calibration import history, repeaters
 from detectors.contract import ANONYMOUS, Level, Signal
+from detectors.errors import FitError
 from detectors.queries import walk as walking
 from detectors.queries.walk import BLOCK_ROWS, INDEX_EXAMINED, MOST_MEASURED, NO_BITS, SLACK_BITS
 from detectors.scorer import Ensemble
@@ -257,3 +258,30 @@ def test_a_benign_campaign_in_the_history_makes_the_site_ask_for_more(
     assert not spoke.own.any()
     tickets = np.maximum(past.same / ensemble.tables.thresholds[0], past.opposite / ensemble.tables.thresholds[1])
     assert tickets[of_campaign].max() < 1.0
+
+
+def test_weeks_without_an_event_tell_nothing_of_the_index(
+    ensemble: Ensemble, small_world: Any, home: Any, sent: Any
+) -> None:
+    """A single wrong time puts many of them before all others, and none is a partition-week."""
+    rng = np.random.default_rng(8)
+    rows, clients, _ = campaign(small_world, home, 40, 4, rng)
+    batch = sent(home, rows, clients)
+    columns = ensemble.single.score(batch).columns
+    nobody = np.zeros(len(rows), dtype=np.bool_)
+    week = int(np.ptp(batch.times)) + 1
+
+    def replayed(first: int, length: int) -> history.History:
+        times = batch.times.copy()
+        times[0] = first
+        return history.History.replay(
+            columns, times, ~nobody, ensemble.tables, ensemble.index_rows, length, 2, nobody,
+        )  # fmt: skip
+
+    usual, early = replayed(int(batch.times[0]), week), replayed(int(batch.times[0]) - 1000 * week, week)
+    assert len(usual.index) == 2 * usual.weeks_seen == 2
+    assert early.weeks.whole_weeks == 1001
+    assert len(early.index) == 2 * early.weeks_seen == 4
+    assert early.index.max() == usual.index.max()
+    with pytest.raises(FitError, match="look whether all times are right"):
+        replayed(int(batch.times[0]) - 2_000_000 * week, week)

@@ -97,6 +97,142 @@ def test_times_may_be_iso_dates(tmp_path: Path) -> None:
     assert rows.times[1] - rows.times[0] == 999_994
 
 
+NOON = 1_767_355_200
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+@pytest.mark.parametrize(
+    "times",
+    [
+        pa.array([NOON, NOON + 1]),
+        pa.array([NOON * 10**9 + 7, (NOON + 1) * 10**9 + 9], pa.timestamp("ns")),
+        pa.array([NOON * 10**9 + 7, (NOON + 1) * 10**9 + 9], pa.timestamp("ns", "Europe/Berlin")),
+        pa.array(["2026-01-02T12:00:00Z", "2026-01-02T12:00:01.000000700Z"]),
+        pa.array(["2026-01-02 13:00:00+01:00", "2026-01-02 13:00:01+01:00"]),
+        pa.array(["2026-01-02T12:00:00", "2026-01-02T12:00:01"]),
+    ],
+)
+def test_times_are_read_in_every_way_data_frames_write_them(tmp_path: Path, suffix: str, times: Any) -> None:
+    path = written(tmp_path / f"rows.{suffix}", {"x": [1.0, 2.0], "label": [0, 1], "time": times})
+    np.testing.assert_array_equal(tables.read(path, None, KEY)[0].times, [NOON * 10**6, (NOON + 1) * 10**6])
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+@pytest.mark.parametrize(
+    ("times", "told"),
+    [
+        ([1_767_355_200_000, 1_767_355_201_000], "row 0: 1767355200000 is no number of seconds since 1970"),
+        ([1.0, None], "row 1: is empty"),
+        (["2026-01-02T12:00:00Z", None], "is"),
+        (["02.01.2026 12:00", "02.01.2026 12:01"], "neither ISO 8601 nor seconds since 1970; it begins with '02.01."),
+        ([True, False], "neither ISO 8601 nor seconds"),
+    ],
+)
+def test_times_that_are_something_else_are_refused(tmp_path: Path, suffix: str, times: list[Any], told: str) -> None:
+    path = written(tmp_path / f"rows.{suffix}", {"x": [1.0, 2.0], "label": [0, 1], "time": times})
+    with pytest.raises(ConfigError, match=r"column 'time'") as refused:
+        tables.read(path, None, KEY)
+    assert told in str(refused.value)
+
+
+@pytest.mark.parametrize("labels", [[0.0, 1.0], [False, True]])
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_labels_may_be_floats_or_truth_values(tmp_path: Path, suffix: str, labels: list[Any]) -> None:
+    path = written(tmp_path / f"rows.{suffix}", {"x": [1.0, 2.0], "label": labels})
+    rows, schema = tables.read(path, None, KEY)
+    assert schema.classes == ("0", "1")
+    np.testing.assert_array_equal(rows.labels, [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels", "places"),
+    [
+        (("1", "2", "3"), [1, 2, 3], [0, 1, 2]),  # only names
+        (("3", "5"), [0, 1], [0, 1]),  # only places
+        (("-1", "1"), [-1, 1], [0, 1]),
+        (("0", "1"), [0, 1], [0, 1]),
+        (("false", "true"), [False, True], [0, 1]),
+    ],
+)
+def test_whole_numbers_are_names_or_places_of_classes(
+    tmp_path: Path, classes: tuple[str, ...], labels: list[Any], places: list[int]
+) -> None:
+    schema = FeatureSchema((Feature("x"),), classes)
+    path = written(tmp_path / "rows.parquet", {"x": [float(n) for n in range(len(labels))], "label": labels})
+    np.testing.assert_array_equal(tables.read(path, schema, KEY)[0].labels, places)
+
+
+def test_labels_that_could_be_names_or_places_are_refused(tmp_path: Path) -> None:
+    schema = FeatureSchema((Feature("x"),), ("1", "0"))
+    path = written(tmp_path / "rows.parquet", {"x": [1.0, 2.0], "label": [0, 1]})
+    with pytest.raises(ConfigError, match="names of classes and places of others"):
+        tables.read(path, schema, KEY)
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"x": [1.0, 2.0], "label": ["a", "a"]}, "at least two classes, got 1; state one with --schema FILE"),
+        ({"x": [1.0, 2.0], "label": [1, -1]}, "labels reach from -1 to 1"),
+        ({"x": [1.0, 2.0], "label": [0, 5_000_000]}, "labels reach from 0 to 5000000"),
+        ({"x": [1.0, 2.0], "output_0": [0.1, 0.2], "output_2": [0.9, 0.8]}, "without a gap; has output_0, output_2"),
+        (
+            {"x": [1.0, 2.0], "output_0": [0.1, None], "output_1": [0.9, 0.8]},
+            "row 1 has neither a label nor all scores",
+        ),
+        ({"": [0, 1], "x": [1.0, 2.0], "label": [0, 1]}, "looks like the index of a data frame"),
+        ({"x": [1.0, 2.0], "label": [0, 1], "truth": [0, 2]}, "row 1 has truth 2; the schema has 2 classes"),
+        ({"x": [1.0, 2.0], "label": [0, 1], "output_0": [0.1, None], "output_1": [0.9, 0.8]}, "the scores of row 1"),
+    ],
+)
+def test_what_no_schema_follows_from_is_told(tmp_path: Path, columns: dict[str, list[Any]], told: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        tables.read(written(tmp_path / "rows.parquet", columns), None, KEY)
+    assert told in str(refused.value)
+
+
+def test_labels_beyond_32_bits_are_no_classes(tmp_path: Path) -> None:
+    path = written(tmp_path / "rows.parquet", {**COLUMNS, "label": [2**32, 0, 0, 1]})
+    with pytest.raises(ConfigError, match="row 0 has label 4294967296"):
+        tables.read(path, SCHEMA, KEY)
+
+
+def test_a_feature_may_be_called_like_a_score(tmp_path: Path) -> None:
+    columns = {"output_voltage": [1.0, 2.0], "output_1": [3.0, 4.0], "label": [0, 1]}
+    path = written(tmp_path / "rows.parquet", columns)
+    schema = FeatureSchema((Feature("output_voltage"), Feature("output_1")), ("no", "yes"))
+    rows, _ = tables.read(path, schema, KEY)
+    np.testing.assert_array_equal(rows.inputs, [[1, 3], [2, 4]])
+    assert rows.outputs is None
+    del columns["output_1"]
+    _, found = tables.read(written(path, columns), None, KEY)
+    assert [feature.name for feature in found.features] == ["output_voltage"]
+
+
+def test_the_index_of_a_data_frame_is_no_feature(tmp_path: Path) -> None:
+    path = written(tmp_path / "rows.parquet", {**COLUMNS, "__index_level_0__": [3, 1, 2, 0]})
+    assert [feature.name for feature in tables.read(path, None, KEY)[1].features] == ["height", "width"]
+
+
+def test_columns_that_are_there_twice_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("x,x,label\n1,2,0\n")
+    with pytest.raises(ConfigError, match="given twice: x"):
+        tables.read(tmp_path / "rows.csv", None, KEY)
+
+
+def test_clients_are_hashed_as_events_hash_them(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("x,label,client\n1,0,007\n2,1,7\n")
+    np.testing.assert_array_equal(
+        tables.read(tmp_path / "rows.csv", None, KEY)[0].clients, hash_clients([b"007", b"7"], KEY)
+    )
+    path = written(tmp_path / "rows.parquet", {"x": [1.0, 2.0], "label": [0, 1], "client": [17.0, float("nan")]})
+    np.testing.assert_array_equal(tables.read(path, None, KEY)[0].clients, [hash_clients([b"17"], KEY)[0], 0])
+    np.savez(tmp_path / "rows.npz", inputs=np.eye(2), labels=[0, 1], clients=["ann", "bob"])
+    np.testing.assert_array_equal(
+        tables.read(tmp_path / "rows.npz", None, KEY)[0].clients, hash_clients([b"ann", b"bob"], KEY)
+    )
+
+
 def test_rows_without_clients_are_anonymous_and_without_times_keep_their_order(tmp_path: Path) -> None:
     path = written(tmp_path / "rows.csv", {"x": [1.0, 2.0, 3.0], "label": [0, 1, 0]})
     rows, _ = tables.read(path, None, KEY)
@@ -155,6 +291,31 @@ def test_unknown_kinds_are_refused_with_those_that_are_known(tmp_path: Path, nam
         tables.read(tmp_path / name, None, KEY)
 
 
+@pytest.mark.parametrize("name", ["rows.npz", "rows.csv", "rows.jsonl"])
+def test_a_folder_is_no_file_of_rows(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError, match="is a folder"):
+        tables.read(tmp_path / name, SCHEMA, KEY)
+
+
+def test_names_of_columns_that_are_not_utf_8_are_told(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_bytes("gr\u00f6sse,label\n1,0\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        tables.read(tmp_path / "rows.csv", None, KEY)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", None])
+def test_npz_files_that_are_none_are_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "rows.npz"
+    if content is None:
+        with path.open("wb") as out:
+            np.save(out, np.eye(2))
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        tables.read(path, SCHEMA, KEY)
+
+
 @pytest.mark.parametrize("name", ["rows.parquet", "rows.npz", "rows.csv"])
 def test_damaged_and_missing_files_are_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="no such file"):
@@ -184,6 +345,12 @@ def test_large_client_hashes_survive_npz(tmp_path: Path) -> None:
     np.testing.assert_array_equal(rows.clients, big)
 
 
+def test_times_of_npz_may_be_dates(tmp_path: Path) -> None:
+    times = np.array(["2026-01-02T12:00:00.000001"], "datetime64[ns]")
+    np.savez(tmp_path / "rows.npz", inputs=np.eye(1), labels=[0], times=times)
+    assert tables.read(tmp_path / "rows.npz", None, KEY)[0].times.tolist() == [NOON * 10**6 + 1]
+
+
 @pytest.mark.parametrize(
     ("arrays", "told"),
     [
@@ -196,6 +363,13 @@ def test_large_client_hashes_survive_npz(tmp_path: Path) -> None:
         ({"inputs": [[1.0, np.inf]], "labels": [0]}, "not finite"),
         ({"inputs": np.array([["a", "b"]]), "labels": [0]}, "`inputs` is not numeric"),
         ({"inputs": np.array([[None]], dtype=object), "labels": [0]}, "cannot be read"),
+        ({"inputs": np.zeros((0, 2)), "labels": np.zeros(0, int)}, "holds no rows"),
+        ({"inputs": [[1.0, 1.0]], "labels": [0.5]}, "`labels` are whole numbers; row 0 holds 0.5"),
+        ({"inputs": [[1.0, 1.0]], "labels": [np.nan]}, "`labels` are whole numbers; row 0 holds nan"),
+        ({"inputs": [[1.0, 1.0]], "labels": [0], "truth": [9]}, "row 0 has truth 9"),
+        ({"inputs": [[1.0, 1.0]], "labels": [0], "times": [np.nan]}, "`times` are whole microseconds"),
+        ({"inputs": [[1.0, 1.0]], "outputs": [[np.nan, np.nan]]}, "row 0 has neither a label nor all scores"),
+        ({"inputs": [[1.0, 1.0]], "labels": [0], "outputs": [[0.5, np.inf]]}, "the scores of row 0"),
     ],
 )
 def test_wrong_arrays_are_named(tmp_path: Path, arrays: dict[str, Any], told: str) -> None:
@@ -233,6 +407,15 @@ def test_json_lines_are_read_in_chunks_to_the_last(tmp_path: Path, monkeypatch: 
     assert rows.outputs is None
 
 
+def test_scores_of_some_json_lines_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "JSONL_CHUNK_RECORDS", 2)
+    bare = [{"inputs": [float(n), 0.0], "label": 1} for n in range(3)]
+    path = events(tmp_path / "events.jsonl", *bare, {"inputs": [3.0, 0.0], "outputs": [0.1, 0.9]})
+    outputs = tables.read(path, SCHEMA, KEY)[0].outputs
+    assert outputs is not None
+    np.testing.assert_array_equal(outputs, [[np.nan] * 2] * 3 + [[0.1, 0.9]])
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [
@@ -240,6 +423,10 @@ def test_json_lines_are_read_in_chunks_to_the_last(tmp_path: Path, monkeypatch: 
         ({"inputs": [1.0], "label": 0}, "line 2: wrong-shape"),
         ({"inputs": [1.0, 2.0], "label": 7}, "line 2: label-out-of-range"),
         ({"label": 0}, "line 2: missing-field"),
+        ({"inputs": [1.0, 2.0], "label": 0, "time": 5}, "line 2: has a time although earlier lines have none"),
+        ({"inputs": [1.0, 2.0], "label": 0, "time": True}, "line 2: time: Expected"),
+        ({"inputs": [1.0, 2.0], "label": 0, "time": 1767355200000}, "line 2: time: 1767355200000 is no number of"),
+        ({"inputs": [1.0, 2.0], "label": 0, "time": 1e300}, "line 2: time: 1e+300 is no number of"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, line: dict[str, Any] | str, told: str) -> None:
@@ -271,6 +458,26 @@ def test_wrong_schema_files_are_refused_by_name(tmp_path: Path, text: str) -> No
         tables.read_schema(path)
     with pytest.raises(ConfigError, match=r"none\.json"):
         tables.read_schema(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"features": ["x"]}, 'write an object with its name, as {"name": "age"}'),
+        ({"features": [{"name": 7}]}, "feature 0 is"),
+        ({"features": [{"name": "x", "low": "a"}]}, "low is 'a'; it must be a number or null"),
+        ({"features": [{"name": "x", "high": float("nan")}]}, "high is nan"),
+        ({"features": [{"name": "x", "integral": "yes"}]}, "integral is 'yes'; it must be true or false"),
+        ({"classes": "ab"}, "`classes` is 'ab'; it must be a list"),
+        ({"classes": ["a", "a"]}, "classes must have names of their own"),
+    ],
+)
+def test_what_a_schema_must_not_hold_is_told(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    path = tmp_path / "schema.json"
+    path.write_text(json.dumps({"features": [{"name": "x"}], "classes": ["a", "b"], **change}))
+    with pytest.raises(ConfigError) as refused:
+        tables.read_schema(path)
+    assert told in str(refused.value)
 
 
 def test_constant_columns_are_not_called_whole_numbers() -> None:

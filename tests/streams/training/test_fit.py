@@ -21,8 +21,9 @@ from detectors import registry
 from detectors.calibration.report import FitReport
 from detectors.manifest import read_origin, read_report
 from streams import tables
-from streams.cli import invoke
+from streams.cli import Session, invoke
 from streams.training.findings import Findings, show
+from streams.training.sources import Span, events_of
 from tests.streams.training.conftest import CLASSES, KEY, WEEK, Files, fit_arguments
 
 
@@ -396,6 +397,20 @@ def test_the_terminal_tells_everything_in_a_hundred_columns(files: Files, bundle
     json.dumps(told)
 
 
+@pytest.mark.parametrize("width", [80, 95])
+def test_a_narrow_terminal_cuts_no_number(files: Files, bundle: str, width: int) -> None:
+    report = read_report(bundle)
+    console = Console(width=width, record=True, file=io.StringIO())
+    show(Findings(bundle, "d" * 32, report, WEEK, 3600, 120, 1.0, classes=CLASSES), console)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= width
+    assert report.examination is not None
+    curve = next(one for one in report.examination.curves if one.detector == "isolation_forest")
+    (row,) = [line.split() for line in text.splitlines() if line.startswith("isolation_forest ") and "," not in line]
+    assert row[2:4] == [f"{curve.area:.3f}", f"{curve.at_rate:.1%}"]
+    assert len(row) == 7
+
+
 def test_false_pages_have_the_beta_binomial_chances(files: Files, bundle: str) -> None:
     report = read_report(bundle)
     found = Findings(bundle, "", report, WEEK, 1, 1, 0.0)
@@ -484,3 +499,77 @@ def test_detectors_of_embeddings_are_fitted_on_those_of_files(
         assert np.median(verdicts.pvalues[:, verdicts.detectors.index(name)]) < 0.01
     assert invoke([*arguments, "--reference", files.reference, *chosen, "--out", "other.vedette"]) == 2
     assert "no reference row carries one" in refused(capsys)
+
+
+def test_a_model_that_nothing_reads_is_told(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "nobody_reads_this.py").write_text("model = object()\n")
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "shop.vedette"
+    arguments = [
+        *fit_arguments(files),
+        "--model",
+        "nobody_reads_this:model",
+        "--out",
+        str(out),
+        "--no-report",
+        "--json",
+    ]
+    assert invoke(arguments) == 0
+    told = reported(capsys)
+    assert any(note.startswith("--model was not read") for note in told["notes"])
+    assert told["client_weeks"] == 0
+    assert any("How many clients come a week isn't known" in sentence for sentence in told["refused"])
+    assert FitReport.from_dict(json.loads(json.dumps(read_report(out).to_dict()))).tickets_a_week.startswith(
+        "not known"
+    )
+
+
+def test_a_place_that_nothing_can_be_written_to_is_refused_before_the_fit(
+    files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke([*fit_arguments(files), "--out", "/proc/shop.vedette"]) == 2
+    assert "--out: /proc/shop.vedette can't be written: " in refused(capsys)
+
+
+def test_what_is_read_is_not_written_over(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    before = Path(files.reference).read_bytes()
+    assert invoke([*fit_arguments(files), "--out", files.reference]) == 2
+    assert "is what is read, and would be written over" in refused(capsys)
+    assert Path(files.reference).read_bytes() == before
+
+
+@pytest.mark.parametrize("version", ["two\nlines", "x" * 201])
+def test_a_version_that_no_bundle_could_be_read_with_is_refused(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], version: str
+) -> None:
+    assert invoke([*fit_arguments(files), "--model-version", version, "--out", str(tmp_path / "a.vedette")]) == 2
+    assert "--model-version: write at most 200 printable characters" in refused(capsys)
+
+
+@pytest.mark.parametrize("length", ["inf", "nan", "0", "1e300"])
+def test_a_week_must_have_a_length(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str], length: str
+) -> None:
+    arguments = [option for option in fit_arguments(files) if option not in ("--week-seconds", str(WEEK))]
+    assert invoke([*arguments, "--week-seconds", length, "--out", str(tmp_path / "a.vedette")]) == 2
+    assert "--week-seconds: " in refused(capsys)
+
+
+def test_reference_values_that_have_no_squares_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(300, 2)) * np.array([1.0, 1e200])
+    np.savez(tmp_path / "rows.npz", inputs=inputs, labels=np.arange(300) % 2)
+    assert invoke(["fit", "--reference", str(tmp_path / "rows.npz"), "--out", str(tmp_path / "a.vedette")]) == 2
+    assert "feature 'feature_1' of the reference reaches" in refused(capsys)
+
+
+def test_times_that_cannot_be_microseconds_are_told(files: Files, tmp_path: Path) -> None:
+    rows, _ = tables.read(files.benign, files.shop.schema, bytes.fromhex(KEY))
+    seconds = 1_790_000_000 + np.arange(len(rows))
+    np.savez(tmp_path / "a.npz", inputs=rows.inputs, labels=rows.labels, clients=rows.clients, times=seconds)
+    session = Session(None, None)
+    found = events_of(str(tmp_path / "a.npz"), session, files.shop.schema, bytes(16), Span(), lambda *_: None)  # type: ignore[arg-type]  # nobody is told of progress
+    (said,) = found.notes
+    assert "reach from 1970-01-01 00:29:50 to 1970-01-01" in said and "microseconds since 1970" in said

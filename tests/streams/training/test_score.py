@@ -140,6 +140,18 @@ def test_the_settings_name_the_bundle(
     assert reported(capsys)["digest"] == bundles.load(bundle).digest
 
 
+def test_no_time_is_made_up_and_no_input_written_over(
+    files: Files, bundle: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = files.shop.rows(5, np.random.default_rng(5))
+    np.savez("rows.npz", inputs=inputs, outputs=files.shop.scores(inputs))
+    assert invoke(["score", "rows.npz", "--bundle", bundle, "--out", "v.parquet", "--json"]) == 0
+    assert pyarrow.parquet.read_table("v.parquet").column("time").null_count == 5
+    assert invoke(["score", "rows.npz", "--bundle", bundle, "--out", "rows.npz"]) == 2
+    assert "would be written over" in capsys.readouterr().err
+    np.load("rows.npz")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "expected"),
     [
