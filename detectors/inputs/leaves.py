@@ -57,6 +57,9 @@ class LeafDistance:
         if self.model is None:
             raise FitError("oc_score reads the watched model's trees; give the model")
         trees = read(self.model)
+        classes = getattr(self.model, "n_classes_", None)
+        if isinstance(classes, int | np.integer) and classes != len(schema.classes):
+            raise FitError(f"the model has {classes} classes; the schema has {len(schema.classes)}")
         if trees.feature.max() >= schema.width:
             raise FitError(f"the model's trees read feature {trees.feature.max()}; the schema has {schema.width}")
         if trees.leaf.max() >= MAX_LEAVES:

@@ -78,7 +78,7 @@ class EventReader(mode.Service):
         self.topic = topic
         self.broker = broker
         self.partitions: dict[int, Partition] = {}
-        self.lag: dict[int, int] = {}
+        self._ends: dict[int, int] = {}
         self.joined_at: float | None = None
         """When the group last gave us partitions, none included; None while it has not."""
         self.asked_at = time.monotonic()
@@ -409,7 +409,7 @@ class EventReader(mode.Service):
         self.joined_at = time.monotonic()
         for number in set(self.partitions) - set(ours):
             del self.partitions[number]
-            self.lag.pop(number, None)
+            self._ends.pop(number, None)
         for number, place in ours.items():
             consumer.pause(place)
             if number not in self.partitions:
@@ -467,6 +467,16 @@ class EventReader(mode.Service):
 
     # --- looking around ----------------------------------------------------------------------------------------------
 
+    @property
+    def lag(self) -> dict[int, int]:
+        """Records of each partition up to its end, as last seen, that are not recorded by now; from any thread."""
+        partitions = dict(self.partitions)
+        return {
+            number: max(0, end - partitions[number].recorded)
+            for number, end in dict(self._ends).items()
+            if number in partitions and partitions[number].recorded >= 0
+        }
+
     @mode.Service.timer(COMMIT_SECONDS)
     async def _look(self) -> None:
         await self._commit()
@@ -475,7 +485,7 @@ class EventReader(mode.Service):
             return
         places = [TopicPartition(self.topic, number) for number in self.partitions]
         if not places:
-            self.lag = {}
+            self._ends = {}
             return
         try:
             with self.broker.call():
@@ -484,11 +494,7 @@ class EventReader(mode.Service):
             self.broker.failed(error)
             return
         self.broker.answered()
-        self.lag = {
-            place.partition: max(0, end - self.partitions[place.partition].recorded)
-            for place, end in ends.items()
-            if place.partition in self.partitions and self.partitions[place.partition].recorded >= 0
-        }
+        self._ends = {place.partition: end for place, end in ends.items()}
 
     @mode.Service.timer(IDENTITY_SECONDS)
     async def _identify(self) -> None:

@@ -158,6 +158,12 @@ def test_oc_score_is_the_distance_to_the_nearest_correct_row_of_the_class(forest
         assert scores[row] == pytest.approx(np.sort(distances)[:neighbours].mean())
 
 
+def test_oc_score_of_a_model_of_other_classes_is_refused(forest: Any) -> None:
+    more = FeatureSchema(CANCER.features, (*CANCER.classes, "other"))
+    with pytest.raises(FitError, match="the model has 2 classes; the schema has 3"):
+        LeafDistance(forest).fit(Reference(CANCER_X, CANCER_Y.astype(np.int32)), more, np.random.default_rng(0))
+
+
 def test_oc_score_without_a_model_is_refused() -> None:
     with pytest.raises(FitError, match="give the model"):
         LeafDistance().fit(Reference(CANCER_X, CANCER_Y.astype(np.int32)), CANCER, np.random.default_rng(0))
