@@ -25,13 +25,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 #: Pause between two looks at a condition.
 POLL_SECONDS = 0.02
+#: Passes in which a rough surrogate learns.
+HASTY_PASSES = 20
 
 
 @pytest.fixture(scope="module")
 def hasty() -> Iterator[None]:
     """Fits of the module's tests learn a rough surrogate: most of a small fit's time, for what only detection needs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(surrogate, "PASSES", 20)
+        patch.setattr(surrogate, "PASSES", HASTY_PASSES)
         yield
 
 

@@ -25,7 +25,7 @@ from streams import tables
 from streams.cli import print_json
 from streams.errors import BundleMismatch, ConfigError
 from streams.training.fit import writable, writing
-from streams.training.sources import Session, client_key, settings_of
+from streams.training.sources import Session, client_key, settings_of, untimed
 from streams.training.telling import Telling
 
 #: Rows that are scored at once.
@@ -210,11 +210,10 @@ def _write(found: Scored, target: Path) -> None:
     batch, ensemble = found.batch, found.ensemble
     pvalues, scores, statistics = (found.column(name) for name in ("pvalues", "scores", "statistics"))
     tests = found.verdicts[0].tests
-    untimed = np.array_equal(batch.times, np.arange(len(batch)))
     stamps = pa.timestamp("us", "UTC")
     columns: dict[str, Any] = {
         "row": found.order,
-        "time": pa.nulls(len(batch), stamps) if untimed else pa.array(batch.times, stamps),
+        "time": pa.nulls(len(batch), stamps) if untimed(batch) else pa.array(batch.times, stamps),
         "client": pa.array([_hash(int(client)) for client in batch.clients], pa.string()),
         "label": pa.array([ensemble.schema.classes[label] for label in batch.labels], pa.string()),
         "level": pa.array([Level(int(level)).name.lower() for level in found.column("levels")], pa.string()),

@@ -121,6 +121,11 @@ def schema_of(path: str | None) -> FeatureSchema | None:
     return None if path is None else tables.read_schema(path)
 
 
+def untimed(batch: Batch) -> bool:
+    """Whether the rows came from a file without times, so that their places stand for them."""
+    return np.array_equal(batch.times, np.arange(len(batch)))
+
+
 def events_of(source: str, session: Session, schema: FeatureSchema, key: bytes, span: Span, telling: Telling) -> Events:
     """Benign events of a file, or of the model's topic.
 
@@ -140,7 +145,7 @@ def events_of(source: str, session: Session, schema: FeatureSchema, key: bytes, 
             f"{source}: names no clients; benign events need them (a column `client`, or `clients` in npz), because "
             "what is promised counts clients a week"
         )
-    if np.array_equal(batch.times, np.arange(len(batch))):
+    if untimed(batch):
         notes = (f"{source} has no times, so its rows count as one week in the order of the file",)
     elif batch.times[0] >= SUSPECT_MICROSECONDS[0] and batch.times[-1] < SUSPECT_MICROSECONDS[1]:
         first, last = (datetime.fromtimestamp(time / 1e6, UTC) for time in (batch.times[0], batch.times[-1]))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from detectors import surrogate
 from detectors.schema import Feature, FeatureSchema
+from tests.conftest import HASTY_PASSES
 
 WIDTH, CLASSES = 10, ("low", "middle", "high")
 #: Seconds of a week here, and the first one's beginning.
@@ -132,7 +133,7 @@ def bundle(files: Files) -> str:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VEDETTE_CLIENT_KEY", KEY)
-        patch.setattr(surrogate, "PASSES", 20)  # as `hasty`: fits of the same rows are compared
+        patch.setattr(surrogate, "PASSES", HASTY_PASSES)  # as `hasty`: fits of the same rows are compared
         patch.chdir(files.folder)
         out = str(files.folder / "shop.vedette")
         assert invoke([*fit_arguments(files), "--benign", files.benign, "--out", out]) == 0
