@@ -1,6 +1,6 @@
 """Detection of single crafted inputs: what the ensemble sees, against each detector alone.
 
-    python -m benchmarks.detection --json --check [--quick] [--write]
+    python -m benchmarks.detection --json --check [--quick] [--write] [--keep DIRECTORY [--accept-older]]
 
 Successful examples only. Benign rows are the report part of each deal, the model's errors included; starts of attacks
 are of the same part, correctly classified. Thresholds of "TPR at 1 % FPR" are those of the benign report rows, ties
@@ -29,7 +29,9 @@ Schemes:
   model's answer and all scores above. No site can have them; they show what there is to gain;
 * single detectors on raw scores: max-softmax, OC-score (trees), PyOD's IForest, KNN and ECOD.
 
-``--write`` puts the tables between the marks in docs/detection.md, and the plot into docs/images.
+``--write`` puts the tables between the marks in docs/detection.md, and the plot into docs/images. ``--keep`` stores
+each data set, model and seed as it is done, with its settings and a digest of the code that decides, and takes up what
+is there.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
@@ -48,7 +51,7 @@ from rich.table import Table
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import roc_auc_score
 
-from benchmarks import report
+from benchmarks import kept, report
 from benchmarks.crafted import (
     KEPT,
     Examples,
@@ -100,6 +103,9 @@ SINGLES = {"IForest": "isolation_forest", "KNN": "pyod.KNN", "ECOD": "pyod.ECOD"
 
 #: Detectors that learned the attack that they are judged on.
 SUPERVISED = ("supervised, leaves", "supervised, scores")
+
+#: Modules beside `detectors` and `attacks` that decide what is measured.
+DECIDING = ("crafted", "datasets", "detection")
 
 Scores = dict[str, NDArray[np.float64]]
 
@@ -363,45 +369,98 @@ Table3 = dict[tuple[str, str, str], Cell]
 """By task ("mnist mlp"), scheme and attack."""
 
 
+class Settings(msgspec.Struct, frozen=True):
+    """Starts of each attack on report and on tuning rows, and whether supervised detectors stand in place of inquiries
+    (trees)."""
+
+    starts: int
+    tuning_starts: int
+    of_trees: bool
+
+
+class Judged(msgspec.Struct, frozen=True):
+    """One attack's examples under one scheme: how many, those detected at 1 % and at .1 % FPR, and the AUROC."""
+
+    scheme: str
+    attack: str
+    examples: int
+    hits: int
+    tiny: int
+    auroc: float
+
+
+class Deal(kept.Kept, frozen=True, kw_only=True):
+    """One data set, model and seed: the model's error on report rows, success of attacks by name, what was judged."""
+
+    settings: Settings
+    error: float
+    success: dict[str, float]
+    judged: list[Judged]
+
+
+def deal(made: Task, attacks: Sequence[Plan], settings: Settings) -> Deal:
+    """Craft, fit, score and judge one task."""
+    scene = scene_of(made, attacks, settings.starts, settings.tuning_starts, not settings.of_trees)
+    rows = []
+    for case in scene.cases:
+        if not len(case.examples.x):
+            continue
+        found = judged(scene, case) | (supervised(scene, case) if settings.of_trees else {})
+        for scheme, (benign, crafted) in found.items():
+            one, tiny = (int(detected(benign, crafted, rate).sum()) for rate in (0.01, 0.001))
+            rows.append(Judged(scheme, case.plan.name, len(crafted), one, tiny, auroc(benign, crafted)))
+    return Deal(
+        settings=settings,
+        error=float((made.report.labels != made.report.truth).mean()),
+        success={case.plan.name: case.examples.success for case in scene.cases},
+        judged=rows,
+    )
+
+
 def measure(
     chosen: Sequence[tuple[Data, Kind]],
     attacks_of: Callable[[Task], list[Plan]],
-    seeds: int,
-    starts: int,
-    tuning_starts: int,
-    first_seed: int,
-    of_trees: bool,
-) -> tuple[Table3, dict[str, Any]]:
-    """Everything, cell by cell; also what the models did. Trees meet supervised detectors in place of inquiries."""
-    parts: dict[tuple[str, str, str], list[tuple[float, tuple[int, int], tuple[int, int]]]] = {}
+    seeds: Sequence[int],
+    settings: Settings,
+    keep: Path | None = None,
+    accept_older: bool = False,
+) -> tuple[Table3, dict[str, Any], list[str]]:
+    """Everything, cell by cell; also what the models did, and the deals taken up that other code measured."""
+    found: dict[tuple[str, str, str], list[Judged]] = {}
     told: dict[str, Any] = {}
+    older = []
     for data, kind in chosen:
-        where = f"{data} {kind}"
-        errors: list[float] = []
-        success: dict[str, list[float]] = {}
-        for seed in range(first_seed, first_seed + seeds):
+        where, deals = f"{data} {kind}", []
+        for seed in seeds:
             began = time.monotonic()
-            made = task(data, kind, seed)
-            scene = scene_of(made, attacks_of(made), starts, tuning_starts, not of_trees)
-            errors.append(float((made.report.labels != made.report.truth).mean()))
-            for case in scene.cases:
-                success.setdefault(case.plan.name, []).append(case.examples.success)
-                if not len(case.examples.x):
-                    continue
-                found = judged(scene, case) | (supervised(scene, case) if of_trees else {})
-                for scheme, (benign, crafted) in found.items():
-                    total = len(crafted)
-                    one, tiny = (int(detected(benign, crafted, rate).sum()) for rate in (0.01, 0.001))
-                    parts.setdefault((where, scheme, case.plan.name), []).append(
-                        (auroc(benign, crafted), (one, total), (tiny, total))
-                    )
+            place = None if keep is None else keep / f"{data}-{kind}-{seed}"
+            parts = kept.Parts(place, kept.deciding_sources(DECIDING), accept_older)
+
+            def fresh(data: Data = data, kind: Kind = kind, seed: int = seed) -> Deal:
+                made = task(data, kind, seed)
+                return deal(made, attacks_of(made), settings)
+
+            deals.append(parts.part("trees" if settings.of_trees else "single inputs", Deal, settings, fresh))
+            older += [f"{where}, seed {seed}"] * len(parts.older)
             report.progress(f"{where}, seed {seed}: {time.monotonic() - began:.0f} s")
+        for row in (row for one in deals for row in one.judged):
+            found.setdefault((where, row.scheme, row.attack), []).append(row)
+        success: dict[str, list[float]] = {}
+        for name, share in (pair for one in deals for pair in one.success.items()):
+            success.setdefault(name, []).append(share)
         told[where] = {
-            "error": float(np.mean(errors)),
+            "error": float(np.mean([one.error for one in deals])),
             "success": {name: float(np.mean(shares)) for name, shares in success.items()},
         }
-    cells = {key: Cell(*(tuple(column) for column in zip(*seeds_of, strict=True))) for key, seeds_of in parts.items()}
-    return cells, told
+    cells = {
+        key: Cell(
+            tuple(row.auroc for row in rows),
+            tuple((row.hits, row.examples) for row in rows),
+            tuple((row.tiny, row.examples) for row in rows),
+        )
+        for key, rows in found.items()
+    }
+    return cells, told, older
 
 
 def worst(cells: Table3, where: str, scheme: str, of: Callable[[Cell], float]) -> tuple[float, str]:
@@ -521,9 +580,10 @@ CHOICES = (
 )
 
 
-def tables(cells: Table3, ensembles: Table3) -> str:
-    """Markdown of the worst cases, and of OC-score's table."""
-    lines = ["Worst over attacks: TPR at 1 % FPR (95 % Wilson interval) / at .1 % FPR; AUROC.", ""]
+def tables(cells: Table3, ensembles: Table3, measured: str = "") -> str:
+    """Markdown of the worst cases, and of OC-score's table, below a sentence of what was measured."""
+    lines = [measured, ""] if measured else []
+    lines += ["Worst over attacks: TPR at 1 % FPR (95 % Wilson interval) / at .1 % FPR; AUROC.", ""]
     for columns in (CHIEF, CHOICES):
         lines += ["| task | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
         for where in dict.fromkeys(where for where, _, _ in cells):
@@ -556,6 +616,16 @@ def tables(cells: Table3, ensembles: Table3) -> str:
         lines.append("| best supervised less trees | " + " | ".join(shown) + " |")
         lines.append("")
     return "\n".join(lines)
+
+
+def measured(seeds: range, starts: int, older: Sequence[str]) -> str:
+    """What stands above the tables."""
+    which = f"Seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"Seed {seeds[0]}"
+    text = (
+        f"{which}, {starts} starts a seed and attack. Cells of fewer than {LEAST_EXAMPLES} examples are left out of "
+        "the worst case."
+    )
+    return text + (f" Measured by earlier code: {'; '.join(older)}." if older else "")
 
 
 def _worst_cell(cells: Table3, where: str, scheme: str) -> str:
@@ -618,26 +688,21 @@ def main() -> int:
     parser = report.arguments(__doc__ or "")
     parser.add_argument("--tasks", help="such as 'mnist mlp,phishing forest', instead of the usual ones")
     parser.add_argument("--seeds", type=int)
+    kept.arguments(parser)
     parser.add_argument("--write", action="store_true", help="write tables and plot into docs/")
-    options = parser.parse_args()
+    options = kept.parsed(parser)
     limit_blas_threads()
-    seeds = options.seeds or (QUICK_SEEDS if options.quick else SEEDS)
+    seeds = range(options.seed, options.seed + (options.seeds or (QUICK_SEEDS if options.quick else SEEDS)))
     starts, tuning_starts = (QUICK_STARTS, QUICK_TUNING_STARTS) if options.quick else (STARTS, TUNING_STARTS)
     usual = named(options.tasks) if options.tasks else QUICK_TASKS if options.quick else TASKS
     kinds = QUICK_TREES if options.quick else TREES
     whole = options.check and not (options.tasks or options.quick)
     chosen, left_out = split_installed(usual, whole)
     trees_chosen, trees_left_out = split_installed([("cancer", kind) for kind in kinds], whole)
-    cells, told = measure(chosen, plans, seeds, starts, tuning_starts, options.seed, of_trees=False)
-    ensembles, tree_told = measure(
-        trees_chosen,
-        tree_plans,
-        seeds,
-        starts,
-        TREE_TUNING_STARTS if not options.quick else tuning_starts,
-        options.seed,
-        of_trees=True,
-    )
+    stored = options.keep, options.accept_older
+    cells, told, older = measure(chosen, plans, seeds, Settings(starts, tuning_starts, of_trees=False), *stored)
+    of_trees = Settings(starts, tuning_starts if options.quick else TREE_TUNING_STARTS, of_trees=True)
+    ensembles, tree_told, older_trees = measure(trees_chosen, tree_plans, seeds, of_trees, *stored)
     rng = np.random.default_rng(options.seed)
     figures = [*figures_of(cells, rng), *kept_figures(cells), *lead_figures(cells), *tree_figures(ensembles)]
     names = {figure.name for figure in figures}
@@ -648,9 +713,8 @@ def main() -> int:
         *(Target(f"cancer {kind} / trees: least lead over OC-score (AUROC)", ">=", 0.0) for kind in kinds),
         *(Target(f"cancer {kind} / trees: mean AUROC", ">=", TARGET_TREES) for kind in kinds),
     ]
-    text = tables(cells, ensembles)
     if options.write:
-        write(text, cells)
+        write(tables(cells, ensembles, measured(seeds, starts, [*older, *older_trees])), cells)
 
     def shown(console: Console) -> None:
         table = Table(box=None, pad_edge=False)
@@ -662,7 +726,8 @@ def main() -> int:
                 table.add_row(where, attack, scheme, *numbers)
         console.print(table)
 
-    context = {"seeds": seeds, "starts": starts, "models": told, "trees": tree_told}
+    context = {"seeds": list(seeds), "starts": starts, "models": told, "trees": tree_told}
+    context["measured_by_earlier_code"] = [*older, *older_trees]
     context["left_out"] = list(dict.fromkeys([*left_out, *trees_left_out]))
     code = report.finish(options, figures, [target for target in targets if target.figure in names], context, shown)
     return code if not whole or report.all_measured(figures, targets) else 1

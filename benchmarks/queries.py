@@ -38,8 +38,6 @@ tables and plot into docs.
 from __future__ import annotations
 
 import functools
-import hashlib
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -51,7 +49,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import queries_tables, report
+from benchmarks import kept, queries_tables, report
 from benchmarks.crafted import Task, task
 from benchmarks.datasets import Data, Kind, named, split_installed
 from benchmarks.queries_attackers import (
@@ -71,7 +69,7 @@ from benchmarks.repeaters import Site
 from benchmarks.report import progress
 from detectors import ensemble
 from detectors.contract import Batch, Level, Reference
-from detectors.kernels import limit_blas_threads, source_digest
+from detectors.kernels import limit_blas_threads
 from detectors.scorer import Ensemble
 
 #: What is run in full; MNIST has fewer clients, as its rows are long.
@@ -394,19 +392,6 @@ def tuned(world: World) -> tuple[float, list[Tuned]]:
     return goal, found
 
 
-@functools.cache
-def deciding_sources() -> str:
-    """16 hex digits over the code that decides what is measured: `detectors`, `attacks` and `DECIDING`."""
-    root = Path(__file__).resolve().parents[1]
-    digest = hashlib.blake2b(source_digest(root).encode(), digest_size=8)
-    own = [root / "benchmarks" / f"{name}.py" for name in DECIDING]
-    for source in [*sorted((root / "attacks").rglob("*.py")), *own]:
-        content = source.read_bytes()
-        digest.update(f"{source.relative_to(root).as_posix()}\0{len(content)}\0".encode())
-        digest.update(content)
-    return digest.hexdigest()
-
-
 class Bench:
     """One task: everything that is measured on it, part by part; what is stored isn't measured again.
 
@@ -430,13 +415,12 @@ class Bench:
         folder: Path | None,
         accept_older: bool = False,
     ) -> None:
-        self._sources = deciding_sources()
         self.made = task(data, kind, seed)
         if self.made.schema.width > LONG_ROWS:
             settings = msgspec.structs.replace(settings, clients=min(settings.clients, LONG_CLIENTS))
         self.settings = settings
-        self._folder = None if folder is None else folder / f"{data}-{kind}-{seed}"
-        self._accept_older, self._older = accept_older, list[str]()
+        place = None if folder is None else folder / f"{data}-{kind}-{seed}"
+        self._parts = kept.Parts(place, kept.deciding_sources(DECIDING), accept_older)
         self._began = time.monotonic()
 
     @functools.cached_property
@@ -459,46 +443,8 @@ class Bench:
         return world, Rivals(world, BUDGET, np.random.default_rng([self.made.seed, 13]))
 
     def part(self, name: str, measured: Callable[[], Part]) -> Part:
-        """One part, stored or measured now.
-
-        Raises
-        ------
-        SystemExit
-            Where what is stored can't be taken up; it stays as it is.
-        """
-        if self._folder is None:
-            return measured()
-        path = self._folder / f"{name}.json"
-        if path.exists():
-            return self._stored(path)
-        found = msgspec.structs.replace(measured(), sources=self._sources)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        whole = path.with_name(f"{path.name}.{os.getpid()}")
-        whole.write_bytes(msgspec.json.encode(found))
-        if path.exists():  # another run was first
-            whole.unlink()
-            return self._stored(path)
-        whole.replace(path)
-        return found
-
-    def _stored(self, path: Path) -> Part:
-        """A stored part of the same settings and code."""
-        why, more = "", ""
-        try:
-            found = msgspec.json.decode(path.read_bytes(), type=Part)
-        except msgspec.DecodeError as error:
-            why = f"is no part that can be read ({error})"
-        else:
-            if found.settings != self.settings:
-                why = "was measured with other settings"
-            elif found.sources == self._sources:
-                return found
-            elif self._accept_older:
-                self._older.append(path.stem)
-                return found
-            else:
-                why, more = "was measured by other code", ", or take it up all the same with --accept-older"
-        raise SystemExit(f"{path} {why}: give --keep another directory or remove the file{more}")
+        """One part, stored or measured now; ends where what is stored can't be taken up."""
+        return self._parts.part(name, Part, self.settings, measured)
 
     def found(self) -> Found:
         """Everything, with progress."""
@@ -557,7 +503,7 @@ class Bench:
             cells,
             ordinary.benign + swapped.benign + quiet.benign,
             tries.tuned,
-            self._older,
+            self._parts.older,
         )
 
 
@@ -574,19 +520,12 @@ def main() -> int:
     parser = report.arguments(__doc__ or "")
     parser.add_argument("--tasks", help="such as 'digits mlp,phishing forest', instead of the usual ones")
     parser.add_argument("--seeds", type=int)
-    parser.add_argument("--keep", type=Path, help="store what is done here, and take up what is there")
-    parser.add_argument(
-        "--accept-older",
-        action="store_true",
-        help="take up parts that other code measured; the table then says so",
-    )
+    kept.arguments(parser)
     parser.add_argument("--write", action="store_true", help="write tables and plot into docs/")
     whole: Callable[[str], int] = int
     for name in Settings.__struct_fields__:
         parser.add_argument(f"--{name}", type=whole)
-    options = parser.parse_args()
-    if options.accept_older and options.keep is None:
-        parser.error("--accept-older says what to do with parts that --keep finds: give --keep too")
+    options = kept.parsed(parser)
     limit_blas_threads()
     settings = QUICK if options.quick else FULL
     given = {name: getattr(options, name) for name in Settings.__struct_fields__}

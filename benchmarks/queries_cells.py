@@ -5,6 +5,8 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
+from benchmarks.kept import Kept
+
 #: False pages a week that the ensemble and baselines are calibrated for.
 BUDGET = 1
 
@@ -88,18 +90,16 @@ class Tuned(msgspec.Struct, frozen=True):
         return self.wins / len(self.successes)
 
 
-class Part(msgspec.Struct, frozen=True):
-    """What is stored at a time: one attack, the benign clients, or the attacker who tunes; `sources` is the digest of
-    the code that measured it, "" where it kept none."""
+class Part(Kept, frozen=True):
+    """What is stored at a time: one attack, the benign clients, or the attacker who tunes."""
 
     settings: Settings
-    sources: str = ""
     mode: str = ""
     reason: str = ""
     goal: float = 0.0
-    hunts: list[Hunt] = []
-    benign: list[Benign] = []
-    tuned: list[Tuned] = []
+    hunts: list[Hunt] = msgspec.field(default_factory=list)
+    benign: list[Benign] = msgspec.field(default_factory=list)
+    tuned: list[Tuned] = msgspec.field(default_factory=list)
 
 
 class Found(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import crafted
+from benchmarks import crafted, detection
 from benchmarks.detection import (
     LEAD,
     LEAST_EXAMPLES,
@@ -145,3 +145,27 @@ def test_text_is_put_between_its_marks(tmp_path: Path) -> None:
     assert page.read_text() == "a\n<!-- x: begin -->\nnew\n<!-- x: end -->\nb\n"
     with pytest.raises(ValueError, match="has no lines"):
         write_between(page, "y", "new")
+
+
+def test_deals_are_kept_and_cells_are_made_of_all_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = detection.Settings(3, 2, of_trees=False)
+    asked = []
+
+    def deal(made: crafted.Task, attacks: list[crafted.Plan], settings: detection.Settings) -> detection.Deal:
+        asked.append(made.seed)
+        row = detection.Judged("default", attacks[0].name, 10, made.seed, 1, made.seed / 10)
+        return detection.Deal(settings=settings, error=0.1, success={row.attack: 0.5}, judged=[row])
+
+    monkeypatch.setattr(detection, "deal", deal)
+    chosen = [("cancer", "logistic")]
+    first, told, older = detection.measure(chosen, crafted.plans, range(3, 5), settings, tmp_path)
+    assert (asked, older) == ([3, 4], [])
+    ((key, cell),) = first.items()
+    assert key[:2] == ("cancer logistic", "default")
+    assert (cell.hits, cell.tiny, cell.aurocs) == (((3, 10), (4, 10)), ((1, 10), (1, 10)), (0.3, 0.4))
+    assert told["cancer logistic"] == {"error": 0.1, "success": {key[2]: 0.5}}
+    assert detection.measure(chosen, crafted.plans, range(3, 5), settings, tmp_path) == (first, told, [])
+    assert asked == [3, 4]
+    other = detection.Settings(4, 2, of_trees=False)
+    with pytest.raises(SystemExit, match=r"single inputs\.json was measured with other settings"):
+        detection.measure(chosen, crafted.plans, range(3, 4), other, tmp_path)

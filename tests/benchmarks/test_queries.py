@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import shapiro
 
 from attacks.contract import Trace
-from benchmarks import baselines, crafted, queries, queries_tables, report
+from benchmarks import baselines, crafted, kept, queries, queries_tables, report
 from benchmarks.queries_attackers import PLANS, STRATEGIES, covered, first_success, telling_features, threat_of
 from benchmarks.queries_cells import BUDGET, Benign, Found, Hunt, Part, Settings, Tuned
 from benchmarks.queries_clients import KINDS, NEVER_KNOWN, SPECIAL_ROWS, Counter, Supply, known_kinds, turns
@@ -251,7 +251,7 @@ def forbidden() -> Part:
 def test_stored_parts_are_taken_up_where_settings_and_code_are_the_same(tmp_path: Path) -> None:
     bench = queries.Bench("cancer", "logistic", 3, SETTINGS, tmp_path)
     first = bench.part("NES", part)
-    assert first.sources == queries.deciding_sources()
+    assert first.sources == kept.deciding_sources(queries.DECIDING)
     assert bench.part("NES", forbidden) == first
     assert [path.name for path in tmp_path.rglob("*.*")] == ["NES.json"]
     other = queries.Bench("cancer", "logistic", 3, msgspec.structs.replace(SETTINGS, queries=50), tmp_path)
