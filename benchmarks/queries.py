@@ -102,6 +102,8 @@ CAMPAIGNS, AT_ONCE = ((10, 100), (100, 300)), 5
 DILUTIONS, FAR = (0, 4, 20, 60), 20
 #: Dilutions at which a site without repeaters is measured.
 PLAIN_DILUTIONS = (0, 4)
+#: Weeks of ordinary clients that are judged.
+ORDINARY_WEEKS = 3
 #: Budget of the attacker who tunes, over that of the others.
 TUNED_BUDGET = 5
 #: Rows that detectors learn from, rows of a batch, microseconds between rows.
@@ -336,17 +338,29 @@ def plain_hunts(world: World, rivals: Rivals, plan: Plan) -> list[Hunt]:
 def benign(world: World, rivals: Rivals | None) -> list[Benign]:
     """Ordinary clients, and special ones where the site has some: who tickets and pages in a week.
 
-    All worlds of a seed have the same ones.
+    Ordinary ones are judged in weeks of their own, in which as many clients are special as in the history; special
+    ones, of which there are several of each kind, all together beside ordinary ones. All worlds of a seed have the
+    same.
     """
     made, settings = world.made, world.settings
     rng = np.random.default_rng([made.seed, 31])
-    ordinary = week(world.report, settings.clients, 0, tuple(KINDS), rng)
-    sequences = [ordinary.rows[mine] for mine in parts_of(ordinary.clients, settings.clients)]
-    names = [""] * settings.clients
+    weeks = [week(world.report, settings.clients, 0, (), rng) for _ in range(ORDINARY_WEEKS)]
+    ordinary = [[one.rows[mine] for mine in parts_of(one.clients, settings.clients)] for one in weeks]
     kinds = KINDS if world.repeaters else {}
-    for kind, special in kinds.items():
-        sequences += [special(world.report, rng) for _ in range(settings.specials)]
-        names += [kind] * settings.specials
+    special = [(kind, made_of(world.report, rng)) for kind, made_of in kinds.items() for _ in range(settings.specials)]
+    found = [row for some in ordinary for row in _judged(world, rivals, some, [""] * len(some), rng)]
+    if special:
+        beside = ordinary[0]
+        names = [""] * len(beside) + [kind for kind, _ in special]
+        rows = _judged(world, rivals, [*beside, *(rows for _, rows in special)], names, rng)
+        found += [row for row in rows if row.kind]
+    return found
+
+
+def _judged(
+    world: World, rivals: Rivals | None, sequences: list[Rows], names: list[str], rng: np.random.Generator
+) -> list[Benign]:
+    """What becomes of clients of such kinds in one stream, by everybody who watches."""
     stream = world.stream([(rows, np.ones(len(rows), dtype=np.bool_)) for rows in sequences], 1, 0, rng)
     tickets, pages = world.watched(stream, len(sequences))
     seen: dict[tuple[str, str], tuple[list[int | None], list[int | None]]] = {("Vedette", ""): (tickets, pages)}
@@ -354,7 +368,7 @@ def benign(world: World, rivals: Rivals | None) -> list[Benign]:
         seen |= {key: (alarms, alarms) for key, alarms in rivals.first(stream, len(sequences)).items()}
     found = []
     for (scheme, setting), (ticketed, paged) in seen.items():
-        for kind in ("", *kinds):
+        for kind in dict.fromkeys(names):
             mine = [at for at, name in enumerate(names) if name == kind]
             hits = sum(ticketed[at] is not None for at in mine), sum(paged[at] is not None for at in mine)
             found.append(Benign(scheme, setting, kind, kind in world.known, len(mine), *hits, world.repeaters))
@@ -488,7 +502,7 @@ class Bench:
         ordinary = self.part("benign clients", clients)
         swapped = self.part("benign clients, the other kinds known", others)
         quiet = self.part("benign clients, no repeaters", alone_clients)
-        for row in [*ordinary.benign[: 1 + len(KINDS)], *swapped.benign]:
+        for row in (row for row in [*ordinary.benign, *swapped.benign] if row.scheme == "Vedette"):
             name = f"{row.kind}, {'known' if row.known else 'left out'}" if row.kind else "ordinary clients"
             progress(f"  {name}: {row.tickets} ticketed, {row.pages} paged of {row.clients}")
         tries = self.part("attacker who tunes", tuning)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 #: Seconds that a child gets to end after SIGTERM before it is killed.
 GRACE_SECONDS = 8.0
@@ -17,6 +18,14 @@ GRACE_SECONDS = 8.0
 _PR_SET_PDEATHSIG = 1
 #: Lines of a log that an error shows.
 LOG_TAIL_LINES = 12
+
+
+class Child(Protocol):
+    """What ending a child needs of it; `subprocess.Popen` is one."""
+
+    pid: int
+
+    def wait(self, timeout: float | None = None) -> int: ...
 
 
 def spawn(
@@ -39,7 +48,7 @@ def spawn(
         )
 
 
-def stop(children: Sequence[subprocess.Popen[bytes]], grace_seconds: float = GRACE_SECONDS) -> None:
+def stop(children: Sequence[Child], grace_seconds: float = GRACE_SECONDS) -> None:
     """End children and whatever they started: SIGTERM to all, then SIGKILL to what still runs after the grace."""
     for child in children:
         signal_session(child, signal.SIGTERM)
@@ -54,7 +63,7 @@ def stop(children: Sequence[subprocess.Popen[bytes]], grace_seconds: float = GRA
             signal_session(child, signal.SIGKILL)
 
 
-def signal_session(child: subprocess.Popen[bytes], what: signal.Signals) -> None:
+def signal_session(child: Child, what: signal.Signals) -> None:
     """Signal a child and everything in its session that has not left it."""
     try:
         os.killpg(child.pid, what)

@@ -217,6 +217,17 @@ def test_site_without_repeaters_pages_at_once(quiet: tuple[queries.World, Rivals
     assert all(row.clients == SETTINGS.clients and not row.repeaters for row in rows)
 
 
+def test_ordinary_clients_are_judged_apart_from_the_many_special_ones(world: queries.World) -> None:
+    rows = queries.benign(world, None)
+    kinds = [row.kind for row in rows]
+    assert kinds == [""] * queries.ORDINARY_WEEKS + list(KINDS)
+    assert [row.clients for row in rows] == [SETTINGS.clients] * queries.ORDINARY_WEEKS + [SETTINGS.specials] * len(
+        KINDS
+    )
+    assert {row.kind for row in rows if row.known} == set(world.known)
+    assert all(row.pages <= row.tickets <= row.clients for row in rows)
+
+
 def test_baselines_keep_the_budget_on_a_week_that_set_it(quiet: tuple[queries.World, Rivals]) -> None:
     world, rivals = quiet
     one = world.history[0]

@@ -10,8 +10,6 @@ import base64
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +37,7 @@ from streams.store.keys import ModelKeys, PartitionKeys
 from streams.store.messages import Incident
 from streams.topics import DEAD_SUFFIX
 from tests.detectors.world import ATTACKS, SCHEMA, World, benign, diluted, sensor_rows, world
+from tests.warm import Forked
 
 MODEL = "digits"
 PARTITIONS = 4
@@ -179,14 +178,13 @@ class Run:
     directory: Path
     settings: Settings
     toml: Path
-    children: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    children: list[Forked] = field(default_factory=list)
 
-    def start(self, **fault: Any) -> subprocess.Popen[bytes]:
+    def start(self, **fault: Any) -> Forked:
         """A worker, perhaps one that meets a fault."""
         order = json.dumps({**NO_FAULT, **fault})
-        command = [sys.executable, "-m", "tests.faults.worker_main", str(self.toml), order]
         log = self.directory / f"worker-{len(self.children)}.log"
-        child = children.spawn(command, log)
+        child = Forked("tests.faults.worker_main", [str(self.toml), order], log)
         self.children.append(child)
         return child
 
@@ -335,12 +333,12 @@ def audited(run: Run, redis: Redis) -> audit.AuditReport:
     return audit.audit(run.settings, MODEL, redis, wait_seconds=5)
 
 
-def wake(child: subprocess.Popen[bytes]) -> None:
+def wake(child: Forked) -> None:
     """Let a stopped worker go on."""
     os.kill(child.pid, signal.SIGCONT)
 
 
-def stopped(child: subprocess.Popen[bytes]) -> bool:
+def stopped(child: Forked) -> bool:
     """Whether a child is stopped by a signal."""
     status = Path(f"/proc/{child.pid}/stat").read_text(encoding="ascii")
     return status.rpartition(")")[2].split()[0] == "T"

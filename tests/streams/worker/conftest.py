@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,6 +25,7 @@ from streams.store.keys import ModelKeys, PartitionKeys
 from streams.store.messages import ProbeVerdict, SignalMessage, WorkerStatus
 from streams.topics import DEAD_SUFFIX
 from tests.streams.worker.counting import save
+from tests.warm import Forked
 
 MODEL = "digits"
 WIDTH, CLASSES = 4, 3
@@ -52,7 +51,7 @@ class Deployment:
     format: str = "native"
     worker: dict[str, Any] = field(default_factory=dict)
     bundle: Path = Path()
-    _workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _workers: list[Forked] = field(default_factory=list)
     _producer: KafkaProducer | None = None
     _logs: int = 0
 
@@ -137,18 +136,18 @@ class Deployment:
 
     # workers ----------------------------------------------------------------------------------------------------------
 
-    def start(self, environ: Mapping[str, str] | None = None, module: str = "worker_main") -> subprocess.Popen[bytes]:
+    def start(self, environ: Mapping[str, str] | None = None) -> Forked:
         self._logs += 1
         keys = {"VEDETTE_CLIENT_KEY": CLIENT_KEY.hex(), "VEDETTE_PROBE_KEY": PROBE_KEY.hex()}
-        command = [sys.executable, "-m", f"tests.streams.worker.{module}", str(self.config_file())]
-        child = children.spawn(command, self.log(self._logs), {**keys, **(environ or {})})
+        given = {**keys, **(environ or {})}
+        child = Forked("tests.streams.worker.worker_main", [str(self.config_file())], self.log(self._logs), given)
         self._workers.append(child)
         return child
 
     def log(self, number: int | None = None) -> Path:
         return self.directory / f"worker-{number or self._logs}.log"
 
-    def stop(self, child: subprocess.Popen[bytes], how: signal.Signals = signal.SIGTERM) -> int:
+    def stop(self, child: Forked, how: signal.Signals = signal.SIGTERM) -> int:
         if child.poll() is None:
             os.kill(child.pid, how)
         return child.wait(25)
