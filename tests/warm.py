@@ -15,7 +15,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-_CONTEXT = multiprocessing.get_context("forkserver")
+#: Elsewhere than on Linux libraries that were loaded before a fork may not work after it: a fresh interpreter then.
+_CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 _CONTEXT.set_forkserver_preload(["tests.warm_modules"])
 
 
