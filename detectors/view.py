@@ -118,8 +118,8 @@ class ReferenceFrame:
     longest : float
         Length of the longest standardised row.
     columns : float32 (c, d + 1, COLUMNS)
-        The standardised rows y as columns of -2 y and |y|^2, as `sieves.multiply` reads them, to tell which have to be
-        measured; as many as whole tiles hold, infinite beyond r.
+        The standardised rows y as columns of -2 y and |y|^2, as `sieves.rough_products` reads them, to tell which have
+        to be measured; as many as whole tiles hold, infinite beyond r.
     """
 
     mean: NDArray[np.float64]

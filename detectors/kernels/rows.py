@@ -179,11 +179,12 @@ def neighbours(
 ) -> None:
     """Exact squared distances to the 5th nearest and the nearest row of the predicted class, and to the nearest other.
 
-    Products |y|^2 - 2 x.y in single precision, whose bits depend on the machine, only propose: every reference row that
-    could be a wanted one within the bound of their error (Higham, "Accuracy and Stability of Numerical Algorithms",
-    2002, section 3.1) is measured again, exactly. Of equal distances the first row counts. Reference rows are sorted by
-    class, class c in bounds[c]:bounds[c + 1]. Where the predicted class has no reference rows, its distance is that of
-    the nearest other and its index -1; where no other class has, the other distance is the own one.
+    Products |y|^2 - 2 x.y in single precision, whose bits may depend on batch and machine, only propose: every
+    reference row that could be a wanted one within the bound of their error (Higham, "Accuracy and Stability of
+    Numerical Algorithms", 2002, section 3.1) is measured again, exactly. Standardised values are clipped and on a grid,
+    so that nothing overflows or is too small for single precision. Of equal distances the first row counts. Reference
+    rows are sorted by class, class c in bounds[c]:bounds[c + 1]. Where the predicted class has no reference rows, its
+    distance is that of the nearest other and its index -1; where no other class has, the other distance is the own one.
 
     Parameters
     ----------

@@ -251,5 +251,5 @@ def columns_within(rough: Any, i: int, lows: Any, limit: Any, found: Any) -> int
 
 
 def packed(columns: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(c, q, COLUMNS) as `multiply` reads them, of columns given as rows (c * COLUMNS, q)."""
+    """(c, q, COLUMNS) as `rough_products` reads them, of columns given as rows (c * COLUMNS, q)."""
     return np.ascontiguousarray(columns.reshape(-1, COLUMNS, columns.shape[1]).transpose(0, 2, 1))
