@@ -14,13 +14,10 @@ from numpy.typing import NDArray
 from detectors.condense import condense
 from detectors.contract import Batch, Reference
 from detectors.errors import FitError, SchemaError
-from detectors.kernels import exact, rows
+from detectors.kernels import exact, rows, sieves
 from detectors.schema import FeatureSchema
 from detectors.stored import stored, within
 
-#: Rows of a block of the product with the reference: enough for the product to run at full speed, few enough for the
-#: caches (64, 128, 256 rows took 3.4, 3.0, 2.7 us a row in one run).
-BLOCK_ROWS = 256
 #: Condensed reference rows, unless asked otherwise.
 REFERENCE_ROWS = 1000
 #: A feature's scale is at least this share of its observed range, so that a rare value isn't hundreds of sd away.
@@ -118,11 +115,11 @@ class ReferenceFrame:
         Class c stands in rows bounds[c]:bounds[c + 1].
     grid : float
         Steps a standard deviation.
-    thin : float32 (d, r)
-        The standardised rows as columns, for proposals.
-    thin_norms : float32 (r,)
     longest : float
         Length of the longest standardised row.
+    columns : float32 (c, d + 1, COLUMNS)
+        The standardised rows y as columns of -2 y and |y|^2, as `sieves.rough_products` reads them, to tell which have
+        to be measured; as many as whole tiles hold, infinite beyond r.
     """
 
     mean: NDArray[np.float64]
@@ -133,9 +130,8 @@ class ReferenceFrame:
     norms: NDArray[np.float64]
     bounds: NDArray[np.int64]
     grid: float
-    thin: NDArray[np.float32]
-    thin_norms: NDArray[np.float32]
     longest: float
+    columns: NDArray[np.float32]
 
     @property
     def classes(self) -> int:
@@ -172,6 +168,10 @@ class ReferenceFrame:
         grid = exact.grid_for(inputs.shape[1])
         standardised = exact.on_grid(centres, grid)
         norms = exact.square_norms(standardised)
+        r, d = standardised.shape
+        columns = np.zeros((-(-r // sieves.TILE_ROWS) * sieves.TILE_ROWS, d + 1), dtype=np.float32)
+        columns[:, d] = np.inf
+        columns[:r, :d], columns[:r, d] = -2.0 * standardised, norms
         return cls(
             mean=mean,
             scale=scale,
@@ -181,9 +181,8 @@ class ReferenceFrame:
             norms=norms,
             bounds=np.searchsorted(labels, np.arange(classes + 1)).astype(np.int64),
             grid=grid,
-            thin=np.ascontiguousarray(standardised.T, dtype=np.float32),
-            thin_norms=norms.astype(np.float32),
             longest=math.sqrt(float(norms.max())),
+            columns=sieves.packed(columns),
         )
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -276,16 +275,14 @@ class BatchView:
         index = np.empty(n, dtype=np.int64)
         rows.neighbours(
             self._thin,
-            frame.thin,
-            np.empty((max(1, min(n, BLOCK_ROWS)), len(frame.norms)), dtype=np.float32),
             self._standardised,
             self._norms,
             self._batch.labels,
             frame.standardised,
             frame.norms,
-            frame.thin_norms,
-            frame.longest,
             frame.bounds,
+            frame.longest,
+            frame.columns,
             own,
             first,
             index,

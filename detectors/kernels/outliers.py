@@ -11,19 +11,21 @@ import math
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import njit
 
-from detectors.kernels.rows import MASK_VALUES, SINGLE_ROUNDOFF, at_most, highest_bit, steady_exp2, steady_log
+from detectors.kernels.rows import steady_exp2, steady_log
+from detectors.kernels.sieves import (
+    BLOCK_ROWS,
+    COLUMNS,
+    ROWS_AT_ONCE,
+    SINGLE_ROUNDOFF,
+    TILE_GROUPS,
+    TILE_ROWS,
+    columns_within,
+    rough_products,
+    small_of,
+)
 
-#: Rows whose products with all reference rows stand in the second-level cache at once.
-BLOCK_ROWS = 8
-#: Rows, and reference rows, whose products are added up in registers.
-ROWS_AT_ONCE, COLUMNS = 4, 16
-#: Reference rows of a tile in which products are looked through, and the groups of which the least give a first limit.
-TILE_ROWS, TILE_GROUPS = 256, 16
 #: Beyond this squared length a row is measured against every reference row: single precision can't hold it.
 LARGEST_NORM = 1e30
 #: More than sums of numbers that are too small for single precision can be off by.
@@ -33,7 +35,6 @@ LARGEST_SCORE = 1e300
 _SINGLE_INF = np.float32(np.inf)
 _LARGEST_SINGLE = np.finfo(np.float32).max
 _SINGLE_TWO = np.float32(2.0)
-_ONE = np.uint64(1)
 _LOG2_E = 1.0 / math.log(2.0)
 #: 2**-1000 is nothing beside 1.
 _LEAST_EXPONENT = -1000.0
@@ -107,121 +108,6 @@ def project(rows: Any, centre: Any, basis: Any, norms: Any, out: Any) -> None:
         norms[i] = whole
 
 
-@intrinsic
-def _multiply(typing: Any, short: Any, row: Any, thin: Any, some: Any, rough: Any, out_row: Any) -> Any:
-    """Products of four rows with `COLUMNS` columns, added up in registers: a loop would store each sum on its way.
-
-    short float32 (n, q), from `row` on; thin float32 (c, q, COLUMNS) at `some`; rough float32 (b, tiles, TILE_ROWS),
-    from `out_row` on.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        def array(place: int) -> Any:
-            return context.make_array(signature.args[place])(context, builder, arguments[place])
-
-        rows, columns, out = array(0), array(2), array(4)
-        single, word = ir.FloatType(), ir.IntType(64)
-        lanes = ir.VectorType(single, COLUMNS)
-        shape = ir.FunctionType(lanes, [lanes] * 3)
-        multiply_add = cgutils.get_or_insert_function(builder.module, shape, f"llvm.fmuladd.v{COLUMNS}f32")
-        every = ir.Constant(ir.VectorType(ir.IntType(32), COLUMNS), [0] * COLUMNS)
-        undefined = ir.Constant(lanes, ir.Undefined)
-        size = builder.extract_value(rows.shape, 1)
-        tiles = builder.extract_value(out.shape, 1)
-        packed = builder.bitcast(columns.data, lanes.as_pointer())
-        sums = [cgutils.alloca_once_value(builder, ir.Constant(lanes, [0.0] * COLUMNS)) for _ in range(ROWS_AT_ONCE)]
-        with cgutils.for_range(builder, size) as loop:
-            place = builder.add(builder.mul(arguments[3], size), loop.index)
-            column = builder.load(builder.gep(packed, [place]))
-            column.align = 4
-            for r, total in enumerate(sums):
-                row = builder.add(arguments[1], word(r))
-                x = builder.load(builder.gep(rows.data, [builder.add(builder.mul(row, size), loop.index)]))
-                one = builder.insert_element(undefined, x, ir.Constant(ir.IntType(32), 0))
-                x_lanes = builder.shuffle_vector(one, undefined, every)
-                builder.store(builder.call(multiply_add, [x_lanes, column, builder.load(total)]), total)
-        for r, total in enumerate(sums):
-            row = builder.mul(builder.add(arguments[5], word(r)), builder.mul(tiles, word(TILE_ROWS)))
-            place = builder.add(row, builder.mul(arguments[3], word(COLUMNS)))
-            to = builder.bitcast(builder.gep(out.data, [place]), lanes.as_pointer())
-            builder.store(builder.load(total), to).align = 4
-        return context.get_dummy_value()
-
-    return types.void(short, types.intp, thin, types.intp, rough, types.intp), generate
-
-
-@njit(cache=True, nogil=True)
-def rough_products(short: Any, start: int, thin: Any, rough: Any) -> None:
-    """Products of a block of rows with all columns.
-
-    Parameters
-    ----------
-    short : float32 (n, q)
-    start : int
-        First row of the block.
-    thin : float32 (c, q, COLUMNS)
-    rough : float32 (b, tiles, TILE_ROWS), filled
-        b a multiple of ROWS_AT_ONCE; start + b <= n.
-    """
-    for some in range(thin.shape[0]):
-        for i in range(0, rough.shape[0], ROWS_AT_ONCE):
-            _multiply(short, start + i, thin, some, rough, i)
-
-
-@njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
-def small_of(rough: Any, i: int, lows: Any, first: Any) -> Any:
-    """A number that at least k products of row i lie at or below; infinite where there may be fewer.
-
-    It is the k-th least of the minima of many groups of columns. The flags only allow minima in any order.
-    rough (b, tiles, TILE_ROWS); lows (tiles, TILE_GROUPS) and first (k,) are filled; all float32.
-    """
-    k = first.shape[0]
-    for t in range(lows.shape[0]):
-        for g in range(TILE_GROUPS):
-            low = rough[i, t, g]
-            for c in range(g + TILE_GROUPS, TILE_ROWS, TILE_GROUPS):
-                low = min(low, rough[i, t, c])
-            lows[t, g] = low
-    first[:] = _SINGLE_INF
-    for t in range(lows.shape[0]):
-        for g in range(TILE_GROUPS):
-            low = lows[t, g]
-            if low < first[k - 1]:
-                at = k - 1
-                while at > 0 and first[at - 1] > low:
-                    first[at] = first[at - 1]
-                    at -= 1
-                first[at] = low
-    return first[k - 1]
-
-
-@njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
-def columns_within(rough: Any, i: int, lows: Any, limit: Any, found: Any) -> int:
-    """Columns whose products with row i are at most `limit`, and how many; those products become infinite.
-
-    rough, lows as `small_of` leaves them; limit float32, finite; found int64 (tiles * TILE_ROWS,), filled from the
-    start.
-    """
-    count = 0
-    tiles = rough.shape[1]
-    for t in range(tiles):
-        low = lows[t, 0]
-        for g in range(1, TILE_GROUPS):
-            low = min(low, lows[t, g])
-        if low > limit:
-            continue
-        for first in range(t * TILE_ROWS, (t + 1) * TILE_ROWS, MASK_VALUES):
-            word = at_most(rough, i * tiles * TILE_ROWS + first, limit)
-            while word != 0:
-                bit = highest_bit(word)
-                word ^= _ONE << np.uint64(bit)
-                found[count] = first + bit
-                count += 1
-    for m in range(count):
-        rough[i, found[m] // TILE_ROWS, found[m] % TILE_ROWS] = _SINGLE_INF
-    return count
-
-
 @njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
 def single_distances(row: Any, rows: Any, which: Any, count: int, out: Any) -> None:
     """Squared distances of a row and `count` others in single precision, added up in whatever order is fastest."""
@@ -292,7 +178,7 @@ def nearest_of(
     lows = np.empty((tiles, TILE_GROUPS), dtype=np.float32)
     first = np.empty(k, dtype=np.float32)
     mine = np.zeros(single.shape[1], dtype=np.float32)
-    found = np.empty(tiles * TILE_ROWS, dtype=np.int64)
+    found = np.empty(tiles * TILE_ROWS + 1, dtype=np.int64)
     apart = np.empty(tiles * TILE_ROWS, dtype=np.float32)
     of_product = 2.2 * SINGLE_ROUNDOFF * (2 * q + 4 + math.sqrt((math.sqrt(p) + 4.0) * d))
     of_norms = 2.2 * SINGLE_ROUNDOFF * (q + 4)
@@ -315,6 +201,8 @@ def nearest_of(
             # A few near rows come first: they tell how near the others have to be.
             for cut in (small_of(rough, b, lows, first), _LARGEST_SINGLE):
                 count = columns_within(rough, b, lows, min(cut, np.float32(limit), _LARGEST_SINGLE), found)
+                for m in range(count):
+                    rough[b, found[m] // TILE_ROWS, found[m] % TILE_ROWS] = _SINGLE_INF
                 single_distances(mine, single, found, count, apart)
                 compared += count
                 for m in range(count):

@@ -10,19 +10,30 @@ import math
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from detectors.kernels.exact import CLIP_SD
+from detectors.kernels.sieves import (
+    BLOCK_ROWS,
+    COLUMNS,
+    MASK_VALUES,
+    ROWS_AT_ONCE,
+    SINGLE_ROUNDOFF,
+    TILE_GROUPS,
+    TILE_ROWS,
+    at_most,
+    columns_within,
+    lane_minima,
+    least_of,
+    packed,
+    places_of,
+    rough_products,
+)
 
 #: Neighbour of the predicted class whose distance is the yardstick.
 OWN_RANK = 5
-#: Lanes in which the rows of the predicted class are looked through; more than `OWN_RANK`.
-OWN_LANES = 16
-#: Reference rows whose least approximate distance is found at a time.
-CHUNK_ROWS = 64
 #: Rows that walk down a tree side by side.
 TREE_LANES = 8
 #: Rows that stay in the first-level cache while all trees pass.
@@ -33,17 +44,13 @@ CODE_DIMS = 12
 CODE_RANGE_SD = 6.0
 #: Bytes that are counted at a time; their number stays below 256.
 COUNT_ROWS = 128
-#: Values of which `at_most` tells in one word.
-MASK_VALUES = 64
-#: Unit roundoff of float32.
-SINGLE_ROUNDOFF = 2.0**-24
 #: What a feature adds that was constant in the reference and is not now.
 PATTERN_WEIGHT = 0.25
 #: Most that one feature can add to the sum of violations, so that sums stay finite.
 VIOLATION_CAP = 16.0
 
 _SINGLE_INF = np.float32(np.inf)
-_SINGLE_TWO = np.float32(2.0)
+_SINGLE_ONE = np.float32(1.0)
 _ONE = np.uint64(1)
 _LN2_HIGH = 6.93147180369123816490e-01
 _LN2_LOW = 1.90821492927058770002e-10
@@ -131,32 +138,40 @@ def prepare(
     return -1
 
 
-@njit(cache=True, nogil=True)
-def _kth_smallest(values: Any, k: int) -> Any:
-    """The (k + 1)-th smallest of a few float32 values, k < 5; the first for k = -1."""
-    best = np.full(OWN_RANK, _SINGLE_INF, dtype=np.float32)
-    for place in range(values.shape[0]):
-        a = values[place]
-        if a < best[OWN_RANK - 1]:
-            j = OWN_RANK - 1
-            while j > 0 and best[j - 1] > a:
-                best[j] = best[j - 1]
-                j -= 1
-            best[j] = a
-    return best[max(k, 0)]
-
-
 @njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
-def nearest(
-    products: Any,
+def _five_least(values: Any, count: int, least: Any) -> None:
+    """The five least of the first `count` float32 values, ascending, into least (5,); no branch to guess.
+
+    The flags only allow minima in any order: no value is a NaN, and a zero's sign doesn't matter.
+    """
+    a = b = c = d = e = _SINGLE_INF
+    for place in range(count):
+        x = values[place]
+        a, x = min(a, x), max(a, x)
+        b, x = min(b, x), max(b, x)
+        c, x = min(c, x), max(c, x)
+        d, x = min(d, x), max(d, x)
+        e = min(e, x)
+    least[0], least[1], least[2], least[3], least[4] = a, b, c, d, e
+
+
+@njit(cache=True, nogil=True)
+def _padded(count: int) -> int:
+    """Rows of a block of which `count` are wanted, as `rough_products` takes them."""
+    return 1 if count <= 1 else -(-count // ROWS_AT_ONCE) * ROWS_AT_ONCE
+
+
+@njit(cache=True, nogil=True)
+def neighbours(
+    thin: Any,
     standard: Any,
     norms: Any,
     labels: Any,
     reference: Any,
     reference_norms: Any,
-    thin_norms: Any,
-    longest: float,
     bounds: Any,
+    longest: float,
+    columns: Any,
     own: Any,
     own_first: Any,
     own_index: Any,
@@ -164,145 +179,115 @@ def nearest(
 ) -> None:
     """Exact squared distances to the 5th nearest and the nearest row of the predicted class, and to the nearest other.
 
-    A product in single precision, whose bits depend on the batch, only proposes: every reference row that could be the
-    wanted one within the bound of its error (Higham, "Accuracy and Stability of Numerical Algorithms", 2002, section
-    3.1) is measured again, exactly. Of equal distances the first row counts. Reference rows are sorted by class, class
-    c in bounds[c]:bounds[c + 1]. Where the predicted class has no reference rows, its distance is that of the nearest
-    other and its index -1; where no other class has, the other distance is the own one.
-
-    The flags only allow minima in any order, which is exact: no value here is a NaN, and a zero's sign doesn't matter.
-
-    Parameters
-    ----------
-    products : float32 (n, r)
-        Inner products of rows and reference rows.
-    standard, norms : float64 (n, d), (n,)
-    labels : int32 (n,)
-    reference, reference_norms : float64 (r, d), (r,)
-    thin_norms : float32 (r,)
-        The same norms, rounded.
-    longest : float
-        Length of the longest reference row.
-    bounds : int64 (k + 1,)
-    own, own_first, other : float64 (n,), filled
-    own_index : int64 (n,), filled
-        The nearest row of the predicted class.
-    """
-    r, d = reference.shape
-    chunks = (r + CHUNK_ROWS - 1) // CHUNK_ROWS
-    flat = np.full(chunks * CHUNK_ROWS, _SINGLE_INF, dtype=np.float32)
-    chunked = flat.reshape(chunks, CHUNK_ROWS)
-    least_of = np.empty(chunks, dtype=np.float32)
-    lanes = np.empty(OWN_LANES, dtype=np.float32)
-    best = np.empty(OWN_RANK, dtype=np.float64)
-    for i in range(products.shape[0]):
-        low, high = bounds[labels[i]], bounds[labels[i] + 1]
-        # 2 (d + 2) u |x||y| for the product and the casts, 4 u (|y|^2 + 2 |x||y|) for the rest; twice, and some slack.
-        longest_product = math.sqrt(norms[i]) * longest
-        doubt = 2.2 * SINGLE_ROUNDOFF * ((2 * d + 12) * longest_product + 4.0 * longest * longest)
-        for j in range(r):
-            flat[j] = thin_norms[j] - _SINGLE_TWO * products[i, j]
-        # The rough distances are dealt out to lanes; the 5th smallest of the lanes' minima is at least the 5th smallest
-        # of all, as five lanes have one that is no larger.
-        lanes[:] = _SINGLE_INF
-        whole = low + (high - low) // OWN_LANES * OWN_LANES
-        for j in range(low, whole, OWN_LANES):
-            for k in range(OWN_LANES):
-                lanes[k] = min(lanes[k], flat[j + k])
-        for j in range(whole, high):
-            lanes[j - whole] = min(lanes[j - whole], flat[j])
-        last = min(OWN_RANK, high - low) - 1
-        limit = _kth_smallest(lanes, last) + doubt
-        best[:] = np.inf
-        where = -1
-        for j in range(low, high):
-            a = flat[j]
-            flat[j] = _SINGLE_INF
-            if a <= limit:
-                e = reference_norms[j] - 2.0 * exact_dot(standard, i, reference, j)
-                if e < best[OWN_RANK - 1]:
-                    if e < best[0]:
-                        where = j
-                    k = OWN_RANK - 1
-                    while k > 0 and best[k - 1] > e:
-                        best[k] = best[k - 1]
-                        k -= 1
-                    best[k] = e
-        least = _SINGLE_INF
-        for b in range(chunks):
-            a = _SINGLE_INF
-            for k in range(CHUNK_ROWS):
-                a = min(a, chunked[b, k])
-            least_of[b] = a
-            least = min(least, a)
-        nearest_other = np.inf
-        if high - low < r:
-            limit = least + doubt
-            for b in range(chunks):
-                if least_of[b] <= limit:
-                    for k in range(CHUNK_ROWS):
-                        if chunked[b, k] <= limit:
-                            j = b * CHUNK_ROWS + k
-                            e = reference_norms[j] - 2.0 * exact_dot(standard, i, reference, j)
-                            nearest_other = min(nearest_other, e)
-        own_index[i] = where
-        mine = best[last] if last >= 0 else nearest_other
-        theirs = nearest_other if high - low < r else mine
-        own[i] = max(norms[i] + mine, 0.0)
-        own_first[i] = max(norms[i] + (best[0] if last >= 0 else nearest_other), 0.0)
-        other[i] = max(norms[i] + theirs, 0.0)
-
-
-@njit(cache=True, nogil=True)
-def neighbours(
-    thin: Any,
-    reference_thin: Any,
-    block: Any,
-    standard: Any,
-    norms: Any,
-    labels: Any,
-    reference: Any,
-    reference_norms: Any,
-    thin_norms: Any,
-    longest: float,
-    bounds: Any,
-    own: Any,
-    own_first: Any,
-    own_index: Any,
-    other: Any,
-) -> None:
-    """`nearest` for any number of rows, in one call that never asks for the interpreter's lock.
+    Products |y|^2 - 2 x.y in single precision, whose bits may depend on batch and machine, only propose: every
+    reference row that could be a wanted one within the bound of their error (Higham, "Accuracy and Stability of
+    Numerical Algorithms", 2002, section 3.1) is measured again, exactly. Standardised values are clipped and on a grid,
+    so that nothing overflows or is too small for single precision. Of equal distances the first row counts. Reference
+    rows are sorted by class, class c in bounds[c]:bounds[c + 1]. Where the predicted class has no reference rows, its
+    distance is that of the nearest other and its index -1; where no other class has, the other distance is the own one.
 
     Parameters
     ----------
     thin : float32 (n, d)
         The standardised rows, rounded.
-    reference_thin : float32 (d, r)
-        The reference rows as columns.
-    block : float32 (b, r), overwritten
-        Room for the products of b rows at a time; small enough to stay in a cache.
-
-    The others are as in `nearest`.
+    standard, norms : float64 (n, d), (n,)
+    labels : int32 (n,)
+    reference, reference_norms : float64 (r, d), (r,)
+    bounds : int64 (k + 1,)
+    longest : float
+        Length of the longest reference row.
+    columns : float32 (c, d + 1, COLUMNS)
+        The reference rows y as columns: -2 y, and |y|^2, which is infinite beyond r. Their number is r rounded up to a
+        multiple of `TILE_ROWS`.
+    own, own_first, other : float64 (n,), filled
+    own_index : int64 (n,), filled
+        The nearest row of the predicted class.
     """
-    rows = block.shape[0]
-    for start in range(0, thin.shape[0], rows):
-        stop = min(start + rows, thin.shape[0])
-        np.dot(thin[start:stop], reference_thin, block[: stop - start])
-        nearest(
-            block[: stop - start],
-            standard[start:stop],
-            norms[start:stop],
-            labels[start:stop],
-            reference,
-            reference_norms,
-            thin_norms,
-            longest,
-            bounds,
-            own[start:stop],
-            own_first[start:stop],
-            own_index[start:stop],
-            other[start:stop],
-        )
+    n, d = standard.shape
+    r, tiles = reference.shape[0], columns.shape[0] * COLUMNS // TILE_ROWS
+    width = tiles * TILE_ROWS
+    block_rows = min(_padded(n), BLOCK_ROWS)
+    full = np.zeros((block_rows, d + 1), dtype=np.float32)
+    rough = np.empty((block_rows, tiles, TILE_ROWS), dtype=np.float32)
+    flat = rough.reshape(block_rows, width)
+    # Products with the class's own rows, and room for what `at_most` reads beyond them.
+    mine = np.full(width + MASK_VALUES, _SINGLE_INF, dtype=np.float32)
+    lows = np.empty((tiles, TILE_GROUPS), dtype=np.float32)
+    lanes, least = np.empty(COLUMNS, dtype=np.float32), np.empty(OWN_RANK, dtype=np.float32)
+    found, near = np.empty(width + 1, dtype=np.int64), np.empty(width + 1, dtype=np.float32)
+    best = np.empty(OWN_RANK, dtype=np.float64)
+    for start in range(0, n, block_rows):
+        count = min(block_rows, n - start)
+        for b in range(count):
+            for f in range(d):
+                full[b, f] = thin[start + b, f]
+            full[b, d] = _SINGLE_ONE
+        rough_products(full, 0, columns, rough[: _padded(count)])
+        for b in range(count):
+            i = start + b
+            low, high = bounds[labels[i]], bounds[labels[i] + 1]
+            # (d + 4) u (2 |x||y| + |y|^2) for d + 1 terms, the casts and that of a limit; twice, and some slack.
+            doubt = 2.2 * SINGLE_ROUNDOFF * (d + 5) * longest * (2.0 * math.sqrt(norms[i]) + longest)
+            last = min(OWN_RANK, high - low) - 1
+            mine_first = mine_fifth = nearest_other = np.inf
+            where = -1
+            if last >= 0:
+                groups = -(-(high - low) // COLUMNS)
+                for j in range(high - low):
+                    mine[j] = flat[b, low + j]
+                    flat[b, low + j] = _SINGLE_INF
+                for j in range(high - low, groups * COLUMNS):
+                    mine[j] = _SINGLE_INF
+                # Columns are dealt out to lanes; the 5th smallest of the lanes' minima is at least the 5th smallest of
+                # all, as five lanes have one that is no larger.
+                lane_minima(mine, 0, groups, lanes, 0)
+                _five_least(lanes, COLUMNS, least)
+                limit = np.float32(least[last] + doubt)
+                candidates = 0
+                for at in range(0, groups * COLUMNS, MASK_VALUES):
+                    word = at_most(mine, at, limit)
+                    if groups * COLUMNS - at < MASK_VALUES:
+                        word &= (_ONE << np.uint64(groups * COLUMNS - at)) - _ONE
+                    candidates = places_of(word, at, found, candidates)
+                # Only what may be the nearest or the 5th nearest is measured: what is less than the 5th least product
+                # by more than the doubt is surely nearer.
+                for m in range(candidates):
+                    near[m] = mine[found[m]]
+                _five_least(near, candidates, least)
+                first, fifth = least[0] + doubt, least[last]
+                nearer, measured = 0, 0
+                for m in range(candidates):
+                    x, j = near[m], found[m]
+                    surely = x < fifth - doubt
+                    nearer += surely
+                    near[measured], found[measured] = x, j
+                    measured += (x <= first) | ((x <= fifth + doubt) & (not surely))
+                best[:] = np.inf
+                for m in range(measured):
+                    x, j = near[m], low + found[m]
+                    e = reference_norms[j] - 2.0 * exact_dot(standard, i, reference, j)
+                    if x <= first and (e < mine_first or (e == mine_first and j < where)):
+                        mine_first, where = e, j
+                    if not x < fifth - doubt and x <= fifth + doubt and e < best[OWN_RANK - 1]:
+                        k = OWN_RANK - 1
+                        while k > 0 and best[k - 1] > e:
+                            best[k] = best[k - 1]
+                            k -= 1
+                        best[k] = e
+                mine_fifth = best[last - nearer]
+            if high - low < r:
+                limit = np.float32(least_of(rough, b, lows) + doubt)
+                for m in range(columns_within(rough, b, lows, limit, found)):
+                    e = reference_norms[found[m]] - 2.0 * exact_dot(standard, i, reference, found[m])
+                    nearest_other = min(nearest_other, e)
+            else:
+                nearest_other = mine_fifth
+            if last < 0:
+                mine_first = mine_fifth = nearest_other
+            own_index[i] = where
+            own[i] = max(norms[i] + mine_fifth, 0.0)
+            own_first[i] = max(norms[i] + mine_first, 0.0)
+            other[i] = max(norms[i] + nearest_other, 0.0)
 
 
 @njit(cache=True, nogil=True)
@@ -591,39 +576,6 @@ def popcount8(typing: Any, value: Any) -> Any:
     return types.uint8(types.uint8), generate
 
 
-@intrinsic
-def at_most(typing: Any, values: Any, first: Any, limit: Any) -> Any:
-    """Which of 64 bytes or float32 from place `first` of a whole array on are at most `limit`: bit k of a word for k.
-
-    The processor compares 16 to 64 bytes at once; a loop over words of eight takes four times as long.
-    """
-    kind = values.dtype
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        index, lanes = ir.IntType(32), ir.VectorType(context.get_value_type(kind), MASK_VALUES)
-        loaded = builder.load(builder.bitcast(builder.gep(data, [arguments[1]]), lanes.as_pointer()))
-        loaded.align = kind.bitwidth // 8
-        one = builder.insert_element(ir.Constant(lanes, ir.Undefined), arguments[2], ir.Constant(index, 0))
-        every = ir.Constant(ir.VectorType(index, MASK_VALUES), [0] * MASK_VALUES)
-        limits = builder.shuffle_vector(one, ir.Constant(lanes, ir.Undefined), every)
-        compare = builder.fcmp_ordered if isinstance(kind, types.Float) else builder.icmp_unsigned
-        return builder.bitcast(compare("<=", loaded, limits), ir.IntType(MASK_VALUES))
-
-    return types.uint64(values, types.intp, kind), generate
-
-
-@intrinsic
-def highest_bit(typing: Any, word: Any) -> Any:
-    """Place of the highest set bit of a word that isn't zero, 0 to 63."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        zeros = builder.ctlz(arguments[0], ir.Constant(ir.IntType(1), 1))
-        return builder.sub(ir.Constant(ir.IntType(64), 63), zeros)
-
-    return types.int64(types.uint64), generate
-
-
 @njit(cache=True, nogil=True)
 def differing_bits(word: Any, planes: Any, m: int, out: Any) -> None:
     """Number of bits in which a 64-bit word differs from each of m others.
@@ -706,9 +658,10 @@ def warm_up() -> None:
     prepare(inputs, labels, column, ones, 1.0, k, standard, thin, norms)
     own, other, index = np.empty(n), np.empty(n), np.empty(n, dtype=np.int64)
     bounds = np.array([0, 1, 2], dtype=np.int64)
-    products, thin_norms = np.zeros((n, n), dtype=np.float32), np.zeros(n, dtype=np.float32)
-    known = (standard, norms, labels, standard, norms, thin_norms, 1.0, bounds, own, norms.copy(), index, other)
-    neighbours(thin, np.zeros((d, n), dtype=np.float32), products, *known)
+    flat = np.zeros((TILE_ROWS, d + 1), dtype=np.float32)
+    flat[n:, -1] = np.inf
+    columns = packed(flat)
+    neighbours(thin, standard, norms, labels, standard, norms, bounds, 1.0, columns, own, norms.copy(), index, other)
     out = np.empty(n)
     log_ratio(own, other, 1.0, out)
     residual(standard, labels, np.zeros((k, d)), np.zeros((k, d, 1)), np.ones(k, dtype=np.int64), out)

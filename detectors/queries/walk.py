@@ -44,7 +44,8 @@ from numpy.typing import NDArray
 
 from detectors.kernels.prefetch import prefetch
 from detectors.kernels.recency import TAKEN_OVER, home, use
-from detectors.kernels.rows import CODE_DIMS, MASK_VALUES, at_most, differing_bits, highest_bit, popcount32
+from detectors.kernels.rows import CODE_DIMS, differing_bits, popcount32
+from detectors.kernels.sieves import MASK_VALUES, at_most, highest_bit
 from detectors.queries.memory import (
     CLUSTERS,
     DUPLICATES,

@@ -149,19 +149,18 @@ def test_memory_layout_changes_nothing(ensemble: Ensemble, traffic: Batch) -> No
 
 
 def rough_neighbours(
-    thin: Any, reference_thin: Any, block: Any, standard: Any, norms: Any, labels: Any, reference: Any,
-    reference_norms: Any, thin_norms: Any, longest: float, bounds: Any, own: Any, own_first: Any, own_index: Any,
-    other: Any,
+    thin: Any, standard: Any, norms: Any, labels: Any, reference: Any, reference_norms: Any, bounds: Any,
+    longest: float, columns: Any, own: Any, own_first: Any, own_index: Any, other: Any,
 ) -> None:  # fmt: skip
     """`rows.neighbours` that believes a single-precision product."""
+    reference_thin = np.ascontiguousarray(reference.T, dtype=np.float32)
     squared = norms[:, None] + reference_norms - 2.0 * (thin @ reference_thin).astype(np.float64)
     fill_nearest(np.maximum(squared, 0.0), labels, bounds, own, own_first, own_index, other)
 
 
 def product_neighbours(
-    thin: Any, reference_thin: Any, block: Any, standard: Any, norms: Any, labels: Any, reference: Any,
-    reference_norms: Any, thin_norms: Any, longest: float, bounds: Any, own: Any, own_first: Any, own_index: Any,
-    other: Any,
+    thin: Any, standard: Any, norms: Any, labels: Any, reference: Any, reference_norms: Any, bounds: Any,
+    longest: float, columns: Any, own: Any, own_first: Any, own_index: Any, other: Any,
 ) -> None:  # fmt: skip
     """`rows.neighbours` from a double-precision product of the whole batch, exact only on the grid."""
     squared = np.maximum(norms[:, None] + reference_norms - 2.0 * (standard @ reference.T), 0.0)

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from detectors import kernels
 from detectors.contract import Batch
-from detectors.kernels import exact, rows, siphash
-from detectors.view import BLOCK_ROWS, BatchView, ReferenceFrame
+from detectors.kernels import exact, rows, sieves, siphash
+from detectors.view import BatchView, ReferenceFrame
 
 KEY = bytes(range(16))
 #: Outputs for the key 00..0f and the input 00, 01 ... of each length: appendix A of the paper (15), and the authors'
@@ -246,12 +246,85 @@ def test_neighbours_match_whole_numbers(n: int, d: int, sizes: tuple[int, ...], 
     assert view.other_distance.tolist() == [math.sqrt(s) for s in other]
 
 
+def whole_number_neighbours(view: BatchView) -> tuple[NDArray[Any], ...]:
+    """Own, own nearest, its index and other by a product of whole numbers of grid steps, every pair measured."""
+    frame = view.frame
+    steps, reference = (np.rint(part * frame.grid) for part in (view.standardised, frame.standardised))
+    squared = (steps**2).sum(axis=1)[:, None] + (reference**2).sum(axis=1) - 2.0 * (steps @ reference.T)
+    squared /= frame.grid**2
+    mine = frame.labels == view.batch.labels[:, None]
+    count = mine.sum(axis=1)
+    own, others = np.where(mine, squared, np.inf), np.where(mine, np.inf, squared).min(axis=1)
+    place = np.clip(count, 1, rows.OWN_RANK) - 1
+    fifth = np.sort(own, axis=1)[np.arange(len(own)), place]
+    fifth, first = (np.where(count > 0, found, others) for found in (fifth, own.min(axis=1)))
+    index = np.where(count > 0, own.argmin(axis=1), -1)
+    return fifth, first, index, np.where(count < len(frame.labels), others, fifth)
+
+
+def rows_of(kind: str, r: int, d: int, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Reference rows (r, d) and inputs (70, d)."""
+    if kind == "noise":
+        return rng.normal(size=(r, d)), rng.normal(size=(70, d))
+    if kind == "clusters":
+        centres = rng.normal(size=(7, d)) * 2
+        near = centres[rng.integers(0, 7, r + 70)] + rng.normal(0, 0.2, (r + 70, d))
+        return near[:r], near[r:]
+    if kind == "ties":
+        return rng.integers(-1, 2, (r, d)).astype(float), rng.integers(-1, 2, (70, d)).astype(float)
+    if kind == "one row":
+        return np.full((r, d), 0.3), np.full((70, d), 0.3)
+    if kind == "far":
+        return 60.0 + rng.normal(0, 1e-4, (r, d)), rng.choice([-1e9, 59.9999, 60.0, 1e9], (70, d))
+    heavy = rng.standard_t(1, (r + 70, d))
+    return heavy[:r], heavy[r:]
+
+
+@pytest.mark.parametrize("kind", ["noise", "clusters", "ties", "one row", "far", "heavy tails"])
+@pytest.mark.parametrize(
+    ("d", "sizes"),
+    [
+        (64, (100,) * 10),
+        (64, (0, 1, 2, 5, 300, 4, 0)),
+        (1, (300, 20, 255)),
+        (7, (16, 240, 256, 1)),
+        (64, (1,)),
+        (64, (257,)),
+        (64, (0, 31, 0)),
+        (784, (150, 150)),
+        (20, (5000, 3)),
+        (3, (1, 2) * 40),
+    ],
+)
+def test_neighbours_are_those_of_all_pairs_however_cut(kind: str, d: int, sizes: tuple[int, ...]) -> None:
+    labels = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    rng = np.random.default_rng(len(labels) + d)
+    reference, inputs = rows_of(kind, len(labels), d, rng)
+    some = rng.choice(len(reference), 5)
+    inputs[:5] = reference[some]
+    reference[rng.choice(len(reference), 5)] = reference[some]
+    batch = batch_of(inputs, rng.integers(0, len(sizes), len(inputs)).astype(np.int32))
+    frame = frame_of(reference, labels, len(sizes))
+
+    def found(start: int, stop: int) -> list[NDArray[Any]]:
+        view = BatchView(frame, batch.take(slice(start, stop)))
+        return [view.own_squared, view.own_nearest, view.nearest_own, view.other_squared]
+
+    own, first, index, other = whole_number_neighbours(BatchView(frame, batch))
+    for cuts in ([0, 70], [0, 0, 1, 2, 4, 7, 12, 20, 29, 45, 70]):
+        parts = [np.concatenate(part) for part in zip(*(found(a, b) for a, b in itertools.pairwise(cuts)), strict=True)]
+        assert parts[0].tobytes() == own.tobytes()
+        assert parts[1].tobytes() == np.sqrt(first).tobytes()
+        assert parts[2].tolist() == index.tolist()
+        assert parts[3].tobytes() == other.tobytes()
+
+
 def test_far_from_the_origin_the_proposals_still_hold_the_nearest() -> None:
     labels = np.repeat(np.arange(2, dtype=np.int32), 400)
     reference = 63.0 + np.random.default_rng(1).normal(0, 2e-4, (800, 64))
     inputs = 63.0 + np.random.default_rng(2).normal(0, 2e-4, (20, 64))
     view = BatchView(frame_of(reference, labels, 2), batch_of(inputs, np.zeros(20, dtype=np.int32)))
-    rough = view.frame.thin_norms - 2 * (inputs.astype(np.float32) @ view.frame.thin)
+    rough = view.frame.norms.astype(np.float32) - 2 * (inputs.astype(np.float32) @ thin_of(view.frame.standardised))
     own, nearest, index, other = plain_neighbours(view)
     assert rough[:, :400].argmin(axis=1).tolist() != index  # single precision alone is lost here
     assert view.nearest_own.tolist() == index
@@ -259,13 +332,17 @@ def test_far_from_the_origin_the_proposals_still_hold_the_nearest() -> None:
     assert view.own_nearest.tolist() == [math.sqrt(s) for s in nearest]
 
 
+def thin_of(reference: NDArray[np.float64]) -> NDArray[np.float32]:
+    """(d, r) reference rows as columns in single precision."""
+    return np.ascontiguousarray(reference.T, dtype=np.float32)
+
+
 def proposals_only(
-    thin: Any, reference_thin: Any, block: Any, standard: Any, norms: Any, labels: Any, reference: Any,
-    reference_norms: Any, thin_norms: Any, longest: float, bounds: Any, own: Any, own_first: Any, own_index: Any,
-    other: Any,
+    thin: Any, standard: Any, norms: Any, labels: Any, reference: Any, reference_norms: Any, bounds: Any,
+    longest: float, columns: Any, own: Any, own_first: Any, own_index: Any, other: Any,
 ) -> None:  # fmt: skip
     """`rows.neighbours` without the exact second measurement."""
-    squared = norms[:, None] + reference_norms - 2.0 * (thin @ reference_thin).astype(np.float64)
+    squared = norms[:, None] + reference_norms - 2.0 * (thin @ thin_of(reference)).astype(np.float64)
     for i, label in enumerate(labels):
         mine = squared[i, bounds[label] : bounds[label + 1]]
         own[i] = np.sort(mine)[rows.OWN_RANK - 1]
@@ -288,9 +365,7 @@ def test_distances_do_not_depend_on_cuts_and_without_the_recheck_they_do(monkeyp
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(10, dtype=np.int32), 30)
     frame = frame_of(rng.normal(size=(300, 64)), labels, 10)
-    batch = batch_of(
-        rng.normal(size=(3 * BLOCK_ROWS + 50, 64)), rng.integers(0, 10, 3 * BLOCK_ROWS + 50).astype(np.int32)
-    )
+    batch = batch_of(rng.normal(size=(400, 64)), rng.integers(0, 10, 400).astype(np.int32))
     cut, whole = cut_and_whole(frame, batch)
     assert cut == whole
     monkeypatch.setattr(rows, "neighbours", proposals_only)
@@ -356,10 +431,10 @@ def test_differing_bits_match_python() -> None:
 @njit
 def hits_of(values: Any, first: int, limit: int) -> Any:
     """The mask of 64 bytes, and its bits from the highest down."""
-    mask = rows.at_most(values, first, np.uint8(limit))
+    mask = sieves.at_most(values, first, np.uint8(limit))
     left, found = mask, [np.int64(0) for _ in range(0)]
     while left != np.uint64(0):
-        top = rows.highest_bit(left)
+        top = sieves.highest_bit(left)
         left ^= np.uint64(1) << np.uint64(top)
         found.append(top)
     return mask, found
@@ -368,28 +443,28 @@ def hits_of(values: Any, first: int, limit: int) -> Any:
 @pytest.mark.parametrize("limit", [0, 1, 9, 127, 128, 254, 255])
 def test_a_mask_of_bytes_at_most_a_limit_matches_numpy(limit: int) -> None:
     values = np.random.default_rng(limit).integers(0, 256, 200, dtype=np.uint8)
-    values[[3, 3 + rows.MASK_VALUES - 1]] = limit
+    values[[3, 3 + sieves.MASK_VALUES - 1]] = limit
     mask, found = hits_of(values, 3, limit)
-    expected = np.flatnonzero(values[3 : 3 + rows.MASK_VALUES] <= limit)
+    expected = np.flatnonzero(values[3 : 3 + sieves.MASK_VALUES] <= limit)
     assert found == expected[::-1].tolist()
     assert int(mask) == sum(1 << int(k) for k in expected)
 
 
 def test_a_mask_of_bytes_above_the_limit_is_empty() -> None:
-    mask, found = hits_of(np.full(rows.MASK_VALUES, 8, dtype=np.uint8), 0, 7)
+    mask, found = hits_of(np.full(sieves.MASK_VALUES, 8, dtype=np.uint8), 0, 7)
     assert int(mask) == 0 and found == []
 
 
 @njit
 def word_of(values: Any, first: int, limit: Any) -> Any:
-    return rows.at_most(values, first, limit)
+    return sieves.at_most(values, first, limit)
 
 
 @pytest.mark.parametrize("limit", [-np.inf, -1.0, 0.0, 0.3, np.inf])
 def test_a_mask_of_singles_at_most_a_limit_matches_numpy(limit: float) -> None:
     values = np.random.default_rng(1).normal(size=(3, 128)).astype(np.float32)
     values[1, 5:9] = limit, np.inf, np.nan, -np.inf
-    expected = np.flatnonzero(values.ravel()[130 : 130 + rows.MASK_VALUES] <= np.float32(limit))
+    expected = np.flatnonzero(values.ravel()[130 : 130 + sieves.MASK_VALUES] <= np.float32(limit))
     assert int(word_of(values, 130, np.float32(limit))) == sum(1 << int(k) for k in expected)
 
 

@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.kernels import outliers
+from detectors.kernels import outliers, sieves
 
 #: Numbers of directions that are tried for the bound, and the sample that tells what they cost.
 DIRECTIONS = (6, 14, 22, 30, 38, 46)
@@ -69,7 +69,7 @@ class Neighbours:
     def _with(cls, rows: NDArray[np.float64], basis: NDArray[np.float64]) -> Self:
         (n, width), directions = rows.shape, basis.shape[1]
         centre = rows.mean(axis=0)
-        columns = -(-n // outliers.TILE_ROWS) * outliers.TILE_ROWS
+        columns = -(-n // sieves.TILE_ROWS) * sieves.TILE_ROWS
         short = np.zeros((columns, directions + 2), dtype=np.float32)
         norms = np.empty(n)
         outliers.project(rows, centre, basis, norms, short[:n])
@@ -78,8 +78,7 @@ class Neighbours:
         with np.errstate(over="ignore"):  # such rows are not looked at in single precision
             short[:n, -1] = norms
             single[:, :width] = rows - centre
-        thin = np.ascontiguousarray(short.reshape(-1, outliers.COLUMNS, directions + 2).transpose(0, 2, 1))
-        return cls(rows, centre, basis, thin, single, float(np.sqrt(norms.max())))
+        return cls(rows, centre, basis, sieves.packed(short), single, float(np.sqrt(norms.max())))
 
     def search(self, inputs: NDArray[np.float64], count: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """(n, count) ascending squared distances and the reference rows they go to; infinite and -1 where none is."""
