@@ -455,10 +455,7 @@ def _embeddings(column: Any, width: int, path: Path) -> NDArray[np.float64] | No
     wrong = np.flatnonzero(lengths != width)
     if len(wrong):
         row = int(np.flatnonzero(there)[wrong[0]])
-        raise ConfigError(
-            f"{path}: row {row} has an embedding of {lengths[wrong[0]]} values; the schema's `embedding_width` is "
-            f"{width}"
-        )
+        raise ConfigError(f"{path}: row {row} has an embedding of {lengths[wrong[0]]} values; {width} are expected")
     try:
         values = pc.cast(pc.list_flatten(lists), pa.float64()).to_numpy(zero_copy_only=False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):

@@ -442,6 +442,10 @@ def test_inquiries_are_fitted_with_the_model_at_hand(
         "    return powers / powers.sum(axis=1, keepdims=True)\n"
         "def backwards(rows):\n"
         "    return answer(rows)[:, ::-1]\n"
+        "def logits(rows):\n"
+        "    return rows @ weights\n"
+        "def leaves(rows):\n"
+        "    raise SystemExit(3)\n"
     )
     monkeypatch.setattr(sys, "path", list(sys.path))
     out = str(tmp_path / "asking.vedette")
@@ -461,6 +465,11 @@ def test_inquiries_are_fitted_with_the_model_at_hand(
         assert "of 2000 benign rows the label that was recorded" in refused(capsys)
         assert invoke([*arguments, "all", "--model", "http://127.0.0.1:9/v2/models/m"]) == 22
         assert "cannot be asked" in refused(capsys)
+        for name, code, said in (("logits", 2, "no probabilities"), ("leaves", 22, "failed: SystemExit: 3")):
+            assert invoke([*arguments, "all", "--model", f"shopmodel:{name}"]) == code
+            told = capsys.readouterr().err
+            assert said in told
+            assert "fitting detectors" not in told, "a model that can't be asked is refused before the work"
     finally:
         sys.modules.pop("shopmodel", None)
 
