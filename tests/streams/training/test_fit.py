@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from dataclasses import replace
 from datetime import datetime
@@ -22,6 +23,7 @@ from detectors.calibration.report import FitReport
 from detectors.manifest import read_origin, read_report
 from streams import tables
 from streams.cli import Session, invoke
+from streams.redteam import charts
 from streams.training.findings import Findings, show
 from streams.training.sources import Span, events_of
 from tests.streams.training.conftest import CLASSES, KEY, WEEK, Files, fit_arguments
@@ -342,6 +344,12 @@ def test_the_page_holds_the_promise_and_what_was_found(
     assert report.examination is not None
     assert FitReport.from_dict(report.to_dict()) == report
     assert told["leave_one_out"]["found_worst"] <= told["leave_one_out"]["found_mean"] <= 1.0
+
+
+def test_bars_of_weights_are_as_long_as_weights_are_large() -> None:
+    drawn = str(charts.bars([("one", 0.3), ("other", 0.1)], "", logarithmic=False))
+    long, short = (float(width) for width in re.findall(r'class="bar"[^>]* width="([0-9.]+)"', drawn))
+    assert long / short == pytest.approx(3, rel=0.01)
 
 
 def test_the_page_says_what_the_data_cannot_support(files: Files, tmp_path: Path) -> None:
