@@ -18,10 +18,19 @@ from numpy.typing import NDArray
 from detectors import registry
 from detectors.calibration.report import FitReport
 from detectors.errors import BundleError, DetectorError, MissingDetector
-from detectors.manifest import BROKEN, BUNDLE_VERSION, MANIFEST, Origin, origin_of, read_manifest, sentence
+from detectors.manifest import (
+    BROKEN,
+    BUNDLE_VERSION,
+    MANIFEST,
+    Origin,
+    origin_of,
+    other_release,
+    read_manifest,
+    sentence,
+)
 from detectors.responses.escalation import Escalation
 from detectors.schema import FeatureSchema
-from detectors.scorer import INQUIRIES, Ensemble, escalation_of
+from detectors.scorer import CONTENT_VERSION, INQUIRIES, Ensemble, escalation_of
 
 #: What content that doesn't fit together raises.
 MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, DetectorError)
@@ -120,9 +129,8 @@ def load(path: str | Path, schema: FeatureSchema | None = None) -> Ensemble:
     except MissingDetector as missing:
         raise BundleError(f"bundle {path} {_missing(missing.name, made)}") from None
     except MALFORMED as wrong:
-        changes = _changes(made, made.packages)
-        others = f" ({'; '.join(changes)})" if changes else ""
-        raise BundleError(f"bundle {path}: its content does not fit together: {wrong}{others}; fit it anew") from None
+        said = f"its content does not fit together: {wrong}{_others(made)}"
+        raise BundleError(f"bundle {path}: {said}; fit it anew") from None
     if ensemble.digest != manifest["digest"]:
         raise BundleError(f"bundle {path}: its content is not what its digest says; fit it anew or copy it again")
     if schema is not None and schema.digest() != ensemble.schema.digest():
@@ -171,6 +179,12 @@ def _changes(made: Origin, names: Iterable[str]) -> list[str]:
     ]
 
 
+def _others(made: Origin) -> str:
+    """Packages that have another version here than at the fit, in brackets; empty where none has."""
+    changes = _changes(made, made.packages)
+    return f" ({'; '.join(changes)})" if changes else ""
+
+
 def _missing(name: str, made: Origin) -> str:
     provider = made.providers.get(name)
     if provider is None:
@@ -195,6 +209,13 @@ def _entry(name: str) -> zipfile.ZipInfo:
 
 def _read(path: str | Path, prefix: str = "") -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     manifest = read_manifest(path)
+    written = manifest["settings"].get("version")
+    if written != CONTENT_VERSION:
+        remedy = other_release(written, CONTENT_VERSION)
+        raise BundleError(
+            f"bundle {path} has content version {written!r}; this release reads {CONTENT_VERSION}"
+            f"{_others(origin_of(manifest, path))}; {remedy}"
+        )
     names: Mapping[str, Any] = manifest["arrays"]
     arrays: dict[str, NDArray[Any]] = {}
     try:

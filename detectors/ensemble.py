@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,11 +35,12 @@ from detectors.calibration.report import FitReport
 from detectors.calibration.scheme import Scheme
 from detectors.calibration.weeks import LEAST_CLIENTS, LEAST_ROWS
 from detectors.contract import ANONYMOUS, Batch, Detector, HistoryDetector, Progress, Reference
-from detectors.embeddings.space import check_embeddings, embedded_rows, needs_embedding
+from detectors.embeddings.space import check_embeddings, embedded_rows, needs_embedding, rarely_embedded
 from detectors.errors import FitError, SchemaError
 from detectors.queries.codes import Coder
 from detectors.queries.intent import IntentTest
 from detectors.queries.walk import BINS, PLAIN, Columns, Tables
+from detectors.responses.asking import asked
 from detectors.responses.contract import Ask
 from detectors.responses.escalation import Escalation
 from detectors.schema import FeatureSchema
@@ -153,6 +154,10 @@ def fit(
     kept = correct_rows(reference, len(schema.classes), schema.width)
     _check_size(kept, schema)
     doubted = doubts(kept, benign, schema)
+    for what, rows in (("reference rows", kept), ("benign events", benign)):
+        doubted += [] if rows is None else rarely_embedded(chosen, schema.embedding_width, rows, what)
+    if inquiries and ask is not None:
+        asked(ask, kept.inputs[:1], len(schema.classes))  # a model that can't be asked is refused before the work
     traffic = benign
     if traffic is None:
         kept, traffic = _stand_in(kept, rng)
@@ -197,6 +202,12 @@ def fit(
             rng.spawn(1)[0],
             inquiries,
             lambda what, share: progress(what, 0.98 + 0.02 * share),
+        )
+    untried = [one.name for one in fitted if one.name not in {told.detector for told in examined.curves}]
+    if examined.curves and untried:
+        doubted.append(
+            f"crafted rows carry no embedding and belong to no history, so nothing is known of how well "
+            f"{' and '.join(untried)} find them"
         )
     ensemble = Ensemble(
         schema=schema,
@@ -363,8 +374,10 @@ def _single(
         view = BatchView(frame, _as_batch(rows))
         return np.asarray(calibration.surprise[calibration.ranks(raw_scores(detectors, view), view.batch.labels)])
 
-    known = (crafted or {}).values()
-    bare = not any(len(embedded_rows(rows, schema.embedding_width)) for rows in known)
+    def without_embeddings(known: Iterable[Reference]) -> bool:
+        return not any(len(embedded_rows(rows, schema.embedding_width)) for rows in known)
+
+    bare = without_embeddings((crafted or {}).values())
     alone = np.array([not (remembers(one) or (bare and needs_embedding(one))) for one in detectors])
     learns = scheme.fusion != "mean"
     attacks: list[tuple[str, NDArray[np.float64]]] = []
@@ -396,7 +409,9 @@ def _single(
     pvalues = np.column_stack([calibration.pvalues(ranks[fresh]), fusion.pvalues(rank[fresh])])
     examined = Examination(
         uniformity=uniformities(names, pvalues, labels[fresh], single.calibrated),
-        curves=_curves(single, calibration.normal(scores[fresh], labels[fresh]), sums[fresh], shown),
+        curves=_curves(
+            single, calibration.normal(scores[fresh], labels[fresh]), sums[fresh], shown, without_embeddings(shown)
+        ),
         benign=int(np.count_nonzero(fresh)),
         crafted=sum(map(len, shown)),
         against=int(np.count_nonzero(fresh)),
@@ -408,14 +423,22 @@ def _single(
 
 
 def _curves(
-    single: Single, normal: NDArray[np.float64], sums: NDArray[np.float64], crafted: Sequence[Reference]
+    single: Single, normal: NDArray[np.float64], sums: NDArray[np.float64], crafted: Sequence[Reference], bare: bool
 ) -> tuple[Curve, ...]:
-    """ROC of each detector and of the fused score: normalised scores (n, D) and sums (n,) of benign rows; crafted."""
+    """ROC of each detector and of the fused score: normalised scores (n, D) and sums (n,) of benign rows; crafted.
+
+    Detectors that can't speak of crafted rows have none: those of histories and, where no row carries an embedding
+    (`bare`), those of embeddings.
+    """
     if not crafted:
         return ()
     found = [single.score(_as_batch(rows)) for rows in crafted]
     odd = np.concatenate([single.scores.normal(one.scores, one.view.batch.labels) for one in found])
-    curves = [curve(one.name, normal[:, place], odd[:, place]) for place, one in enumerate(single.detectors)]
+    curves = [
+        curve(one.name, normal[:, place], odd[:, place])
+        for place, one in enumerate(single.detectors)
+        if not (remembers(one) or (bare and needs_embedding(one)))
+    ]
     return (*curves, curve(FUSED, sums, np.concatenate([one.sums for one in found])))
 
 

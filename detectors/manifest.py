@@ -59,12 +59,16 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise BundleError(f"no bundle at {path}; make one with `vedette fit`") from None
     except BROKEN as wrong:
-        raise BundleError(f"{path} is no bundle, or a damaged one: {sentence(wrong)}") from None
+        if isinstance(wrong, OSError) and wrong.strerror:
+            raise BundleError(f"bundle {path} cannot be read: {wrong.strerror}") from None
+        told = f"{path} is no bundle, or a damaged one: {sentence(wrong)}"
+        raise BundleError(f"{told}; fit it anew or copy it again") from None
     if not isinstance(manifest, dict):
         raise BundleError(f"bundle {path}: its manifest is no object")
     version = manifest.get("bundle_version")
     if version != BUNDLE_VERSION:
-        raise BundleError(f"bundle {path} has version {version!r}; this release reads {BUNDLE_VERSION}; fit it anew")
+        remedy = other_release(version, BUNDLE_VERSION)
+        raise BundleError(f"bundle {path} has version {version!r}; this release reads {BUNDLE_VERSION}; {remedy}")
     for name, kind in (("digest", str), ("settings", dict), ("arrays", dict)):
         if not isinstance(manifest.get(name), kind):
             raise BundleError(f"bundle {path}: its manifest lacks {name!r}")
@@ -138,6 +142,12 @@ def read_report(path: str | Path) -> FitReport:
         return FitReport.from_dict(manifest["report"])
     except (KeyError, TypeError, ValueError, AttributeError) as wrong:
         raise BundleError(f"bundle {path}: its report is malformed: {wrong}") from None
+
+
+def other_release(version: object, read: int) -> str:
+    """What to do about a bundle of a version that is not the one which is read."""
+    newer = isinstance(version, int) and version > read
+    return "a newer one made it: upgrade Vedette here, or fit it anew" if newer else "fit it anew"
 
 
 def sentence(wrong: Exception) -> str:

@@ -19,7 +19,7 @@ from detectors.calibration.report import FitReport
 from detectors.calibration.residual import between_share
 from detectors.calibration.weeks import LEAST_CLIENTS, LEAST_ROWS
 from detectors.contract import ANONYMOUS, Batch, Progress
-from detectors.embeddings.space import check_embeddings
+from detectors.embeddings.space import check_embeddings, rarely_embedded
 from detectors.errors import FitError
 from detectors.queries.walk import PLAIN, Columns
 from detectors.scorer import Ensemble
@@ -138,6 +138,7 @@ def recalibrate(
         "the promise holds for client-weeks that are exchangeable with these; clients of a new kind are outside it",
     ]
     notes += excuses(decision, past, week_us)
+    notes += rarely_embedded(ensemble.single.detectors, ensemble.schema.embedding_width, pilot, "events of the pilot")
     if len(excused):
         seen = int(np.isin(np.array(list(excused), dtype=np.uint64), past.weeks.clients).sum())
         notes.append(

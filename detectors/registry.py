@@ -127,7 +127,7 @@ def _loaded(point: EntryPoint) -> type[Detector | HistoryDetector]:
     where = f"the detector {point.name!r} ({point.value}, of {'?' if point.dist is None else point.dist.name})"
     try:
         found: Any = point.load()
-    except Exception as failed:  # whatever the module does, its user reads one sentence
+    except (Exception, SystemExit) as failed:  # whatever the module does, its user reads one sentence
         raise DetectorError(f"{where} cannot be imported: {type(failed).__name__}: {failed}") from None
     lacking = [part for part in ("fit", "explain", "arrays", "restore") if not callable(getattr(found, part, None))]
     if not (callable(getattr(found, "score", None)) or callable(getattr(found, "advance", None))):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -172,6 +173,22 @@ def _probabilities(outputs: NDArray[np.float64], labels: NDArray[np.int32]) -> N
     return None if unlearnable(outputs, labels) else outputs
 
 
+@contextmanager
+def learning() -> Iterator[None]:
+    """Around the fit of estimators of scikit-learn: warnings are not told, as a stop at the last pass is good enough.
+
+    Ctrl-C stops it: networks take a KeyboardInterrupt for the end of learning, with a warning, and would go on as they
+    are by then.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("error", "Training interrupted by user", UserWarning)
+        try:
+            yield
+        except UserWarning:
+            raise KeyboardInterrupt from None
+
+
 def _settings(rows: int, shrinkage: float, seed: int) -> dict[str, Any]:
     return {
         "hidden_layer_sizes": HIDDEN_UNITS,
@@ -189,8 +206,7 @@ def _learn_scores(inputs: NDArray[np.float64], outputs: NDArray[np.float64], see
     logits = np.log(np.maximum(outputs, LEAST_PROBABILITY))
     logits -= logits.mean(axis=1, keepdims=True)
     learner = MLPRegressor(**_settings(len(inputs), SCORE_SHRINKAGE, seed))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a stop at the last pass is good enough
+    with learning():
         learner.fit(inputs, logits)
     return learner.coefs_, learner.intercepts_
 
@@ -207,8 +223,7 @@ def _learn_labels(inputs: NDArray[np.float64], labels: NDArray[np.int32], classe
         weights = [np.zeros(shape) for shape in itertools.pairwise(sizes)]
         return [*weights, output], [*(np.zeros(units) for units in HIDDEN_UNITS), output_bias]
     learner = MLPClassifier(**_settings(len(inputs), LABEL_SHRINKAGE, seed))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a stop at the last pass is good enough
+    with learning():
         learner.fit(inputs, labels)
     last, last_bias = learner.coefs_[-1], learner.intercepts_[-1]
     if len(seen) == 2:  # one logistic unit speaks for the second class

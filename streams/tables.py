@@ -46,6 +46,10 @@ LATEST_SECONDS = 253_402_300_800.0
 UNREADABLE = (pa.ArrowException, OSError, ValueError, EOFError, TypeError, MemoryError, zipfile.BadZipFile, zlib.error)
 #: Column of Parquet files with the embedding, a list of numbers in each row; a feature where it holds single numbers.
 EMBEDDING = "embedding"
+#: What pandas makes of clients' numbers in a CSV file where some are missing.
+FLOAT_CLIENT = re.compile(r"-?\d+\.0|-?\d(\.\d+)?e\+\d+")
+#: Floats hold every whole number below this.
+EXACT = 2.0**53
 #: Rows of JSON lines that are decoded at once.
 JSONL_CHUNK_RECORDS = 5000
 
@@ -216,7 +220,7 @@ def _whole(values: NDArray[Any], path: Path, name: str, what: str = "whole numbe
     """Whole numbers as such, also where they are stored as floats; anything else is refused."""
     if values.dtype.kind in "iu":
         return values
-    wrong = np.flatnonzero(~np.isfinite(values) | (values != np.rint(values)) | (np.abs(values) >= 2.0**53))
+    wrong = np.flatnonzero(~np.isfinite(values) | (values != np.rint(values)) | (np.abs(values) >= EXACT))
     if len(wrong):
         row = int(wrong[0])
         raise ConfigError(f"{path}: `{name}` are {what}; row {row} holds {values.flat[row]:g}")
@@ -371,9 +375,9 @@ def _from_table(
     names = list(table.column_names)
     lists = EMBEDDING in names and _is_list(table.schema.field(EMBEDDING).type)
     embeddings = None
-    if lists and schema is not None and schema.embedding_width is not None:
-        embeddings = _embeddings(table.column(EMBEDDING), schema.embedding_width, path)
     known = () if schema is None else [f.name for f in schema.features]
+    if EMBEDDING in names and EMBEDDING not in known and schema is not None and schema.embedding_width is not None:
+        embeddings = _embeddings(table.column(EMBEDDING), schema.embedding_width, path)
     output_names = sorted((n for n in names if SCORE.fullmatch(n) and n not in known), key=lambda n: (len(n), n))
     if schema is None:
         features = [n for n in names if n not in RESERVED and n not in output_names and not (n == EMBEDDING and lists)]
@@ -409,7 +413,7 @@ def _from_table(
         labels=_places(labels, schema, path, "label"),
         outputs=outputs,
         truth=_places(truth, schema, path, "truth") if truth is not None else None,
-        clients=_clients(table, client_key),
+        clients=_clients(table, path, client_key),
         times=_times(table, path),
         embeddings=embeddings,
         families=_families(table) if "family" in names and "family" not in features else None,
@@ -441,6 +445,11 @@ def _embeddings(column: Any, width: int, path: Path) -> NDArray[np.float64] | No
     there = column.is_valid().to_numpy()
     if not there.any():
         return None
+    if not _is_list(column.type):
+        raise ConfigError(
+            f"{path}: column {EMBEDDING!r} is of {column.type}, not of lists of {width} numbers; write embeddings as "
+            "Parquet, npz or JSON lines (CSV holds no lists), or leave the column out"
+        )
     lists = column.drop_null()
     lengths = pc.list_value_length(lists).to_numpy()
     wrong = np.flatnonzero(lengths != width)
@@ -517,17 +526,36 @@ def _class_texts(column: Any) -> Any:
     return pc.cast(column, pa.string()) if pa.types.is_boolean(kind) else pc.cast(numbers, pa.string())
 
 
-def _clients(table: pa.Table, client_key: bytes) -> NDArray[np.uint64]:
+def _clients(table: pa.Table, path: Path, client_key: bytes) -> NDArray[np.uint64]:
     if "client" not in table.column_names:
         return np.zeros(len(table), dtype=np.uint64)
     from streams.events.identity import hash_clients
 
     column = table.column("client").combine_chunks()
     coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    texts = [_client_text(value) for value in coded.dictionary.to_pylist()]
+    values = coded.dictionary.to_pylist()
+    _whole_clients(values, path)
+    texts = [_client_text(value) for value in values]
     hashes = np.append(hash_clients(texts, client_key), np.uint64(0))
     index = coded.indices.fill_null(len(texts)).to_numpy(zero_copy_only=False)
     return np.asarray(hashes[index], dtype=np.uint64)
+
+
+def _whole_clients(values: Sequence[Any], path: Path) -> None:
+    """Refuse names that pandas made of whole numbers, where some are missing, and that are other clients' now."""
+    texts = [value for value in values if isinstance(value, str) and value] if path.suffix.lower() == ".csv" else []
+    if texts and all(FLOAT_CLIENT.fullmatch(text) for text in texts):
+        raise ConfigError(
+            f"{path}: column 'client' holds {texts[0]!r}, and only such names: pandas writes whole numbers so where "
+            "some are missing, and in events those clients are called otherwise; write the column as whole numbers "
+            "(astype('Int64')), or, where clients are called so, as text in Parquet"
+        )
+    beyond = [value for value in values if isinstance(value, float) and abs(value) >= EXACT]
+    if beyond:
+        raise ConfigError(
+            f"{path}: column 'client' holds {beyond[0]:.17g} as a float, where whole numbers are no longer exact; "
+            "write the column as whole numbers (astype('Int64')) or as text"
+        )
 
 
 def _client_text(value: Any) -> bytes:

@@ -33,6 +33,8 @@ COSTLY_SCORE, MOST_COSTLY = 1.01, 5
 SHARED_LEAST = 1.5
 #: The index's ticket threshold is at most this share of the most evidence that there is.
 MOST_TICKET = 0.9
+#: Rows after the last whole week are told where they are more than this share.
+REST_SHARE = 0.05
 #: Largest logarithm of a sequential statistic.
 LARGEST_LOG = 640.0
 
@@ -359,6 +361,7 @@ def excuses(decision: Decision, history: History, week_us: int) -> tuple[str, ..
     said = (
         *_short_said(history, week_us),
         *_gaps_said(history),
+        *_rest_said(history),
         *_counts_said(decision, history),
         *_costly_said(decision),
     )
@@ -394,6 +397,16 @@ def _gaps_said(history: History) -> tuple[str, ...]:
         "nothing: look whether all times are right"
     )
     return (text,)
+
+
+def _rest_said(history: History) -> tuple[str, ...]:
+    """On rows after the last whole week, which belong to no client-week."""
+    weeks = [week for _, _, week in history.parts]
+    rows = sum(map(len, weeks))
+    rest = sum(int(np.count_nonzero(week >= history.weeks.whole_weeks)) for week in weeks)
+    if rest <= REST_SHARE * rows:
+        return ()
+    return (f"{rest:,} rows ({rest / rows:.0%}) come after the last whole week and set no thresholds",)
 
 
 def _counts_said(decision: Decision, history: History) -> tuple[str, ...]:

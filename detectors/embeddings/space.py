@@ -15,6 +15,9 @@ from detectors.schema import Feature, FeatureSchema
 from detectors.stored import part_of
 from detectors.view import REFERENCE_ROWS, BatchView, ReferenceFrame, correct_rows
 
+#: Where a smaller share of rows carries an embedding, it is told.
+LEAST_EMBEDDED = 0.9
+
 
 def embedded_rows(rows: Batch | Reference, width: int | None) -> NDArray[np.intp]:
     """Places of the rows that carry an embedding, ascending; none where the schema states no width.
@@ -51,11 +54,27 @@ def check_embeddings(
 ) -> None:
     """Refuse detectors of embeddings where benign events carry none: any embedding would be odd beside them."""
     asking = [detector.name for detector in detectors if needs_embedding(detector)]
+    if asking and schema.embedding_width is None:
+        raise FitError(
+            f"{asking[0]} looks at the embedding, and the schema states no `embedding_width`; state it (--schema), or "
+            f"leave {' and '.join(asking)} out"
+        )
     if asking and benign is not None and not len(embedded_rows(benign, schema.embedding_width)):
         raise FitError(
             f"{asking[0]} is calibrated on embeddings, and the benign events carry none; give events with the field "
-            f"`embedding`, or leave {' and '.join(asking)} out"
+            f"`embedding`, or fit without {' and '.join(asking)}"
         )
+
+
+def rarely_embedded(
+    detectors: Sequence[Detector | HistoryDetector], width: int | None, rows: Batch | Reference, what: str
+) -> list[str]:
+    """A sentence where detectors look at embeddings, and fewer than `LEAST_EMBEDDED` of the rows carry one."""
+    asking = [detector.name for detector in detectors if needs_embedding(detector)]
+    carry = len(embedded_rows(rows, width)) if asking else 0
+    if not asking or carry >= LEAST_EMBEDDED * len(rows):
+        return []
+    return [f"{carry:,} of {len(rows):,} {what} carry an embedding; {' and '.join(asking)} know nothing of the others"]
 
 
 class OnEmbedding:

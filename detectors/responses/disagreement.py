@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -13,6 +12,7 @@ from detectors.contract import Reference, View
 from detectors.kernels import trees as kernels
 from detectors.schema import FeatureSchema
 from detectors.stored import stored, within
+from detectors.surrogate import learning
 from detectors.trees import Trees, read
 from detectors.view import standard_rows
 
@@ -87,8 +87,7 @@ class Disagreement:
         boosted = HistGradientBoostingClassifier(max_iter=BOOSTING_STEPS, random_state=seed, early_stopping=False)
         network = MLPClassifier((HIDDEN_UNITS,), max_iter=PASSES, random_state=seed, alpha=1e-2)
         linear = LogisticRegression(max_iter=200, C=0.1)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a stop at the last pass is good enough
+        with learning():
             for learner in (boosted, network, linear):
                 learner.fit(rows, labels)
         self._take_trees(boosted, seen)

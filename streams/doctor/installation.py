@@ -105,11 +105,8 @@ def bundle(model: ModelSettings) -> tuple[Scorer | None, Finding]:
     try:
         scorer = load(Path(model.bundle))
         made = read_origin(model.bundle)
-    except OSError as error:
-        text = f"{model.bundle} cannot be read: {error.strerror}"
-        return None, problem("bundle", text, remedy, BundleMismatch)
     except DetectorError as error:
-        return None, problem("bundle", f"{model.bundle}: {error}", remedy, BundleMismatch)
+        return None, problem("bundle", str(error), remedy, BundleMismatch)
     shape = f"{scorer.schema.width} features, {len(scorer.schema.classes)} classes"
     text = f"{model.bundle}: {shape}, digest {scorer.digest[:12]}"
     text += f", of {made.named()}" * bool(made.named()) + f", made by {made.made_by()}" * bool(made.made_by())

@@ -10,12 +10,13 @@ from streams.incidents.service import IncidentService
 LOOKED_AT = 20_000
 
 
-def approved(service: IncidentService, ensemble: Ensemble) -> list[FalseAlarm]:
+def approved(service: IncidentService, ensemble: Ensemble) -> tuple[list[FalseAlarm], int]:
     """Pages about one client that were resolved as false alarms on the word of two people, newest first.
 
-    Only those that this very ensemble decided: statistics of another one are on other scales.
+    Only those that this very ensemble decided: statistics of another one are on other scales. The number is of those
+    that others did.
     """
-    found = []
+    found, others = [], 0
     for incident in service.list("resolved", "page", LOOKED_AT):
         vouched = incident.verdict == "false" and incident.verdict_approved_by
         if not vouched or incident.entity != "client":
@@ -31,4 +32,6 @@ def approved(service: IncidentService, ensemble: Ensemble) -> list[FalseAlarm]:
                     ensemble.tables.thresholds[:2],
                 )
             )
-    return found
+        else:
+            others += 1
+    return found, others

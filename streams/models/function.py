@@ -51,7 +51,7 @@ class FunctionModel:
         rows = np.ascontiguousarray(inputs, dtype=np.float64)
         try:
             values = np.asarray(self._call(rows), dtype=np.float64)
-        except Exception as error:  # user code: whatever it raises becomes one sentence
+        except (Exception, SystemExit) as error:  # user code: whatever it raises becomes one sentence
             raise EndpointError(f"{self.name} failed: {type(error).__name__}: {error}") from error
         if values.ndim != 2 or len(values) != len(rows) or not np.isfinite(values).all():
             raise EndpointError(f"{self.name} returned {values.shape} scores for {len(rows)} rows, or not finite ones")

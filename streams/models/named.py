@@ -7,7 +7,7 @@ import inspect
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -51,7 +51,7 @@ class Answers:
                 values = np.asarray(self.estimator.predict_proba(inputs), dtype=np.float64)
             else:
                 values = np.asarray(self.estimator.decision_function(inputs), dtype=np.float64)
-        except Exception as error:  # an estimator of a stranger: whatever it raises becomes one sentence
+        except (Exception, SystemExit) as error:  # an estimator of a stranger: whatever it raises becomes one sentence
             raise EndpointError(f"{self.name} failed: {type(error).__name__}: {error}") from error
         if values.ndim == 1:
             values = np.column_stack([-values, values])
@@ -60,6 +60,21 @@ class Answers:
                 f"{self.name} returned {values.shape} scores for {len(inputs)} rows, or not finite ones"
             )
         return values
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """An object of a stranger's whose `predict` gives scores."""
+
+    model: Any
+    name: str
+
+    def predict(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Whatever the object answers; who asks looks at it."""
+        try:
+            return np.asarray(self.model.predict(inputs), dtype=np.float64)
+        except (Exception, SystemExit) as error:  # as above
+            raise EndpointError(f"{self.name} failed: {type(error).__name__}: {error}") from error
 
 
 def load(
@@ -107,7 +122,7 @@ def load(
     if hasattr(found, "predict_proba") or hasattr(found, "decision_function"):
         return Answers(found, spec)
     if hasattr(found, "predict"):
-        return cast("Model", found)
+        return Predictions(found, spec)
     raise ConfigError(f"{option}: {spec} is a {type(found).__name__}, which has neither predict_proba nor predict")
 
 
@@ -168,6 +183,8 @@ def object_of(spec: str, option: str, forms: str) -> Any:
             found = getattr(found, part)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{option}: {spec}: {error}; it is {forms}") from None
+    except (Exception, SystemExit) as failed:  # whatever the module does, its user reads one sentence
+        raise ConfigError(f"{option}: {module} cannot be imported: {type(failed).__name__}: {failed}") from None
     return found
 
 
@@ -180,7 +197,7 @@ def made_by(function: Any, spec: str) -> Any:
     """What a stranger's function returns."""
     try:
         return function()
-    except Exception as error:  # whatever it raises becomes one sentence
+    except (Exception, SystemExit) as error:  # whatever it raises becomes one sentence
         raise EndpointError(f"{spec} failed: {type(error).__name__}: {error}") from error
 
 

@@ -106,13 +106,13 @@ def reached(name: str, queries: Sequence[int], rows: int, most: int, kind: str) 
     return Line(name, [*points, (float(max(most, 1)), len(queries) / max(rows, 1))], kind)
 
 
-def bars(values: Sequence[tuple[str, float]], unit: str) -> Markup:
-    """Named values as horizontal bars, on a logarithmic scale from a thousandth of the largest."""
+def bars(values: Sequence[tuple[str, float]], unit: str, *, logarithmic: bool = True) -> Markup:
+    """Named values as horizontal bars, from 0 or on a logarithmic scale from a thousandth of the largest."""
     high = max((value for _, value in values), default=1.0) or 1.0
     step, left = 24, 150
     shapes = []
     for place, (name, value) in enumerate(values):
-        part = max(0.0, 1 + math.log10(max(value, 1e-12) / high) / 3)
+        part = max(0.0, 1 + math.log10(max(value, 1e-12) / high) / 3) if logarithmic else value / high
         wide = (BARS_WIDTH - left - 110) * part
         at = place * step
         shapes.append(_text(left - 8, at + 16, name, "end"))

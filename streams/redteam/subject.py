@@ -184,7 +184,7 @@ def _pickle(path: Path, trusted: bool) -> Any:
 
     try:
         return joblib.load(path)
-    except Exception as error:  # reading a pickle can raise anything
+    except (Exception, SystemExit) as error:  # reading a pickle can raise anything
         raise ConfigError(f"--model: {path} cannot be read: {type(error).__name__}: {error}") from None
 
 

@@ -20,7 +20,7 @@ from streams.errors import BundleMismatch, ConfigError
 from streams.incidents.false_alarms import approved
 from streams.incidents.repeaters import Repeaters, standing
 from streams.incidents.service import IncidentService
-from streams.store.client import connect
+from streams.store.client import answering, connect
 from streams.store.keys import ModelKeys
 from streams.store.messages import Repeater
 from streams.training.findings import Findings, show
@@ -76,8 +76,14 @@ def run(
         raise BundleMismatch(str(refusal)) from None
     length = period(week_seconds, None if settings is None else settings.week_seconds)
     with Telling() as telling:
-        alarms = _false_alarms(session, ensemble) if false_alarms else []
-        known_ones = _repeaters(session) if repeaters else []
+        alarms: list[FalseAlarm] = []
+        known_ones: list[Repeater] = []
+        if false_alarms:
+            alarms, told = _false_alarms(session, ensemble)
+            notes = (*notes, *told)
+        if repeaters:
+            known_ones = _repeaters(session)
+            notes = (*notes, *_until(known_ones))
         telling("reading the pilot", 0.0)
         events = events_of(pilot, session, ensemble.schema, key, span, telling)
         try:
@@ -105,7 +111,7 @@ def run(
         events=len(events.batch),
         clients=len(np.unique(events.batch.clients)),
         seconds=time.monotonic() - began,
-        notes=(*notes, *events.notes, *_until(known_ones)),
+        notes=(*notes, *events.notes),
         origin=origin,
         classes=made.schema.classes,
         page=None if shown is None else str(shown),
@@ -120,23 +126,30 @@ def run(
     return 0
 
 
-def _false_alarms(session: Session, ensemble: Ensemble) -> list[FalseAlarm]:
-    """What two people call false alarms, of the model that the session names."""
-    service = IncidentService(connect(session.settings.redis), session.model_settings.name)
-    return approved(service, ensemble)
+def _false_alarms(session: Session, ensemble: Ensemble) -> tuple[list[FalseAlarm], tuple[str, ...]]:
+    """What two people call false alarms, of the model that the session names, and what else a person should know."""
+    model, settings = session.model_settings.name, session.settings.redis
+    with answering(settings):
+        found, others = approved(IncidentService(connect(settings), model), ensemble)
+    if others:
+        said = f"{others} approved false alarms of {model} are left out: another bundle than the given one decided them"
+        return found, (said,)
+    return found, () if found else (f"there are no approved false alarms of {model} in Redis, so none count",)
 
 
 def _repeaters(session: Session) -> list[Repeater]:
     """The clients that are approved as repeaters of that model now."""
     now = time.time_ns() // 1000
-    every = Repeaters(connect(session.settings.redis), ModelKeys(session.model_settings.name)).all()
+    settings = session.settings.redis
+    with answering(settings):
+        every = Repeaters(connect(settings), ModelKeys(session.model_settings.name)).all()
     return [one for one in every if standing(one, now) == "approved"]
 
 
 def _until(known: list[Repeater]) -> tuple[str, ...]:
     """When the first approval ends, and what then."""
     if not known:
-        return ()
+        return ("no client is approved as a repeater in Redis now, so --repeaters changes nothing",)
     ends = datetime.fromtimestamp(min(one.ends for one in known) / 1e6, UTC)
     said = (
         f"the first of these approvals ends at {ends:%Y-%m-%d %H:%M} UTC; from then on that client pages as anybody: "

@@ -81,7 +81,7 @@ def model_of(option: str | None) -> Any:
             found = getattr(found, part)
     except AttributeError as missing:
         raise ConfigError(f"--model: {missing}") from None
-    except Exception as failed:  # whatever the module does, its user reads one sentence
+    except (Exception, SystemExit) as failed:  # whatever the module does, its user reads one sentence
         raise ConfigError(f"--model: {module} cannot be imported: {type(failed).__name__}: {failed}") from None
     finally:
         sys.path.remove(str(Path.cwd()))

@@ -47,7 +47,9 @@ def render(found: Findings) -> str:
         pages=_pages(found),
         interval=found.pages_a_week,
         examined=_examined(found),
-        weights=charts.bars(sorted(zip(report.detectors, report.weights, strict=True), key=lambda one: -one[1]), ""),
+        weights=charts.bars(
+            sorted(zip(report.detectors, report.weights, strict=True), key=lambda one: -one[1]), "", logarithmic=False
+        ),
         lines=lines(found),
         levels=LEVELS,
         rates=TOLD_RATES,

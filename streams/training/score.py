@@ -18,6 +18,7 @@ from rich.text import Text
 
 from detectors import bundle as bundles
 from detectors.contract import ANONYMOUS, Batch, Level, Signal, Verdicts
+from detectors.embeddings.space import rarely_embedded
 from detectors.errors import BundleError, DetectorError
 from detectors.kernels import limit_blas_threads
 from detectors.scorer import Ensemble
@@ -85,6 +86,8 @@ def run(session: Session, file: str, bundle: str | None, out: str | None, as_jso
     except BundleError as refusal:
         raise BundleMismatch(str(refusal)) from None
     rows, _ = tables.read(file, ensemble.schema, key)
+    width = ensemble.schema.embedding_width
+    notes = (*notes, *rarely_embedded(ensemble.single.detectors, width, rows.reference(), "rows"))
     found = Scored(ensemble, rows.batch(), np.argsort(rows.times, kind="stable"))
     with Telling() as telling:
         _score(found, telling)

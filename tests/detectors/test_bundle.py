@@ -23,7 +23,7 @@ from detectors.contract import Reference
 from detectors.errors import BundleError
 from detectors.manifest import MANIFEST, Origin, read_origin, read_report
 from detectors.schema import FeatureSchema
-from detectors.scorer import Ensemble
+from detectors.scorer import CONTENT_VERSION, Ensemble
 
 Entries = dict[str, bytes]
 
@@ -269,8 +269,25 @@ def test_missing_array_is_named(stored: Path, tmp_path: Path) -> None:
 
 def test_other_version_is_named(stored: Path, tmp_path: Path) -> None:
     path = with_manifest(stored, tmp_path / "new", lambda manifest: manifest.update(bundle_version=99))
-    with pytest.raises(BundleError, match="has version 99; this release reads 1; fit it anew"):
+    with pytest.raises(BundleError, match="has version 99; this release reads 1; a newer one made it: upgrade Vedette"):
         bundle.load(path)
+    path = with_manifest(stored, tmp_path / "old", lambda manifest: manifest.update(bundle_version=0))
+    with pytest.raises(BundleError, match="has version 0; this release reads 1; fit it anew"):
+        bundle.load(path)
+
+
+@pytest.mark.parametrize("load", [bundle.load, bundle.load_escalation])
+def test_other_version_of_the_content_is_named(stored: Path, tmp_path: Path, load: Callable[[Path], object]) -> None:
+    for by, says in ((1, r"; a newer one made it: upgrade Vedette here, or fit it anew"), (-1, "; fit it anew")):
+        version = CONTENT_VERSION + by
+        path = with_manifest(stored, tmp_path / "b", lambda manifest, v=version: manifest["settings"].update(version=v))
+        with pytest.raises(BundleError, match=f"has content version {version}; this release reads .*{says}$"):
+            load(path)
+
+
+def test_what_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="cannot be read: Is a directory"):
+        bundle.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["settings", "arrays", "digest"])

@@ -347,6 +347,23 @@ def test_crafted_rows_weigh_embeddings_only_where_they_carry_them() -> None:
     assert known.single.fusion.weights[1] > 0.9
 
 
+def test_what_crafted_rows_tell_nothing_of_has_no_curve_and_is_told(made: tuple[Ensemble, FitReport]) -> None:
+    examined, notes = made[1].examination, made[1].notes
+    assert examined is not None
+    assert [one.detector for one in examined.curves] == ["trust_ratio", "fused"]
+    assert any(f"how well {' and '.join(NAMES)} find them" in note for note in notes), notes
+
+
+def test_few_embeddings_are_told_and_none_stated_is_refused() -> None:
+    names = ("trust_ratio", "embedding_dknn")
+    _, report = fitted_to(events(1000, 5, bare=0.5), names, reference(bare=0.0))
+    told = [note for note in report.notes if "carry an embedding" in note]
+    assert len(told) == 1
+    assert "of 1,000 benign events carry an embedding; embedding_dknn know nothing of the others" in told[0]
+    with pytest.raises(FitError, match=r"the schema states no `embedding_width`; state it \(--schema\), or leave"):
+        fitted_to(events(1000, 5), names, schema=PLAIN)
+
+
 def test_other_detectors_score_the_same_whether_events_carry_embeddings_or_not() -> None:
     benign = events(1500, 5)
     with_them, _ = fitted_to(benign, registry.DEFAULT)

@@ -518,3 +518,18 @@ def test_a_surrogate_without_rows_or_of_another_width_is_refused(world: World) -
     for given in (Reference(reference.inputs[:0], reference.labels[:0]), world.reference):
         with pytest.raises(FitError, match="9 features"):
             Surrogate.fit(given, schema, frame, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("learn", ["MLPRegressor", "MLPClassifier"])
+def test_ctrl_c_while_the_surrogate_learns_ends_the_fit(monkeypatch: pytest.MonkeyPatch, learn: str) -> None:
+    """scikit-learn takes it for the end of learning, and would leave half a network."""
+    from sklearn import neural_network
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(getattr(neural_network, learn), "_backprop", interrupted)
+    reference, schema = two_classes()
+    given = replace(reference, outputs=np.eye(3)[reference.labels]) if learn == "MLPRegressor" else reference
+    with pytest.raises(KeyboardInterrupt):
+        fitted(given, schema)

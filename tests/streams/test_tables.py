@@ -233,6 +233,24 @@ def test_clients_are_hashed_as_events_hash_them(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["17.0", "-3.0", "3.602879701896406e+16"])
+def test_clients_that_pandas_made_floats_of_are_refused_in_csv(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"x,label,client\n1,0,{name}\n2,1,\n3,1,21.0\n")
+    with pytest.raises(ConfigError, match=r"column 'client' holds '.*', and only such names: .*astype\('Int64'\)"):
+        tables.read(path, None, KEY)
+    path.write_text(f"x,label,client\n1,0,{name}\n2,1,\n3,1,ann\n")
+    assert tables.read(path, None, KEY)[0].clients[0] == hash_clients([name.encode()], KEY)[0]
+    path = written(tmp_path / "rows.parquet", {"x": [1.0, 2.0], "label": [0, 1], "client": [name, None]})
+    assert tables.read(path, None, KEY)[0].clients[0] == hash_clients([name.encode()], KEY)[0]
+
+
+def test_clients_beyond_what_floats_hold_are_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "rows.parquet", {"x": [1.0, 2.0], "label": [0, 1], "client": [2.0**53, float("nan")]})
+    with pytest.raises(ConfigError, match="column 'client' holds 9007199254740992 as a float"):
+        tables.read(path, None, KEY)
+
+
 def test_rows_without_clients_are_anonymous_and_without_times_keep_their_order(tmp_path: Path) -> None:
     path = written(tmp_path / "rows.csv", {"x": [1.0, 2.0, 3.0], "label": [0, 1, 0]})
     rows, _ = tables.read(path, None, KEY)
@@ -527,6 +545,8 @@ def test_embeddings_come_along_where_the_schema_states_them(tmp_path: Path, name
         ([[1.0, 2.0], None, [5.0], [7.0, 8.0]], "row 2 has an embedding of 1 values; 2 are expected"),
         ([[1.0, 2.0], None, [5.0, None], [7.0, 8.0]], "the embedding of row 2 holds a value that is not finite"),
         ([["a", "b"]] * 4, "column 'embedding' does not hold lists of numbers"),
+        ([1.0, 2.0, 3.0, 4.0], "column 'embedding' is of double, not of lists of 2 numbers"),
+        (["[1.0 2.0]"] * 4, "column 'embedding' is of string, not of lists of 2 numbers"),
     ],
 )
 def test_embeddings_of_a_table_that_do_not_fit_are_named(tmp_path: Path, values: list[Any], message: str) -> None:

@@ -150,3 +150,29 @@ def test_marks_begin_another_campaign_before_their_numbers_run_out() -> None:
     marks._counter = HELLO
     first, second = marks(ROWS), marks(ROWS)
     assert first != second
+
+
+def test_a_strangers_code_that_exits_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "leaving.py").write_text(
+        "import sys\n"
+        "def scores(rows):\n    sys.exit(3)\n"
+        "def made():\n    sys.exit()\n"
+        "class Estimator:\n    predict_proba = staticmethod(scores)\n"
+        "class Plain:\n    predict = staticmethod(scores)\n"
+        "class Broken:\n    def predict(self, rows):\n        raise RuntimeError('no')\n"
+        "estimator, plain, broken = Estimator(), Plain(), Broken()\n"
+    )
+    (tmp_path / "gone.py").write_text("raise SystemExit(4)\n")
+    try:
+        for name in ("scores", "estimator", "plain", "broken"):
+            model = named.load(f"leaving:{name}", client="c")
+            with pytest.raises(EndpointError, match=f"leaving:{name} failed: (SystemExit: 3|RuntimeError: no)"):
+                model.predict(ROWS)
+        with pytest.raises(EndpointError, match="leaving:made failed: SystemExit"):
+            named.load("leaving:made", client="c")
+        with pytest.raises(ConfigError, match="--model: gone cannot be imported: SystemExit: 4"):
+            named.load("gone:model", client="c")
+    finally:
+        sys.modules.pop("leaving", None)

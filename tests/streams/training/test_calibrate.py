@@ -140,6 +140,42 @@ def test_approved_false_alarms_move_thresholds_within_their_cap(
     assert all(told["thresholds"][name] >= value for name, value in plain["thresholds"].items())
     assert told["thresholds"]["input-sequence"] < scale * 1e6
     assert told["digest"] != plain["digest"]
+    other = ["--config", str(settings), *arguments, "--bundle", silent, "--out", "three.vedette", "--false-alarms"]
+    assert invoke(other) == 0
+    notes = reported(capsys)["notes"]
+    assert any("2 approved false alarms of shop are left out: another bundle" in note for note in notes), notes
+
+
+def test_nothing_to_take_from_redis_is_told_and_what_cannot_be_read_ends_it(
+    files: Files, silent: str, redis: Redis, redis_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = Path("vedette.toml")
+    settings.write_text(
+        f'[redis]\nurl = "{redis_url}"\n[[models]]\nname = "shop"\ntopic = "shop-events"\nbundle = "{silent}"\n'
+    )
+    arguments = ["--config", str(settings), "calibrate", files.benign, "--out", "none.vedette", *OPTIONS]
+    assert invoke([*arguments, "--false-alarms", "--repeaters"]) == 0
+    notes = reported(capsys)["notes"]
+    assert any("there are no approved false alarms of shop in Redis" in note for note in notes), notes
+    assert any("no client is approved as a repeater in Redis now" in note for note in notes), notes
+    keys = ModelKeys("shop")
+    for option, key in (("--false-alarms", keys.incidents), ("--repeaters", keys.repeaters)):
+        redis.set(key, "x")
+        assert invoke([*arguments, option]) == 11
+        told = capsys.readouterr().err
+        assert "cannot be read: WRONGTYPE" in told
+        assert "Traceback" not in told
+
+
+def test_rows_after_the_last_whole_week_are_told(files: Files, silent: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["calibrate", files.benign, "--bundle", silent, "--out", "short.vedette", *OPTIONS]
+    assert invoke(arguments) == 0
+    assert not any("last whole week" in note for note in reported(capsys)["notes"])
+    assert invoke([*arguments, "--week-seconds", str(0.75 * WEEK)]) == 0
+    times = pyarrow.parquet.read_table(files.benign)["time"].to_numpy()
+    rest = int((times - times.min() >= 0.75 * WEEK).sum())
+    said = f"{rest:,} rows ({rest / len(times):.0%}) come after the last whole week and set no thresholds"
+    assert said in reported(capsys)["notes"]
 
 
 def test_approved_repeaters_are_left_out_of_what_near_duplicates_page(

@@ -93,3 +93,10 @@ def test_questions_of_a_fit_carry_marks_where_there_is_a_key(monkeypatch: pytest
     assert seen[0][2]["id"].startswith("vp1.")
     assert "id" not in seen[1][2]
     assert ask_of("scipy.special:softmax", None, lambda: "events")[1] == ()
+
+
+def test_a_module_that_exits_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone.py").write_text("raise SystemExit(4)\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="--model: gone cannot be imported: SystemExit: 4"):
+        model_of("gone:model")

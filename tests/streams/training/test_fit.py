@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from dataclasses import replace
 from datetime import datetime
@@ -22,6 +23,7 @@ from detectors.calibration.report import FitReport
 from detectors.manifest import read_origin, read_report
 from streams import tables
 from streams.cli import Session, invoke
+from streams.redteam import charts
 from streams.training.findings import Findings, show
 from streams.training.sources import Span, events_of
 from tests.streams.training.conftest import CLASSES, KEY, WEEK, Files, fit_arguments
@@ -344,6 +346,12 @@ def test_the_page_holds_the_promise_and_what_was_found(
     assert told["leave_one_out"]["found_worst"] <= told["leave_one_out"]["found_mean"] <= 1.0
 
 
+def test_bars_of_weights_are_as_long_as_weights_are_large() -> None:
+    drawn = str(charts.bars([("one", 0.3), ("other", 0.1)], "", logarithmic=False))
+    long, short = (float(width) for width in re.findall(r'class="bar"[^>]* width="([0-9.]+)"', drawn))
+    assert long / short == pytest.approx(3, rel=0.01)
+
+
 def test_the_page_says_what_the_data_cannot_support(files: Files, tmp_path: Path) -> None:
     page = tmp_path / "fit.html"
     out = str(tmp_path / "only.vedette")
@@ -442,6 +450,10 @@ def test_inquiries_are_fitted_with_the_model_at_hand(
         "    return powers / powers.sum(axis=1, keepdims=True)\n"
         "def backwards(rows):\n"
         "    return answer(rows)[:, ::-1]\n"
+        "def logits(rows):\n"
+        "    return rows @ weights\n"
+        "def leaves(rows):\n"
+        "    raise SystemExit(3)\n"
     )
     monkeypatch.setattr(sys, "path", list(sys.path))
     out = str(tmp_path / "asking.vedette")
@@ -461,6 +473,11 @@ def test_inquiries_are_fitted_with_the_model_at_hand(
         assert "of 2000 benign rows the label that was recorded" in refused(capsys)
         assert invoke([*arguments, "all", "--model", "http://127.0.0.1:9/v2/models/m"]) == 22
         assert "cannot be asked" in refused(capsys)
+        for name, code, said in (("logits", 2, "no probabilities"), ("leaves", 22, "failed: SystemExit: 3")):
+            assert invoke([*arguments, "all", "--model", f"shopmodel:{name}"]) == code
+            told = capsys.readouterr().err
+            assert said in told
+            assert "fitting detectors" not in told, "a model that can't be asked is refused before the work"
     finally:
         sys.modules.pop("shopmodel", None)
 
