@@ -17,7 +17,7 @@ from typing import Any, Literal
 import click
 
 from streams.config import ModelSettings, Settings, load
-from streams.errors import ConfigError, VedetteError
+from streams.errors import ConfigError, StoreError, VedetteError
 
 #: The import packages of this distribution; their names are generic, so every start checks whose they are.
 PACKAGES = ("detectors", "attacks", "streams")
@@ -537,6 +537,13 @@ def invoke(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 141
+    except Exception as error:
+        from redis.exceptions import RedisError
+
+        if not isinstance(error, RedisError):
+            raise
+        click.echo(f"vedette: Redis cannot be read: {error}", err=True)
+        return StoreError.exit_code
 
 
 def print_json(value: Any) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +78,6 @@ def connect_async(settings: RedisSettings, *, repeat: bool = True) -> redis.asyn
     except ValueError as wrong:
         raise ConfigError(f"redis.url: {wrong}") from None
     return client
-
-
-@contextmanager
-def answering(settings: RedisSettings) -> Iterator[None]:
-    """StoreError of what Redis refuses, or of Redis gone, while a command reads from it."""
-    try:
-        yield
-    except RedisError as error:
-        raise StoreError(f"Redis at {_without_password(settings.url)} cannot be read: {error}") from None
 
 
 def _without_password(url: str) -> str:

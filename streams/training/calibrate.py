@@ -20,7 +20,7 @@ from streams.errors import BundleMismatch, ConfigError
 from streams.incidents.false_alarms import approved
 from streams.incidents.repeaters import Repeaters, standing
 from streams.incidents.service import IncidentService
-from streams.store.client import answering, connect
+from streams.store.client import connect
 from streams.store.keys import ModelKeys
 from streams.store.messages import Repeater
 from streams.training.findings import Findings, show
@@ -128,9 +128,8 @@ def run(
 
 def _false_alarms(session: Session, ensemble: Ensemble) -> tuple[list[FalseAlarm], tuple[str, ...]]:
     """What two people call false alarms, of the model that the session names, and what else a person should know."""
-    model, settings = session.model_settings.name, session.settings.redis
-    with answering(settings):
-        found, others = approved(IncidentService(connect(settings), model), ensemble)
+    model = session.model_settings.name
+    found, others = approved(IncidentService(connect(session.settings.redis), model), ensemble)
     if others:
         said = f"{others} approved false alarms of {model} are left out: another bundle than the given one decided them"
         return found, (said,)
@@ -140,9 +139,7 @@ def _false_alarms(session: Session, ensemble: Ensemble) -> tuple[list[FalseAlarm
 def _repeaters(session: Session) -> list[Repeater]:
     """The clients that are approved as repeaters of that model now."""
     now = time.time_ns() // 1000
-    settings = session.settings.redis
-    with answering(settings):
-        every = Repeaters(connect(settings), ModelKeys(session.model_settings.name)).all()
+    every = Repeaters(connect(session.settings.redis), ModelKeys(session.model_settings.name)).all()
     return [one for one in every if standing(one, now) == "approved"]
 
 

@@ -14,6 +14,7 @@ from redis import Redis
 
 from streams import cli, embedded
 from streams.cli import invoke, vedette
+from streams.store.keys import ModelKeys
 
 COMMANDS = [
     "audit",
@@ -125,6 +126,21 @@ def test_unknown_model_and_unnamed_one_of_several(
     assert "name one of: digits, fraud" in sentence(capsys)
     assert invoke(["--config", path, "--model", "spam", "audit"]) == 2
     assert "no model 'spam'" in sentence(capsys)
+
+
+@pytest.mark.parametrize("command", ["repeaters", "incidents"])
+def test_what_redis_refuses_is_one_sentence(
+    command: str,
+    config: Callable[..., str],
+    redis: Redis,
+    redis_url: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    keys = ModelKeys("digits")
+    for key in (keys.repeaters, keys.incidents, keys.open_incidents):
+        redis.set(key, "x")
+    assert invoke(["--config", config(redis=redis_url), command, "list"]) == 11
+    assert "cannot be read: WRONGTYPE" in sentence(capsys)
 
 
 @pytest.mark.parametrize(
