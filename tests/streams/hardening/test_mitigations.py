@@ -104,7 +104,7 @@ def test_a_committee_of_forests_is_one_forest() -> None:
     model = of(made, "made").trees
     assert isinstance(model, Forest)
     assert np.allclose(model.predict(X), made.predict_proba(X))
-    assert len(model.roots) == 10
+    assert len(model.first) == 10
 
 
 def test_a_committee_of_different_kinds_only_answers() -> None:
