@@ -423,7 +423,7 @@ def test_no_domain_makes_an_attack_leave_it(name: str, data: st.DataObject) -> N
     ("name", "norm"),
     [
         (name, norm)
-        for name in ("hop_skip_jump", "boundary", "sign_opt", "square", "simba", "nes", "zoo")
+        for name in ("hop_skip_jump", "boundary", "sign_opt", "opt", "square", "cube", "simba", "nes", "zoo")
         for norm in ("l2", "linf")
         if norm in registry.kind(name).norms
     ],
