@@ -16,6 +16,7 @@ from attacks.errors import AttackError
 from attacks.hop_skip_jump import HopSkipJump
 from attacks.kept_apart import KeptApart
 from attacks.leaf_search import LeafSearch
+from attacks.leaf_tuple import LeafTuple
 from attacks.nes import Nes
 from attacks.opt import Opt
 from attacks.pgd import Fgsm, Pgd, TransferPgd
@@ -35,6 +36,7 @@ _OWN: dict[str, type[Any]] = {
         CarliniWagner,
         DeepFool,
         LeafSearch,
+        LeafTuple,
         HopSkipJump,
         Boundary,
         SignOpt,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from attacks.leaf_values import Link, valued
 from attacks.network import softmax
+from detectors.kernels import trees as kernels
 from detectors.trees import Trees
 
 #: Rows walked through all trees at once.
@@ -32,8 +33,51 @@ class TreeModel(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Cells:
+    """For each row the box ``low < x <= high`` in which every tree gives the leaf that it gives at the row.
+
+    Attributes
+    ----------
+    low, high : float64 (n, d)
+        Infinite where no tree sets a bound.
+    low_tree, high_tree : int32 (n, d)
+        The tree that sets the bound; -1 where there is none.
+    next_low, next_high : float64 (n, d)
+        The bounds without that tree; the same where two trees set them.
+    """
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    low_tree: NDArray[np.int32]
+    high_tree: NDArray[np.int32]
+    next_low: NDArray[np.float64]
+    next_high: NDArray[np.float64]
+
+    def without(
+        self, rows: NDArray[np.intp], tree: NDArray[np.int32]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Bounds low and high (p, d) of the boxes of rows (p,), each without a tree (p,)."""
+        low = np.where(self.low_tree[rows] == tree[:, None], self.next_low[rows], self.low[rows])
+        high = np.where(self.high_tree[rows] == tree[:, None], self.next_high[rows], self.high[rows])
+        return low, high
+
+
+@runtime_checkable
+class LeafModel(TreeModel, Protocol):
+    """A `TreeModel` whose leaves are known as boxes of inputs."""
+
+    def cells(self, X: NDArray[np.float64], /) -> Cells:
+        """The boxes around rows (n, d)."""
+
+    def meeting(
+        self, tree: NDArray[np.int32], low: NDArray[np.float64], high: NDArray[np.float64], /
+    ) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
+        """Leaves of trees (p,) that meet boxes (p, d): places (c,) in p, and bounds low and high (c, d)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Forest:
-    """All trees of an ensemble, and what their leaves say. A `TreeModel`.
+    """All trees of an ensemble, and what their leaves say. A `LeafModel`.
 
     Attributes
     ----------
@@ -68,6 +112,43 @@ class Forest:
             parts.append(self.value[found].sum(axis=1))
         total = np.concatenate(parts)
         return total / len(self.first) if self.link == "mean" else softmax(total + self.base)
+
+    def cells(self, X: NDArray[np.float64]) -> Cells:
+        read = self.trees
+        rows = np.array(X, dtype=np.float64, order="C")
+        if read.single:
+            rows = rows.astype(np.float32).astype(np.float64)
+        low, next_low = np.full(rows.shape, -np.inf), np.full(rows.shape, -np.inf)
+        high, next_high = np.full(rows.shape, np.inf), np.full(rows.shape, np.inf)
+        low_tree, high_tree = np.full(rows.shape, -1, dtype=np.int32), np.full(rows.shape, -1, dtype=np.int32)
+        nodes = read.feature, read.threshold, read.left, read.right, read.leaf, read.roots
+        kernels.cells(rows, *nodes, low, high, next_low, next_high, low_tree, high_tree)
+        return Cells(low, high, low_tree, high_tree, next_low, next_high)
+
+    def meeting(
+        self, tree: NDArray[np.int32], low: NDArray[np.float64], high: NDArray[np.float64]
+    ) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
+        read = self.trees
+        owner, node = np.arange(len(tree)), read.roots[tree].astype(np.intp)
+        found: list[tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]] = []
+        while len(node):
+            end = read.leaf[node] >= 0
+            found.append((owner[end], low[end], high[end]))
+            owner, node, low, high = owner[~end], node[~end], low[~end], high[~end]
+            place, column, edge = np.arange(len(node)), read.feature[node], read.threshold[node]
+            left, right = low[place, column] < edge, high[place, column] > edge
+            under, over = high[left], low[right]
+            under[np.arange(len(under)), column[left]] = np.minimum(
+                under[np.arange(len(under)), column[left]], edge[left]
+            )
+            over[np.arange(len(over)), column[right]] = np.maximum(
+                over[np.arange(len(over)), column[right]], edge[right]
+            )
+            owner = np.concatenate([owner[left], owner[right]])
+            node = np.concatenate([read.left[node[left]], read.right[node[right]]])
+            low, high = np.concatenate([low[left], over]), np.concatenate([under, high[right]])
+        owners, lows, highs = zip(*found, strict=True) if found else ((owner,), (low,), (high,))
+        return np.concatenate(owners), np.concatenate(lows), np.concatenate(highs)
 
 
 def adapt(estimator: Any) -> Forest:

@@ -159,17 +159,20 @@ def plans(made: Task) -> list[Plan]:
     return found
 
 
-def tree_plans(made: Task) -> list[Plan]:
-    """Attacks on tree ensembles; leaf search reads scikit-learn's forests."""
-    found = [
+def tree_plans(_: Task) -> list[Plan]:
+    """Attacks on tree ensembles: those of Braun et al. (2025), and others."""
+    return [
         Plan("sign_opt L2", "sign_opt", "sign_opt", "l2", None),
+        Plan("opt L2", "opt", "opt", "l2", None),
         Plan("hop_skip_jump L2", "hop_skip_jump", "hop_skip_jump", "l2", None),
         Plan("boundary L2", "boundary", "boundary", "l2", None),
         Plan("leaf_search L2", "leaf_search", "leaf_search", "l2", None),
         Plan("leaf_search Linf", "leaf_search", "leaf_search", "linf", None),
+        Plan("leaf_tuple L2", "leaf_tuple", "leaf_tuple", "l2", None),
+        Plan("leaf_tuple Linf", "leaf_tuple", "leaf_tuple", "linf", None),
         Plan("square Linf 0.2", "square", "square", "linf", 0.2),
+        Plan("cube Linf 0.2", "cube", "cube", "linf", 0.2),
     ]
-    return [plan for plan in found if plan.attack != "leaf_search" or made.kind == "forest"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -22,6 +22,7 @@ from streams.demo import digits
 from streams.hardening.adversarial_training import train
 from streams.hardening.committee import Committee
 from streams.hardening.preprocessing import Prepared, prepared
+from streams.redteam.lineup import lineup
 from streams.redteam.subject import of
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -78,6 +79,15 @@ def test_the_borders_of_prepared_trees_are_where_their_answers_change() -> None:
     assert 0.5 in np.round(model.thresholds[0], 9)
     assert (model.leaves(below) != model.leaves(above)).any()
     assert np.array_equal(model.leaves(below), model.leaves(np.array([[0.35, 0.4, 0.4, 0.4, 0.4]])))
+
+
+def test_prepared_trees_are_attacked_by_their_borders_but_not_by_boxes_of_leaves() -> None:
+    made = Prepared(RandomForestClassifier(5, random_state=0), LOW, HIGH, 4).fit(X, Y)
+    found = lineup(of(made, "made"), threat(5, 0.3))
+    assert "leaf_search" in {entry.name for entry in found.entries}
+    assert "prepares its inputs before its trees" in dict(found.left_out)["leaf_tuple"]
+    whole = lineup(of(made.estimator_, "whole"), threat(5, 0.3))
+    assert {"leaf_search", "leaf_tuple"} <= {entry.name for entry in whole.entries}
 
 
 def test_a_committee_answers_with_the_mean_and_has_its_gradient() -> None:
