@@ -228,6 +228,25 @@ def test_leaf_search_takes_the_shortest_way_that_single_features_allow() -> None
     assert noisy.success[~near].mean() < 0.2
 
 
+@pytest.mark.parametrize("name", ["leaf_search", "leaf_tuple"])
+@pytest.mark.parametrize("kind", ["histogram", "xgboost", "lightgbm"])
+def test_what_fools_boosted_trees_as_arrays_fools_the_estimator(kind: str, name: str) -> None:
+    x, y = MinMaxScaler().fit_transform(CANCER[0]), CANCER[1]
+    if kind == "histogram":
+        estimator: Any = HistGradientBoostingClassifier(max_iter=20, random_state=0)
+    elif kind == "xgboost":
+        estimator = pytest.importorskip("xgboost").XGBClassifier(n_estimators=20, n_jobs=1)
+    else:
+        estimator = pytest.importorskip("lightgbm").LGBMClassifier(n_estimators=20, n_jobs=1, verbose=-1)
+    estimator.fit(x[::2], y[::2])
+    fresh = x[1::2][:30]
+    said = estimator.predict(fresh)
+    threat = ThreatModel("trees", "l2", None, unit_box(x.shape[1]), "white-box", 0)
+    crafted = registry.kind(name)().craft(trees.adapt(estimator), fresh, said, threat, np.random.default_rng(0))
+    assert crafted.success.mean() > 0.95
+    assert np.array_equal(estimator.predict(crafted.inputs) != said, crafted.success)
+
+
 def test_a_quiet_leaf_search_changes_fewer_leaves() -> None:
     forest, x, y = cancer_forest()
     threat = ThreatModel("trees", "l2", None, unit_box(x.shape[1]), "white-box", 0)
