@@ -18,8 +18,9 @@ from attacks.oracle import Oracle, owned, start_rows
 from attacks.threat import Domain, ThreatModel, lengths
 from attacks.trees import LeafModel
 
-#: Rows that advance together: each makes hundreds of boxes a step.
-ROWS_AT_ONCE = 32
+#: Values, over the boxes of all rows that advance together, of about this many; a row has some boxes a feature.
+VALUES_AT_ONCE = 200_000
+BOXES_A_FEATURE = 4
 #: Labels that a random first row may cost; the model is in the attacker's own hands.
 START_LABELS = 200
 #: Weight of the L1 distance beside the norm's: under Linf, steps that leave the largest change as it is count as well.
@@ -80,6 +81,7 @@ class LeafTuple:
         free = replace(threat, eps=None, budget=START_LABELS)
         nearest = Nearest(x, threat)
         every = np.arange(len(x))
+        together = max(1, VALUES_AT_ONCE // (BOXES_A_FEATURE * x.shape[1] ** 2))
         for turn in range(self.starts + 1):
             if turn == 0:
                 begun = LeafSearch().craft(model, x, y, free, rng)
@@ -90,8 +92,8 @@ class LeafTuple:
                 at = every[found]
                 rows[at] = bisect(oracle, at, rows[at], np.full(len(at), 0.01))
             nearest.offer(every[found], rows[found])
-            for first in range(0, int(found.sum()), ROWS_AT_ONCE):
-                self._descend(model, x, y, every[found][first : first + ROWS_AT_ONCE], rows, nearest, threat)
+            for first in range(0, int(found.sum()), together):
+                self._descend(model, x, y, every[found][first : first + together], rows, nearest, threat)
         return owned(model, x, y, nearest.rows, threat)
 
     def _descend(
