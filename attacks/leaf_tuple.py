@@ -37,10 +37,10 @@ class LeafTuple:
     nearest adversarial row of the boxes of neighbouring tuples, those that differ in one tree's leaf; only trees that
     bound the box on a side facing the start row can bring it nearer. It ends where no neighbour is nearer.
 
-    Two things differ from the paper. Where several trees split at the same value no single leaf can change there, so
-    the tuple right behind each such side is a neighbour as well. Besides random rows, descents begin at the row that
-    `LeafSearch` finds; where every row is asked of the model itself before it counts, so that categories, whole numbers
-    and relations hold.
+    Three things differ from the paper. Where several trees split at the same value no single leaf can change there, so
+    the tuple right behind each such side is a neighbour as well. Descents begin at random rows and at the one that
+    `LeafSearch` finds; with a bound on the distance the first that ends within it is enough. Every row is asked of the
+    model itself before it counts, so that categories, whole numbers and relations hold.
 
     Parameters
     ----------
@@ -85,15 +85,17 @@ class LeafTuple:
         for turn in range(self.starts + 1):
             if turn == 0:
                 begun = LeafSearch().craft(model, x, y, free, rng)
-                rows, found = begun.inputs, begun.success
+                rows, at = begun.inputs, every[begun.success]
             else:
-                oracle = Oracle(model, x, y, free)
-                rows, found = random_starts(oracle, rng)
-                at = every[found]
-                rows[at] = bisect(oracle, at, rows[at], np.full(len(at), 0.01))
-            nearest.offer(every[found], rows[found])
-            for first in range(0, int(found.sum()), together):
-                self._descend(model, x, y, every[found][first : first + together], rows, nearest, threat)
+                tried = every if threat.eps is None else every[~nearest.found]
+                oracle = Oracle(model, x[tried], y[tried], free)
+                some, found = random_starts(oracle, rng)
+                which = np.flatnonzero(found)
+                rows, at = x.copy(), tried[which]
+                rows[at] = bisect(oracle, which, some[which], np.full(len(which), 0.01))
+            nearest.offer(at, rows[at])
+            for first in range(0, len(at), together):
+                self._descend(model, x, y, at[first : first + together], rows, nearest, threat)
         return owned(model, x, y, nearest.rows, threat)
 
     def _descend(
