@@ -84,7 +84,7 @@ class LeafTuple:
         together = max(1, VALUES_AT_ONCE // (BOXES_A_FEATURE * x.shape[1] ** 2))
         for turn in range(self.starts + 1):
             if turn == 0:
-                begun = LeafSearch().craft(model, x, y, free, rng)
+                begun = LeafSearch().craft(model, x, y, threat, rng)
                 rows, at = begun.inputs, every[begun.success]
             else:
                 tried = every if threat.eps is None else every[~nearest.found]

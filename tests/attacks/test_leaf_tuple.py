@@ -172,6 +172,8 @@ def test_a_bound_keeps_only_what_is_within_it() -> None:
     bound = LeafTuple().craft(forest, x, y, white_box(3, "l2", eps), np.random.default_rng(0))
     assert (bound.success == (free.distances <= eps)).mean() >= 0.9
     assert (bound.distances[bound.success] <= eps + 1e-9).all()
+    searched = LeafSearch().craft(forest, x, y, white_box(3, "l2", eps), np.random.default_rng(0))
+    assert bound.success[searched.success].all()
     assert np.array_equal(bound.inputs[~bound.success], x[~bound.success])
 
 
