@@ -41,27 +41,38 @@ def random_starts(
     return rows, found
 
 
+def affordable(oracle: Oracle, which: NDArray[np.intp], wanted: NDArray[np.intp], reserve: int = 0) -> NDArray[np.intp]:
+    """Of the places `wanted` in start rows `which` (m,), which may repeat, those that can be asked one query each."""
+    samples = which[wanted]
+    order = np.argsort(samples, kind="stable")
+    rank = np.empty(len(samples), dtype=np.int64)
+    rank[order] = np.arange(len(samples)) - np.searchsorted(samples[order], samples[order])
+    return wanted[oracle.going[samples] & (rank < oracle.left[samples] - reserve)]
+
+
 def bisect(
     oracle: Oracle,
     which: NDArray[np.intp],
     rows: NDArray[np.float64],
     gap: NDArray[np.float64],
     reserve: int = 0,
+    low: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
     """Adversarial rows (m, d) near the decision boundary, between the start rows `which` (m,) and adversarial `rows`.
 
     Under Linf the rows are clipped to ever smaller boxes around the start row, under the other norms they approach it
     on a straight line. Ends when the bracket is `gap` (m,) of the way wide, or when no more than `reserve` queries are
-    left.
+    left. `low` (m,) is the share of the way that is known not to be adversarial. `which` may repeat.
     """
     threat, domain = oracle.threat, oracle.threat.domain
     x = oracle.x[which]
     best = rows.copy()
-    low, high = np.zeros(len(which)), np.ones(len(which))
+    low = np.zeros(len(which)) if low is None else low.copy()
+    high = np.ones(len(which))
     box = threat.norm == "linf"
     size = threat.distances(x, rows)
     while True:
-        open_ = np.flatnonzero((high - low > gap) & (oracle.left[which] > reserve) & oracle.going[which])
+        open_ = affordable(oracle, which, np.flatnonzero(high - low > gap), reserve)
         if len(open_) == 0:
             return best
         share = (low[open_] + high[open_]) / 2

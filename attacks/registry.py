@@ -10,12 +10,15 @@ from attacks.capgd import Capgd
 from attacks.carlini_wagner import CarliniWagner
 from attacks.contract import Attack
 from attacks.coordinate_search import CoordinateSearch
+from attacks.cube import Cube
 from attacks.deepfool import DeepFool
 from attacks.errors import AttackError
 from attacks.hop_skip_jump import HopSkipJump
 from attacks.kept_apart import KeptApart
 from attacks.leaf_search import LeafSearch
+from attacks.leaf_tuple import LeafTuple
 from attacks.nes import Nes
+from attacks.opt import Opt
 from attacks.pgd import Fgsm, Pgd, TransferPgd
 from attacks.sign_opt import SignOpt
 from attacks.simba import SimBA
@@ -33,14 +36,17 @@ _OWN: dict[str, type[Any]] = {
         CarliniWagner,
         DeepFool,
         LeafSearch,
+        LeafTuple,
         HopSkipJump,
         Boundary,
         SignOpt,
+        Opt,
         KeptApart,
         Nes,
         SimBA,
         CoordinateSearch,
         Square,
+        Cube,
         Zoo,
         UniformNoise,
     )

@@ -10,12 +10,9 @@ from numpy.typing import NDArray
 
 from attacks.contract import Access, Crafted, Model
 from attacks.errors import ThreatModelError
-from attacks.margin import log_scores, margins
 from attacks.oracle import Oracle, start_rows
+from attacks.random_search import climb, random_features, shrunk
 from attacks.threat import ThreatModel, lengths
-
-#: Shares of the budget (of 10,000 queries in the paper) after which the patch is halved.
-HALVED_AFTER = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,24 +53,8 @@ class Square:
             raise ThreatModelError(f"square: shape {self.shape} does not hold {x.shape[1]} features")
         oracle = Oracle(model, x, y, threat)
         oracle.need(2, self)
-        if len(x) == 0:
-            return oracle.crafted()
-        every = np.arange(len(x))
-        lead = margins(log_scores(oracle.ask(every, x)), y, threat)
-        push = self._first(len(x), threat, rng)
-        current = x.copy()
-        turn = 0
-        while True:
-            which = np.flatnonzero(oracle.going & (lead <= 0))
-            if len(which) == 0:
-                return oracle.crafted(current)
-            tried_push = push[which] if turn == 0 else self._patched(push[which], turn, threat, rng)
-            tried = threat.project(x[which], x[which] + tried_push * threat.unit)
-            new = margins(log_scores(oracle.ask(which, tried)), y[which], threat)
-            better = (new > lead[which]) | (turn == 0)
-            kept = which[better]
-            push[kept], current[kept], lead[kept] = tried_push[better], tried[better], new[better]
-            turn += 1
+        first = self._first(len(x), threat, rng)
+        return climb(oracle, lambda push, turn: self._patched(push, turn, threat, rng), first)
 
     def _first(self, n: int, threat: ThreatModel, rng: np.random.Generator) -> NDArray[np.float64]:
         """(n, d) pushes on the edge of the ball, in units of distance; stripes on images."""
@@ -93,8 +74,7 @@ class Square:
         self, push: NDArray[np.float64], turn: int, threat: ThreatModel, rng: np.random.Generator
     ) -> NDArray[np.float64]:
         """(m, d) pushes with one fresh patch each."""
-        progress = turn / max(threat.budget, 1)
-        share = self.share / 2.0 ** sum(progress > after for after in HALVED_AFTER)
+        share = shrunk(self.share, turn, threat.budget)
         patch = self._patch(len(push), share, threat, rng)
         signs = rng.choice(np.array([-1.0, 1.0]), size=(len(push), 1) if self.shape is not None else push.shape)
         if threat.norm == "linf":
@@ -113,9 +93,7 @@ class Square:
         """(m, d) the features of one random patch a row."""
         movable = threat.domain.movable
         if self.shape is None:
-            count = max(1, round(share * int(movable.sum())))
-            draw = np.where(movable, rng.random((m, len(movable))), -1.0)
-            return np.asarray(draw >= np.partition(draw, -count, axis=1)[:, [-count]], dtype=np.bool_)
+            return random_features(m, share, movable, rng)
         rows, columns, channels = (*self.shape, 1)[:3]
         side = min(max(1, round(np.sqrt(share * rows * columns))), rows, columns)
         top, left = rng.integers(0, rows - side + 1, (m, 1)), rng.integers(0, columns - side + 1, (m, 1))

@@ -1,17 +1,17 @@
-"""Tree ensembles as arrays: scores, leaves and split thresholds of fitted scikit-learn classifiers."""
+"""Tree ensembles as arrays: scores, leaves and split thresholds of fitted classifiers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.ensemble import ExtraTreesClassifier, GradientBoostingClassifier, RandomForestClassifier
-from sklearn.tree import DecisionTreeClassifier
 
-from attacks.errors import ModelError
+from attacks.leaf_values import Link, valued
 from attacks.network import softmax
+from detectors.kernels import trees as kernels
+from detectors.trees import Trees
 
 #: Rows walked through all trees at once.
 ROWS_AT_ONCE = 4_000
@@ -33,136 +33,149 @@ class TreeModel(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Forest:
-    """All trees of an ensemble in one set of arrays. A `TreeModel`.
-
-    Rows are rounded to single precision first, as scikit-learn does.
+class Cells:
+    """For each row the box ``low < x <= high`` in which every tree gives the leaf that it gives at the row.
 
     Attributes
     ----------
-    feature : int64 (nodes,)
-        Feature of the split; at leaves 0.
-    threshold : float64 (nodes,)
-        Left when ``x <= threshold``.
-    left, right : int64 (nodes,)
-        Next nodes; a leaf is its own next.
-    value : float64 (nodes, k)
+    low, high : float64 (n, d)
+        Infinite where no tree sets a bound.
+    low_tree, high_tree : int32 (n, d)
+        The tree that sets the bound; -1 where there is none.
+    next_low, next_high : float64 (n, d)
+        The bounds without that tree; the same where two trees set them.
+    """
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    low_tree: NDArray[np.int32]
+    high_tree: NDArray[np.int32]
+    next_low: NDArray[np.float64]
+    next_high: NDArray[np.float64]
+
+    def without(
+        self, rows: NDArray[np.intp], tree: NDArray[np.int32]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Bounds low and high (p, d) of the boxes of rows (p,), each without a tree (p,)."""
+        low = np.where(self.low_tree[rows] == tree[:, None], self.next_low[rows], self.low[rows])
+        high = np.where(self.high_tree[rows] == tree[:, None], self.next_high[rows], self.high[rows])
+        return low, high
+
+
+@runtime_checkable
+class LeafModel(TreeModel, Protocol):
+    """A `TreeModel` whose leaves are known as boxes of inputs."""
+
+    def cells(self, X: NDArray[np.float64], /) -> Cells:
+        """The boxes around rows (n, d)."""
+
+    def meeting(
+        self, tree: NDArray[np.int32], low: NDArray[np.float64], high: NDArray[np.float64], /
+    ) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
+        """Leaves of trees (p,) that meet boxes (p, d): places (c,) in p, and bounds low and high (c, d)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Forest:
+    """All trees of an ensemble, and what their leaves say. A `LeafModel`.
+
+    Attributes
+    ----------
+    trees : Trees
+        Where rows go; also whether they are rounded to single precision first, as scikit-learn and XGBoost do.
+    first : int64 (trees,)
+        Place in `value` of each tree's leaf 0.
+    value : float64 (leaves, k)
         What a leaf adds to the scores.
-    roots : int64 (trees,)
-    depth : int
     base : float64 (k,)
         Scores before the first tree.
     link : {"mean", "softmax"}
         Scores are the mean over trees, or the softmax of the sum.
     thresholds : tuple of float64
+        For each feature, ascending.
     """
 
-    feature: NDArray[np.int64]
-    threshold: NDArray[np.float64]
-    left: NDArray[np.int64]
-    right: NDArray[np.int64]
+    trees: Trees
+    first: NDArray[np.int64]
     value: NDArray[np.float64]
-    roots: NDArray[np.int64]
-    depth: int
     base: NDArray[np.float64]
-    link: Literal["mean", "softmax"]
+    link: Link
     thresholds: tuple[NDArray[np.float64], ...]
 
     def leaves(self, X: NDArray[np.float64]) -> NDArray[np.int64]:
-        rows = np.asarray(X, dtype=np.float64).astype(np.float32)
-        node = np.tile(self.roots, (len(rows), 1))
-        which = np.arange(len(rows))[:, None]
-        for _ in range(self.depth):
-            right = rows[which, self.feature[node]] > self.threshold[node]
-            node = np.where(right, self.right[node], self.left[node])
-        return node
+        return self.first + self.trees.leaves(X)
 
     def predict(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
         parts = [np.empty((0, len(self.base)))]
-        for first in range(0, len(X), ROWS_AT_ONCE):
-            found = self.leaves(X[first : first + ROWS_AT_ONCE])
+        for start in range(0, len(X), ROWS_AT_ONCE):
+            found = self.leaves(X[start : start + ROWS_AT_ONCE])
             parts.append(self.value[found].sum(axis=1))
         total = np.concatenate(parts)
-        return total / len(self.roots) if self.link == "mean" else softmax(total + self.base)
+        return total / len(self.first) if self.link == "mean" else softmax(total + self.base)
+
+    def cells(self, X: NDArray[np.float64]) -> Cells:
+        read = self.trees
+        rows = np.array(X, dtype=np.float64, order="C")
+        if read.single:
+            rows = rows.astype(np.float32).astype(np.float64)
+        low, next_low = np.full(rows.shape, -np.inf), np.full(rows.shape, -np.inf)
+        high, next_high = np.full(rows.shape, np.inf), np.full(rows.shape, np.inf)
+        low_tree, high_tree = np.full(rows.shape, -1, dtype=np.int32), np.full(rows.shape, -1, dtype=np.int32)
+        nodes = read.feature, read.threshold, read.left, read.right, read.leaf, read.roots
+        kernels.cells(rows, *nodes, low, high, next_low, next_high, low_tree, high_tree)
+        return Cells(low, high, low_tree, high_tree, next_low, next_high)
+
+    def meeting(
+        self, tree: NDArray[np.int32], low: NDArray[np.float64], high: NDArray[np.float64]
+    ) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
+        read = self.trees
+        owner, node = np.arange(len(tree)), read.roots[tree].astype(np.intp)
+        found: list[tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]] = []
+        while len(node):
+            end = read.leaf[node] >= 0
+            found.append((owner[end], low[end], high[end]))
+            owner, node, low, high = owner[~end], node[~end], low[~end], high[~end]
+            place, column, edge = np.arange(len(node)), read.feature[node], read.threshold[node]
+            left, right = low[place, column] < edge, high[place, column] > edge
+            under, over = high[left], low[right]
+            under[np.arange(len(under)), column[left]] = np.minimum(
+                under[np.arange(len(under)), column[left]], edge[left]
+            )
+            over[np.arange(len(over)), column[right]] = np.maximum(
+                over[np.arange(len(over)), column[right]], edge[right]
+            )
+            owner = np.concatenate([owner[left], owner[right]])
+            node = np.concatenate([read.left[node[left]], read.right[node[right]]])
+            low, high = np.concatenate([low[left], over]), np.concatenate([under, high[right]])
+        owners, lows, highs = zip(*found, strict=True) if found else ((owner,), (low,), (high,))
+        return np.concatenate(owners), np.concatenate(lows), np.concatenate(highs)
 
 
 def adapt(estimator: Any) -> Forest:
-    """The arrays of a fitted DecisionTree-, RandomForest-, ExtraTrees- or GradientBoostingClassifier.
+    """The trees of a fitted classifier in the attacker's own hands.
+
+    Parameters
+    ----------
+    estimator : object
+        scikit-learn's DecisionTree-, RandomForest-, ExtraTrees-, GradientBoosting- or HistGradientBoostingClassifier;
+        an ``XGBClassifier`` or ``xgboost.Booster`` (binary:logistic, multi:softprob, multi:softmax); an
+        ``LGBMClassifier`` or ``lightgbm.Booster`` (binary, multiclass).
 
     Raises
     ------
     ModelError
-        For any other estimator, or one that is not fitted, or one with several outputs.
+        For any other estimator, one that is not fitted, one with several outputs, or one that splits by sets of
+        categories or by missing values.
     """
-    boosted = isinstance(estimator, GradientBoostingClassifier)
-    known = (DecisionTreeClassifier, RandomForestClassifier, ExtraTreesClassifier, GradientBoostingClassifier)
-    if not isinstance(estimator, known):
-        raise ModelError(
-            f"{type(estimator).__name__} is no tree ensemble that can be read; "
-            "DecisionTree-, RandomForest-, ExtraTrees- and GradientBoostingClassifier are"
-        )
-    if not hasattr(estimator, "classes_") or getattr(estimator, "n_outputs_", 1) != 1:
-        raise ModelError(f"{type(estimator).__name__} is not fitted, or has several outputs")
-    classes, width = len(estimator.classes_), int(estimator.n_features_in_)
-    base = np.zeros(classes)
-    trees: list[tuple[Any, int]] = []
-    if boosted:
-        columns = estimator.estimators_.shape[1]
-        trees = [
-            (tree.tree_, column + (columns == 1)) for row in estimator.estimators_ for column, tree in enumerate(row)
-        ]
-        start = _boosting_start(estimator, width)
-        base[base.size - columns :] = start
-    elif isinstance(estimator, DecisionTreeClassifier):
-        trees = [(estimator.tree_, -1)]
-    else:
-        trees = [(tree.tree_, -1) for tree in estimator.estimators_]
-    return _joined(trees, classes, width, base, estimator.learning_rate if boosted else 1.0, boosted)
-
-
-def _boosting_start(estimator: Any, width: int) -> NDArray[np.float64]:
-    """What gradient boosting adds before its first tree: its decision minus that of its trees, at any row."""
-    row = np.zeros((1, width))
-    trees = estimator.estimators_
-    added = np.array([sum(tree.predict(row)[0] for tree in trees[:, column]) for column in range(trees.shape[1])])
-    decision = np.atleast_1d(estimator.decision_function(row)[0])
-    return np.asarray(decision - estimator.learning_rate * added, dtype=np.float64)
-
-
-def _joined(
-    trees: list[tuple[Any, int]], classes: int, width: int, base: NDArray[np.float64], rate: float, boosted: bool
-) -> Forest:
-    features, thresholds, lefts, rights, values, roots = [], [], [], [], [], []
-    at, depth = 0, 0
-    for tree, column in trees:
-        count = tree.node_count
-        leaf = tree.children_left < 0
-        own = np.arange(count)
-        roots.append(at)
-        features.append(np.where(leaf, 0, tree.feature))
-        thresholds.append(np.where(leaf, np.inf, tree.threshold))
-        lefts.append(np.where(leaf, own, tree.children_left) + at)
-        rights.append(np.where(leaf, own, tree.children_right) + at)
-        value = tree.value[:, 0, :]
-        if boosted:
-            spread = np.zeros((count, classes))
-            spread[:, column] = rate * value[:, 0]
-            values.append(spread)
-        else:
-            values.append(value / value.sum(axis=1, keepdims=True))
-        at += count
-        depth = max(depth, int(tree.max_depth))
-    feature, threshold = np.concatenate(features).astype(np.int64), np.concatenate(thresholds)
-    split = np.isfinite(threshold)
+    found = valued(estimator)
+    read = found.read
+    counts = [len(values) for values in found.leaves]
+    inner = read.leaf < 0
     return Forest(
-        feature,
-        threshold,
-        np.concatenate(lefts).astype(np.int64),
-        np.concatenate(rights).astype(np.int64),
-        np.concatenate(values),
-        np.array(roots, dtype=np.int64),
-        depth,
-        base,
-        "softmax" if boosted else "mean",
-        tuple(np.unique(threshold[split & (feature == column)]) for column in range(width)),
+        read,
+        np.cumsum([0, *counts[:-1]], dtype=np.int64),
+        np.concatenate(found.leaves),
+        found.base,
+        found.link,
+        tuple(np.unique(read.threshold[inner & (read.feature == column)]) for column in range(found.width)),
     )

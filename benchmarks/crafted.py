@@ -20,12 +20,10 @@ from sklearn.neural_network import MLPClassifier
 from attacks import gradients, registry
 from attacks import trees as tree_models
 from attacks.contract import Attack, Model
-from attacks.network import softmax
 from attacks.square import Square
 from attacks.surrogate import fit_surrogate
 from attacks.threat import Domain, Knowledge, Norm, ThreatModel
 from benchmarks.datasets import Data, Kind, features, table
-from detectors import trees
 from detectors.schema import FeatureSchema
 
 #: Linf radii of the attacks that need one.
@@ -60,47 +58,17 @@ class Asked:
 
     def __init__(self, estimator: Any) -> None:
         self.estimator = estimator
-        self._forest: tuple[trees.Trees, NDArray[np.int32], NDArray[np.float64]] | None = None
-        self._network: Any = None
-        self._boosted: NDArray[np.float64] | None = None
-        values: list[NDArray[np.float64]] = []
-        first: list[int] = []
-        if isinstance(estimator, RandomForestClassifier):
-            read = trees.read(estimator)
-            for tree in (inner.tree_ for inner in estimator.estimators_):
-                first.append(sum(len(value) for value in values))
-                value = tree.value[tree.children_left < 0, 0, :]
-                values.append(value / value.sum(axis=1, keepdims=True))
-            self._forest = read, np.array(first, dtype=np.int32), np.concatenate(values)
-        elif isinstance(estimator, HistGradientBoostingClassifier):
-            steps = estimator._predictors
-            leaves = [tree.nodes["value"][tree.nodes["is_leaf"].astype(bool)] for step in steps for tree in step]
-            columns = [column + (len(step) == 1) for step in steps for column in range(len(step))]
-            start = np.zeros(len(estimator.classes_))
-            start[len(start) - len(steps[0]) :] = np.ravel(estimator._baseline_prediction)
-            for leaf, column in zip(leaves, columns, strict=True):
-                first.append(sum(len(value) for value in values))
-                spread = np.zeros((len(leaf), len(start)))
-                spread[:, column] = leaf
-                values.append(spread)
-            self._boosted = start
-            self._forest = trees.read(estimator), np.array(first, dtype=np.int32), np.concatenate(values)
+        self._read: Model | None = None
+        if isinstance(estimator, RandomForestClassifier | HistGradientBoostingClassifier):
+            self._read = tree_models.adapt(estimator)
         elif isinstance(estimator, MLPClassifier | LogisticRegression):
-            self._network = gradients.adapt(estimator)
+            self._read = gradients.adapt(estimator)
 
     def predict(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """(n, k) probabilities."""
-        if self._network is not None:
-            return np.asarray(self._network.predict(x))
-        if self._forest is None:
+        if self._read is None:
             return np.asarray(self.estimator.predict_proba(x), dtype=np.float64)
-        read, first, values = self._forest
-        out = np.empty((len(x), values.shape[1]))
-        for start in range(0, len(x), 500):
-            found = values[read.leaves(x[start : start + 500]) + first]
-            part = found.mean(axis=1) if self._boosted is None else softmax(self._boosted + found.sum(axis=1))
-            out[start : start + 500] = part
-        return out
+        return np.asarray(self._read.predict(x))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -191,17 +159,20 @@ def plans(made: Task) -> list[Plan]:
     return found
 
 
-def tree_plans(made: Task) -> list[Plan]:
-    """Attacks on tree ensembles; leaf search reads scikit-learn's forests."""
-    found = [
+def tree_plans(_: Task) -> list[Plan]:
+    """Attacks on tree ensembles: those of Braun et al. (2025), and others."""
+    return [
         Plan("sign_opt L2", "sign_opt", "sign_opt", "l2", None),
+        Plan("opt L2", "opt", "opt", "l2", None),
         Plan("hop_skip_jump L2", "hop_skip_jump", "hop_skip_jump", "l2", None),
         Plan("boundary L2", "boundary", "boundary", "l2", None),
         Plan("leaf_search L2", "leaf_search", "leaf_search", "l2", None),
         Plan("leaf_search Linf", "leaf_search", "leaf_search", "linf", None),
+        Plan("leaf_tuple L2", "leaf_tuple", "leaf_tuple", "l2", None),
+        Plan("leaf_tuple Linf", "leaf_tuple", "leaf_tuple", "linf", None),
         Plan("square Linf 0.2", "square", "square", "linf", 0.2),
+        Plan("cube Linf 0.2", "cube", "cube", "linf", 0.2),
     ]
-    return [plan for plan in found if plan.attack != "leaf_search" or made.kind == "forest"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -33,6 +33,53 @@ def leaves(inputs: Any, feature: Any, threshold: Any, left: Any, right: Any, lea
 
 
 @njit(cache=True, nogil=True)
+def cells(
+    inputs: Any,
+    feature: Any,
+    threshold: Any,
+    left: Any,
+    right: Any,
+    leaf: Any,
+    roots: Any,
+    low: Any,
+    high: Any,
+    next_low: Any,
+    next_high: Any,
+    low_tree: Any,
+    high_tree: Any,
+) -> None:
+    """The box in which no tree gives another leaf than at the row: low < x <= high; and the box without one tree each.
+
+    Inputs as in `leaves`. low, high float64 (n, d), filled with infinities before; next_low, next_high (n, d) likewise:
+    the bounds without the tree low_tree, high_tree int32 (n, d) that sets low, high.
+    """
+    for i in range(inputs.shape[0]):
+        for t in range(roots.shape[0]):
+            node = roots[t]
+            while leaf[node] < 0:
+                f = feature[node]
+                edge = threshold[node]
+                if inputs[i, f] > edge:
+                    node = right[node]
+                    if edge > low[i, f]:
+                        if low_tree[i, f] != t:
+                            next_low[i, f] = low[i, f]
+                        low[i, f] = edge
+                        low_tree[i, f] = t
+                    elif low_tree[i, f] != t and edge > next_low[i, f]:
+                        next_low[i, f] = edge
+                else:
+                    node = left[node]
+                    if edge < high[i, f]:
+                        if high_tree[i, f] != t:
+                            next_high[i, f] = high[i, f]
+                        high[i, f] = edge
+                        high_tree[i, f] = t
+                    elif high_tree[i, f] != t and edge < next_high[i, f]:
+                        next_high[i, f] = edge
+
+
+@njit(cache=True, nogil=True)
 def nearest_leaves(found: Any, labels: Any, reference: Any, bounds: Any, out: Any) -> None:
     """Numbers of trees in which a row's leaf differs from that of the k nearest reference rows of its class.
 

@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 
 from attacks.contract import GradientModel, Model
 from attacks.trees import Forest
+from detectors.trees import Trees
 from streams.models.named import Answers
 from streams.redteam.subject import of
 
@@ -103,18 +104,25 @@ class MeanOfNetworks:
 
 def joined(forests: Sequence[Forest]) -> Forest:
     """Forests of equally many trees that answer by the mean, as one."""
-    starts = np.cumsum([0, *(len(one.feature) for one in forests[:-1])])
+    inner = [one.trees for one in forests]
+    nodes = np.cumsum([0, *(len(one.leaf) for one in inner[:-1])], dtype=np.int32)
+    leaves = np.cumsum([0, *(len(one.value) for one in forests[:-1])])
     width = len(forests[0].thresholds)
-    counts = np.array([len(one.roots) for one in forests], dtype=np.float64)
+    counts = np.array([len(one.first) for one in forests], dtype=np.float64)
     share = counts.sum() / (len(forests) * counts)
+    trees = Trees(
+        feature=np.concatenate([one.feature for one in inner]),
+        threshold=np.concatenate([one.threshold for one in inner]),
+        left=np.concatenate([one.left + start for one, start in zip(inner, nodes, strict=True)]),
+        right=np.concatenate([one.right + start for one, start in zip(inner, nodes, strict=True)]),
+        leaf=np.concatenate([one.leaf for one in inner]),
+        roots=np.concatenate([one.roots + start for one, start in zip(inner, nodes, strict=True)]),
+        single=inner[0].single,
+    )
     return Forest(
-        feature=np.concatenate([one.feature for one in forests]),
-        threshold=np.concatenate([one.threshold for one in forests]),
-        left=np.concatenate([one.left + start for one, start in zip(forests, starts, strict=True)]),
-        right=np.concatenate([one.right + start for one, start in zip(forests, starts, strict=True)]),
+        trees=trees,
+        first=np.concatenate([one.first + start for one, start in zip(forests, leaves, strict=True)]),
         value=np.concatenate([one.value * part for one, part in zip(forests, share, strict=True)]),
-        roots=np.concatenate([one.roots + start for one, start in zip(forests, starts, strict=True)]),
-        depth=max(one.depth for one in forests),
         base=forests[0].base,
         link="mean",
         thresholds=tuple(np.unique(np.concatenate([one.thresholds[c] for one in forests])) for c in range(width)),

@@ -18,7 +18,7 @@ from attacks.contract import Attack, Crafted
 from attacks.errors import AttackError, BudgetError, ModelError, ThreatModelError
 from attacks.network import Network
 from attacks.threat import Domain, Norm, ThreatModel
-from attacks.trees import adapt
+from attacks.trees import Cells, adapt
 
 BUDGET = 150
 KINDS = ("picture", "table")
@@ -98,6 +98,12 @@ class WatchedTrees:
 
     def leaves(self, X: NDArray[np.float64]) -> NDArray[np.int64]:
         return self.inner.leaves(X)
+
+    def cells(self, X: NDArray[np.float64]) -> Cells:
+        return self.inner.cells(X)
+
+    def meeting(self, tree: Any, low: Any, high: Any) -> Any:
+        return self.inner.meeting(tree, low, high)
 
 
 def watched(kind: type[Attack], domain: Domain, seed: int = 5) -> Watched | WatchedTrees:
@@ -423,7 +429,7 @@ def test_no_domain_makes_an_attack_leave_it(name: str, data: st.DataObject) -> N
     ("name", "norm"),
     [
         (name, norm)
-        for name in ("hop_skip_jump", "boundary", "sign_opt", "square", "simba", "nes", "zoo")
+        for name in ("hop_skip_jump", "boundary", "sign_opt", "opt", "square", "cube", "simba", "nes", "zoo")
         for norm in ("l2", "linf")
         if norm in registry.kind(name).norms
     ],

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from sklearn.datasets import load_breast_cancer, load_digits
-from sklearn.ensemble import ExtraTreesClassifier, GradientBoostingClassifier, RandomForestClassifier
+from sklearn.ensemble import (
+    ExtraTreesClassifier,
+    GradientBoostingClassifier,
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    RandomForestClassifier,
+)
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
@@ -115,6 +121,81 @@ def test_a_forest_equals_its_estimator(estimator: Any, data: tuple[Any, Any]) ->
             assert np.array_equal(ours, theirs)
 
 
+def at_the_edges(forest: trees.Forest, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows (n, d), of which a third of the features lie exactly at a threshold or one step beside it."""
+    rng = np.random.default_rng(0)
+    rows = x.astype(np.float64)
+    for column, edges in enumerate(forest.thresholds):
+        chosen = np.flatnonzero(rng.random(len(rows)) < 0.33)
+        if len(edges) and len(chosen):
+            at = rng.choice(edges, len(chosen))
+            beside = np.nextafter(at.astype(np.float32), np.float32(np.inf) * rng.choice([-1, 1], len(chosen)))
+            rows[chosen, column] = np.where(rng.random(len(chosen)) < 0.5, at, beside)
+    return rows
+
+
+@pytest.mark.parametrize("data", [DIGITS, CANCER], ids=["digits", "cancer"])
+@pytest.mark.parametrize("kind", ["histogram", "xgboost", "xgboost-stopped", "dart", "lightgbm", "lightgbm-stopped"])
+def test_boosted_trees_equal_their_estimator_at_thresholds_too(kind: str, data: tuple[Any, Any]) -> None:
+    x, y = data
+    x = x / x.max(axis=0).clip(1e-9)
+    held = {"eval_set": [(x[1::2], y[1::2])]} if kind.endswith("stopped") else {}
+    if kind == "histogram":
+        estimator: Any = HistGradientBoostingClassifier(max_iter=20, random_state=0)
+    elif kind.startswith("lightgbm"):
+        lightgbm = pytest.importorskip("lightgbm")
+        estimator = lightgbm.LGBMClassifier(n_estimators=40, learning_rate=0.8 if held else 0.1, n_jobs=1, verbose=-1)
+        if held:
+            held["callbacks"] = [lightgbm.early_stopping(2, verbose=False)]
+    else:
+        xgboost = pytest.importorskip("xgboost")
+        booster = "dart" if kind == "dart" else "gbtree"
+        more = (
+            {"rate_drop": 0.3} if kind == "dart" else {"learning_rate": 1.0, "early_stopping_rounds": 2} if held else {}
+        )
+        estimator = xgboost.XGBClassifier(n_estimators=20, n_jobs=1, booster=booster, random_state=0, **more)
+        held = {**held, "verbose": False}
+    if len(np.unique(y)) > 2:
+        x, y = x[:900], y[:900]
+    estimator.fit(x[::2], y[::2], **held)
+    forest = trees.adapt(estimator)
+    rows = at_the_edges(forest, x)
+    assert (rows != x).mean() > 0.1
+    assert np.abs(forest.predict(rows) - estimator.predict_proba(rows)).max() < 1e-6
+    assert np.abs(forest.predict(x) - estimator.predict_proba(x)).max() < 1e-6
+    if kind.endswith("stopped"):
+        columns = 1 if len(np.unique(y)) == 2 else len(np.unique(y))
+        assert len(forest.first) < estimator.n_estimators * columns
+    elif kind in ("xgboost", "lightgbm"):
+        booster = estimator.booster_ if kind == "lightgbm" else estimator.get_booster()
+        assert np.array_equal(trees.adapt(booster).predict(rows), forest.predict(rows))
+
+
+def test_boosted_trees_whose_answers_are_no_plain_sum_are_refused() -> None:
+    x, y = CANCER
+    xgboost, lightgbm = pytest.importorskip("xgboost"), pytest.importorskip("lightgbm")
+    quick = {"n_estimators": 3, "n_jobs": 1}
+    quiet = {**quick, "verbose": -1}
+    cases = [
+        (xgboost.XGBClassifier(**quick, missing=0.0).fit(x, y), "takes 0 for a missing value"),
+        (xgboost.XGBClassifier(**quick, objective="binary:hinge").fit(x, y), "binary:hinge can't be read"),
+        (xgboost.XGBClassifier(**quick, booster="gblinear").fit(x, y), "holds no trees"),
+        (xgboost.XGBClassifier(**quick), "not fitted"),
+        (xgboost.XGBRegressor(**quick).fit(x, y), "XGBRegressor is no tree ensemble"),
+        (lightgbm.LGBMClassifier(**quiet, linear_tree=True).fit(x, y), "linear trees"),
+        (
+            lightgbm.LGBMClassifier(**quiet, boosting_type="rf", subsample=0.5, subsample_freq=1).fit(x, y),
+            "as a forest can't be read",
+        ),
+        (lightgbm.LGBMClassifier(**quiet), "not fitted"),
+        (HistGradientBoostingClassifier(max_iter=2, categorical_features=[0]).fit(y[:, None] % 2, y), "categories"),
+        (HistGradientBoostingRegressor(max_iter=2).fit(x, y), "HistGradientBoostingRegressor is no tree ensemble"),
+    ]
+    for estimator, message in cases:
+        with pytest.raises(ModelError, match=message):
+            trees.adapt(estimator)
+
+
 def test_other_estimators_are_no_forests() -> None:
     with pytest.raises(ModelError, match="KNeighborsClassifier is no tree ensemble"):
         trees.adapt(KNeighborsClassifier())
@@ -145,6 +226,25 @@ def test_leaf_search_takes_the_shortest_way_that_single_features_allow() -> None
     )
     near = crafted.distances <= np.median(crafted.distances) / 2
     assert noisy.success[~near].mean() < 0.2
+
+
+@pytest.mark.parametrize("name", ["leaf_search", "leaf_tuple"])
+@pytest.mark.parametrize("kind", ["histogram", "xgboost", "lightgbm"])
+def test_what_fools_boosted_trees_as_arrays_fools_the_estimator(kind: str, name: str) -> None:
+    x, y = MinMaxScaler().fit_transform(CANCER[0]), CANCER[1]
+    if kind == "histogram":
+        estimator: Any = HistGradientBoostingClassifier(max_iter=20, random_state=0)
+    elif kind == "xgboost":
+        estimator = pytest.importorskip("xgboost").XGBClassifier(n_estimators=20, n_jobs=1)
+    else:
+        estimator = pytest.importorskip("lightgbm").LGBMClassifier(n_estimators=20, n_jobs=1, verbose=-1)
+    estimator.fit(x[::2], y[::2])
+    fresh = x[1::2][:30]
+    said = estimator.predict(fresh)
+    threat = ThreatModel("trees", "l2", None, unit_box(x.shape[1]), "white-box", 0)
+    crafted = registry.kind(name)().craft(trees.adapt(estimator), fresh, said, threat, np.random.default_rng(0))
+    assert crafted.success.mean() > 0.95
+    assert np.array_equal(estimator.predict(crafted.inputs) != said, crafted.success)
 
 
 def test_a_quiet_leaf_search_changes_fewer_leaves() -> None:

@@ -87,7 +87,7 @@ def test_queries_kept_apart_are_further_from_each_other_than_those_of_hop_skip_j
 
 def test_more_queries_never_end_further_away(digits: tuple[Network, NDArray[np.float64], NDArray[np.int64]]) -> None:
     network, x, y = digits
-    for name in ("hop_skip_jump", "boundary", "sign_opt", "zoo"):
+    for name in ("hop_skip_jump", "boundary", "sign_opt", "opt", "zoo"):
         found = []
         for budget in (BUDGET, 5 * BUDGET):
             crafted = registry.kind(name)().craft(network, x, y, threat(name, budget), np.random.default_rng(0))

@@ -22,6 +22,7 @@ from streams.demo import digits
 from streams.hardening.adversarial_training import train
 from streams.hardening.committee import Committee
 from streams.hardening.preprocessing import Prepared, prepared
+from streams.redteam.lineup import lineup
 from streams.redteam.subject import of
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -80,6 +81,15 @@ def test_the_borders_of_prepared_trees_are_where_their_answers_change() -> None:
     assert np.array_equal(model.leaves(below), model.leaves(np.array([[0.35, 0.4, 0.4, 0.4, 0.4]])))
 
 
+def test_prepared_trees_are_attacked_by_their_borders_but_not_by_boxes_of_leaves() -> None:
+    made = Prepared(RandomForestClassifier(5, random_state=0), LOW, HIGH, 4).fit(X, Y)
+    found = lineup(of(made, "made"), threat(5, 0.3))
+    assert "leaf_search" in {entry.name for entry in found.entries}
+    assert "prepares its inputs before its trees" in dict(found.left_out)["leaf_tuple"]
+    whole = lineup(of(made.estimator_, "whole"), threat(5, 0.3))
+    assert {"leaf_search", "leaf_tuple"} <= {entry.name for entry in whole.entries}
+
+
 def test_a_committee_answers_with_the_mean_and_has_its_gradient() -> None:
     members = [MLPClassifier((8,), max_iter=40, random_state=seed).fit(X, Y) for seed in range(3)]
     made = Committee(members)
@@ -104,7 +114,7 @@ def test_a_committee_of_forests_is_one_forest() -> None:
     model = of(made, "made").trees
     assert isinstance(model, Forest)
     assert np.allclose(model.predict(X), made.predict_proba(X))
-    assert len(model.roots) == 10
+    assert len(model.first) == 10
 
 
 def test_a_committee_of_different_kinds_only_answers() -> None:

@@ -178,7 +178,8 @@ def test_attacks_are_sent_as_they_can_be() -> None:
     assert known["hop_skip_jump"] == ("campaign", "burst")
     assert known["fuzz"] == ("fuzz",)
     assert known["random_extraction"] == ("extraction",)
-    assert "leaf_search" not in known, "trees are not in the prober's hands"
+    assert not {"leaf_search", "leaf_tuple"} & set(known), "trees are not in the prober's hands"
+    assert known["opt"] == known["cube"] == ("campaign", "burst")
     assert kind_of("square", "burst") == "burst"
     with pytest.raises(ConfigError, match="cannot be sent as campaign; it goes as burst"):
         kind_of("pgd", "campaign")
