@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -141,20 +141,22 @@ def read(model: Any) -> Trees:
     if hasattr(model, "tree_"):
         return _scikit([model])
     if hasattr(model, "estimators_") and (name in _FORESTS or name == "GradientBoostingClassifier"):
-        return _scikit(list(np.ravel(model.estimators_)))
+        return _scikit(list(np.ravel(model.estimators_)), getattr(model, "estimators_features_", None))
     raise FitError(
         f"{name} is no fitted tree ensemble that can be read; scikit-learn's trees, forests and boosted trees, "
         "XGBoost's and LightGBM's are"
     )
 
 
-def _scikit(estimators: list[Any]) -> Trees:
+def _scikit(estimators: list[Any], drawn: Sequence[NDArray[np.intp]] | None = None) -> Trees:
+    """Trees on all features, or each on those `drawn` for it."""
     grove = _Grove()
-    for estimator in estimators:
+    for place, estimator in enumerate(estimators):
         if not hasattr(estimator, "tree_"):
             raise FitError(f"{type(estimator).__name__} is no tree")
         tree = estimator.tree_
-        grove.add(tree.feature, tree.threshold, tree.children_left, tree.children_right, tree.children_left < 0)
+        feature = tree.feature if drawn is None else drawn[place][np.maximum(tree.feature, 0)]
+        grove.add(feature, tree.threshold, tree.children_left, tree.children_right, tree.children_left < 0)
     return grove.trees(single=True)
 
 

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.ensemble import (
+    BaggingClassifier,
     ExtraTreesClassifier,
     GradientBoostingClassifier,
     HistGradientBoostingClassifier,
@@ -78,6 +79,15 @@ def test_leaves_are_those_of_scikit_learn(model: Any, data: str) -> None:
     assert same_partition(read.leaves(x), model.apply(x).reshape(len(x), -1))
     restored = trees.Trees.restore(read.arrays(), x.shape[1])
     assert restored.leaves(x).tobytes() == read.leaves(x).tobytes()
+
+
+def test_bagged_trees_split_the_features_that_were_drawn_for_them() -> None:
+    model = BaggingClassifier(DecisionTreeClassifier(), 5, max_features=0.5, random_state=0).fit(CANCER_X, CANCER_Y)
+    theirs = [
+        tree.apply(CANCER_X[:, drawn])
+        for tree, drawn in zip(model.estimators_, model.estimators_features_, strict=True)
+    ]
+    assert same_partition(trees.read(model).leaves(CANCER_X), np.column_stack(theirs))
 
 
 def test_leaves_of_histogram_boosting_tell_what_it_predicts() -> None:
