@@ -92,7 +92,7 @@ QUICK_TASKS: tuple[tuple[Data, Kind], ...] = (("digits", "mlp"), ("spambase", "m
 TREE_TUNING_STARTS = 142
 #: Tree ensembles of that table.
 TREES: tuple[Kind, ...] = ("forest", "boosting", "xgboost")
-QUICK_TREES: tuple[Kind, ...] = ("forest",)
+QUICK_TREES: tuple[Kind, ...] = ("boosting",)
 #: Fewest examples, over all seeds, of a cell that a worst case is taken over.
 LEAST_EXAMPLES = 20
 #: Share of tuning rows that the normalisation by class is learned on; p-values are taken on the rest.

@@ -89,7 +89,7 @@ TASKS: tuple[tuple[Data, Kind], ...] = (
     ("kddcup", "forest"),
 )
 FULL = Settings(queries=400, attackers=120, rivals=24, campaigns=10, specials=24, tuners=24, clients=200, weeks=7)
-QUICK = Settings(queries=100, attackers=4, rivals=2, campaigns=1, specials=2, tuners=2, clients=16, weeks=7)
+QUICK = Settings(queries=60, attackers=3, rivals=1, campaigns=1, specials=1, tuners=1, clients=16, weeks=7)
 SEEDS, QUICK_SEEDS = 5, 1
 QUICK_TASKS: tuple[tuple[Data, Kind], ...] = (("digits", "mlp"),)
 #: Most clients a week where rows are longer than this.

@@ -32,7 +32,7 @@ def cancer(estimator: Any) -> tuple[Forest, NDArray[np.float64], NDArray[np.int6
     x, y = load_breast_cancer(return_X_y=True)
     x = MinMaxScaler().fit_transform(x)
     forest = adapt(estimator.fit(x[::2], y[::2]))
-    fresh = x[1::2][:40]
+    fresh = x[1::2][:20]
     return forest, fresh, np.argmax(forest.predict(fresh), axis=1)
 
 
@@ -158,10 +158,10 @@ def test_whole_numbers_categories_and_what_cannot_change_are_kept() -> None:
     scale = np.array([1.0, 1, 8, 8, 1, 1, 1])
     for norm in ("l1", "l2", "linf"):
         threat = ThreatModel("mixed", norm, None, domain, "white-box", 0, scale=scale)
-        crafted = LeafTuple().craft(forest, x[:60], answers[:60], threat, np.random.default_rng(0))
-        assert threat.admits(x[:60], crafted.inputs).all()
+        crafted = LeafTuple().craft(forest, x[:30], answers[:30], threat, np.random.default_rng(0))
+        assert threat.admits(x[:30], crafted.inputs).all()
         assert crafted.success.mean() > 0.95
-        before = LeafSearch().craft(forest, x[:60], answers[:60], threat, np.random.default_rng(0))
+        before = LeafSearch().craft(forest, x[:30], answers[:30], threat, np.random.default_rng(0))
         assert crafted.distances[crafted.success].mean() <= before.distances[before.success].mean()
 
 

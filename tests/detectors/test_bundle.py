@@ -208,7 +208,7 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_directory_is_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="is no bundle"):
+    with pytest.raises(BundleError, match="cannot be read: Is a directory"):
         bundle.load(tmp_path)
 
 
