@@ -174,19 +174,29 @@ def _probabilities(outputs: NDArray[np.float64], labels: NDArray[np.int32]) -> N
 
 
 @contextmanager
-def learning() -> Iterator[None]:
-    """Around the fit of estimators of scikit-learn: warnings are not told, as a stop at the last pass is good enough.
+def interruptible() -> Iterator[None]:
+    """Around the fit of scikit-learn's networks: Ctrl-C ends it.
 
-    Ctrl-C stops it: networks take a KeyboardInterrupt for the end of learning, with a warning, and would go on as they
-    are by then.
+    They take a KeyboardInterrupt for the end of learning, with a warning, and would go on as they are by then.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
         warnings.filterwarnings("error", "Training interrupted by user", UserWarning)
         try:
             yield
-        except UserWarning:
+        except UserWarning as told:
+            if "interrupted" not in str(told):
+                raise
             raise KeyboardInterrupt from None
+
+
+@contextmanager
+def learning() -> Iterator[None]:
+    """Around the fit of estimators of scikit-learn: warnings are not told, as a stop at the last pass is good enough,
+    and Ctrl-C ends it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with interruptible():
+            yield
 
 
 def _settings(rows: int, shrinkage: float, seed: int) -> dict[str, Any]:

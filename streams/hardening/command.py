@@ -23,6 +23,7 @@ from attacks.errors import AttackError, ModelError
 from attacks.surrogate import fit_surrogate
 from attacks.threat import ThreatModel
 from detectors.kernels import limit_blas_threads
+from detectors.surrogate import interruptible
 from streams import config
 from streams.cli import print_json
 from streams.errors import ConfigError, EndpointError
@@ -221,7 +222,7 @@ def harden(
     }
     telling("fitting", 0.0)
     try:
-        with warnings.catch_warnings():
+        with interruptible():
             warnings.simplefilter("ignore", ConvergenceWarning)
             before = seeded(0).fit(X, y)
             trial = _with_surrogate(task.trial, before, X, seed)

@@ -30,6 +30,14 @@ mlp = MLPClassifier((16,), max_iter=60, learning_rate_init=0.02, random_state=0)
 forest = RandomForestClassifier(8, random_state=0)
 
 
+class Stopped(MLPClassifier):
+    def _backprop(self, *arguments):
+        raise KeyboardInterrupt
+
+
+stopped = Stopped((16,), random_state=0)
+
+
 def fitted():
     raise RuntimeError("out of glue")
 """
@@ -53,6 +61,11 @@ def run(*more: str, model: str = "estimators:mlp") -> int:
 def told() -> dict[str, Any]:
     found: dict[str, Any] = json.loads(Path("out/hardening.json").read_text())
     return found
+
+
+def test_ctrl_c_while_a_network_learns_ends_it(estimators: conftest.Little) -> None:
+    assert run(model="estimators:stopped") == 130
+    assert not any(Path("out").iterdir())
 
 
 def test_each_mitigation_is_measured_before_and_after_and_saved(
