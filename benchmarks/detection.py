@@ -654,10 +654,11 @@ def plot(cells: Table3, path: Path) -> None:
     places = [where for where in dict.fromkeys(where for where, _, _ in cells) if where.endswith(" mlp")]
     shown = {"default": "o", "without pattern": "s", "ECOD": "^", "KNN": "v", "IForest": "x", "max-softmax": "+"}
     figure, axes = plt.subplots(1, len(places), figsize=(3.6 * len(places), 4.8), sharey=True, squeeze=False)
+    attacks = sorted({attack for where, _, attack in cells if where in places})  # panels share their rows
     for axis, where in zip(axes[0], places, strict=True):
-        attacks = list(dict.fromkeys(attack for where_, _, attack in cells if where_ == where))
         for number, (scheme, mark) in enumerate(shown.items()):
-            values = [cells[where, scheme, attack].tpr for attack in attacks]
+            found = [cells.get((where, scheme, attack)) for attack in attacks]
+            values = [np.nan if cell is None else cell.tpr for cell in found]
             own = number < 2
             size, filled = (9, "full") if own else (6, "none")
             axis.plot(
