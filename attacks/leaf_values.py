@@ -123,7 +123,8 @@ def _histogram(estimator: Any) -> Valued:
     classes, columns = len(estimator.classes_), len(steps[0])
     leaves = [tree.nodes["value"][tree.nodes["is_leaf"].astype(bool)] for step in steps for tree in step]
     base = np.zeros(classes)
-    base[classes - columns :] = np.ravel(estimator._baseline_prediction)  # noqa: SLF001
+    start = estimator._baseline_prediction  # noqa: SLF001  (nor for the scores before the first tree)
+    base[classes - columns :] = np.ravel(start)
     places = [column + (columns == 1) for _ in steps for column in range(columns)]
     filled = _in_columns(leaves, places, classes)
     return Valued(trees.read(estimator), filled, base, "softmax", int(estimator.n_features_in_))
