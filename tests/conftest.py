@@ -25,6 +25,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 #: Pause between two looks at a condition.
 POLL_SECONDS = 0.02
+#: How many times as long as a quiet machine a busy one may take.
+BUSY = 3
 #: Passes in which a rough surrogate learns.
 HASTY_PASSES = 20
 
@@ -108,13 +110,13 @@ def redis(redis_url: str) -> Iterator[Redis]:
 
 @pytest.fixture(scope="session")
 def wait_until() -> Callable[..., Any]:
-    """Look at a condition until it is true; returns its value. Fails with `what` after `seconds`."""
+    """Look at a condition until it is true; returns its value. Fails with `what` after `seconds` of a quiet machine."""
 
     def wait(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-        until = time.monotonic() + seconds
+        until = time.monotonic() + BUSY * seconds
         while not (value := condition()):
             if time.monotonic() >= until:
-                pytest.fail(f"waited {seconds:g} s in vain for {what}")
+                pytest.fail(f"waited {BUSY * seconds:g} s in vain for {what}")
             time.sleep(POLL_SECONDS)
         return value
 

@@ -199,7 +199,7 @@ def chain(
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
     """Open a page in a context of its own; anything that the browser complains of fails the test, and any dialog."""
-    with visiting(browser, 20_000) as (open_page, complaints):
+    with visiting(browser) as (open_page, complaints):
         yield open_page
     # That somebody was faster is an answer with status 409, of which the browser tells.
     assert [text for text in complaints if "status of 409" not in text] == []

@@ -100,7 +100,7 @@ def test_kill_during_a_rebalance_changes_nothing(
     assert not hit(run, "hit")
     run.start()
     wait_until(lambda: hit(run, "hit"), 60, "a worker to die in the rebalance")
-    assert dying.wait(10) == -9
+    assert dying.wait(30) == -9
     assert not run.done(redis), "the rebalance came after the end of the log"
     run.finish(redis)
     assert_same(run, redis, undisturbed, wait_until)

@@ -109,7 +109,7 @@ def test_without_destinations_it_says_so_and_waits(tmp_path: Path, capsys: pytes
     assert process.stderr is not None
     assert "notify.destinations: none is declared, so nobody is told of pages" in process.stderr.readline()
     process.terminate()
-    assert process.wait(10) == 0
+    assert process.wait(30) == 0
     process.stderr.close()
     assert invoke(["--config", str(path), "notifier", "--check"]) == 2
     assert "none is declared; see docs/notifications.md" in capsys.readouterr().err

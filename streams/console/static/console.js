@@ -178,16 +178,22 @@ if (incident) {
   });
 }
 
-// Kafka may take a while, so the queries come after the page.
+// Kafka may take a while, so the queries come after the page, which says so meanwhile.
 const queries = document.getElementById("queries");
 if (queries) {
+  const body = document.getElementById("queries-body");
+  const rest = document.createElement("span");
+  rest.textContent = ": being read …";
+  body.firstElementChild.append(rest);
+  body.setAttribute("aria-busy", "true");
   fetch(queries.dataset.source, { headers: { "X-Requested-With": "fragment" } })
     .then(async (answer) => {
-      if (!answer.ok) return;
-      document.getElementById("queries-body").innerHTML = await answer.text();
+      if (!answer.ok) throw new Error(`the console answered ${answer.status}`);
+      body.innerHTML = await answer.text();
       showTimes(queries);
     })
-    .catch(() => {});
+    .catch(() => { rest.textContent = ": they did not come; follow the link to try again"; })
+    .finally(() => body.removeAttribute("aria-busy"));
 }
 
 const list = document.getElementById("list");

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import requests
 from aiohttp import web
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 from redis import Redis
 
 from detectors.contract import Verdicts
@@ -58,6 +58,9 @@ from streams.store.messages import (
 from streams.worker.tally import Histograms
 
 SECOND = 1_000_000
+#: How long a browser may take to show what must come, on a busy machine.
+BROWSER_MILLISECONDS = 30_000
+expect.set_options(timeout=BROWSER_MILLISECONDS)
 MODEL, TOPIC = "digits", "events"
 DIGITS = FeatureSchema.image((8, 8), [str(digit) for digit in range(10)], 0, 16)
 LOANS = FeatureSchema(
@@ -306,10 +309,10 @@ class Served:
     loop: asyncio.AbstractEventLoop
 
     def get(self, path: str, **options: Any) -> requests.Response:
-        return requests.get(self.url + path, timeout=10, **options)
+        return requests.get(self.url + path, timeout=30, **options)
 
     def post(self, path: str, **options: Any) -> requests.Response:
-        return requests.post(self.url + path, timeout=10, **options)
+        return requests.post(self.url + path, timeout=30, **options)
 
 
 Serve = Callable[..., Served]
@@ -382,7 +385,7 @@ def serve(redis_url: str) -> Iterator[Serve]:
         started = threading.Event()
         thread = threading.Thread(target=loop.run_until_complete, args=(main(),), daemon=True)
         thread.start()
-        assert started.wait(10), "the console did not start"
+        assert started.wait(30), "the console did not start"
         running.append((loop, stop, thread))
         return Served(f"http://{host}:{port}", ready[0], loop)
 
@@ -399,7 +402,7 @@ def serve(redis_url: str) -> Iterator[Serve]:
 
 
 @contextmanager
-def visiting(browser: Browser, milliseconds: float) -> Iterator[tuple[Callable[..., Page], list[str]]]:
+def visiting(browser: Browser) -> Iterator[tuple[Callable[..., Page], list[str]]]:
     """What opens a page in a context of its own, and the list of what the browser complains of, dialogs included."""
     contexts = []
     complaints: list[str] = []
@@ -408,7 +411,7 @@ def visiting(browser: Browser, milliseconds: float) -> Iterator[tuple[Callable[.
         context = browser.new_context(timezone_id="Europe/Berlin", locale="en-GB", **options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(milliseconds)
+        page.set_default_timeout(BROWSER_MILLISECONDS)
         page.on(
             "console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None
         )

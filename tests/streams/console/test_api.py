@@ -28,7 +28,7 @@ class Api:
         self.served = served
         self.session = requests.Session()
         self.session.headers.update(headers or {})
-        self.document = self.session.get(served.url + "/api/v1/openapi.json", timeout=10).json()
+        self.document = self.session.get(served.url + "/api/v1/openapi.json", timeout=30).json()
 
     def call(self, method: str, path: str, operation: str = "", **options: Any) -> requests.Response:
         answer = self.session.request(method, f"{self.served.url}/api/v1{path}", timeout=30, **options)
@@ -215,12 +215,12 @@ def test_changes_need_more_than_a_foreign_page_can_send(scene: Fixture, serve: F
     guarded = serve(token=TOKEN)
     assert guarded.post(path, json=body).status_code == 401
     session = requests.Session()
-    session.post(guarded.url + "/login", data={"token": TOKEN}, timeout=10)
-    assert session.post(guarded.url + path, json=body, timeout=10).status_code == 403
+    session.post(guarded.url + "/login", data={"token": TOKEN}, timeout=30)
+    assert session.post(guarded.url + path, json=body, timeout=30).status_code == 403
     assert IncidentService(redis, "digits").show(name).incident.state == "new"
-    page = session.get(f"{guarded.url}/incidents/{name}", timeout=10).text
+    page = session.get(f"{guarded.url}/incidents/{name}", timeout=30).text
     mark = page.split('name="csrf" value="')[1][:64]
-    done = session.post(guarded.url + path, json={"by": "ada"}, headers={"X-CSRF-Token": mark}, timeout=10)
+    done = session.post(guarded.url + path, json={"by": "ada"}, headers={"X-CSRF-Token": mark}, timeout=30)
     assert done.json()["assignee"] == "ada"
     Api(guarded, {"Authorization": f"Bearer {TOKEN}"}).call(
         "POST", f"/incidents/{name}/assign", f"{ONE}/assign", json={"by": "ada", "to": "bob"}
@@ -235,7 +235,7 @@ def test_errors_of_the_api_are_problem_documents(serve: Fixture, redis: Redis) -
         ("POST", "/api/v1/overview", 405),
         ("GET", "/api/v1/incidents/%ff%00", 404),
     ):
-        answer = requests.request(method, served.url + path, timeout=10)
+        answer = requests.request(method, served.url + path, timeout=30)
         assert (answer.status_code, answer.headers["Content-Type"]) == (status, "application/problem+json"), path
         assert answer.json()["status"] == status
 
@@ -265,7 +265,7 @@ def test_no_request_breaks_the_promise_fuzz(api: Api, data: st.DataObject) -> No
     method, described = data.draw(st.sampled_from(sorted(operations.items())), label="method")
     known = [
         one["id"]
-        for one in api.session.get(f"{api.served.url}/api/v1/incidents?state=all", timeout=10).json()["incidents"]
+        for one in api.session.get(f"{api.served.url}/api/v1/incidents?state=all", timeout=30).json()["incidents"]
     ]
     names = st.one_of(st.sampled_from(known), st.text("0123456789abcdef", min_size=16, max_size=16), TEXTS)
     address, query = path, {}

@@ -26,7 +26,7 @@ HOSTILE = "<img src=x onerror=\"document.title='run'\"><script>document.title='r
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Open]:
     """Open a page in a context of its own; anything that the browser complains of fails the test."""
-    with visiting(browser, 10_000) as (open_page, complaints):
+    with visiting(browser) as (open_page, complaints):
         yield open_page
     assert complaints == []
 
@@ -99,6 +99,22 @@ def test_from_page_to_resolution_in_less_than_five_clicks(
     expect(page.locator(".head")).to_contain_text("resolved: real attack")
     closed = IncidentService(redis, "digits").show(name).incident
     assert (closed.state, closed.verdict, closed.assignee) == ("resolved", "true", "ada")
+
+
+def test_queries_that_do_not_come_are_said_to(scene: Fixture, serve: Fixture, browser: Browser) -> None:
+    name = scene.attack()
+    served = serve()
+    with visiting(browser) as (open_page, complaints):
+        page = open_page(served.url)
+        page.route("**/queries?*", lambda route: route.fulfill(status=503, body="busy"))
+        page.goto(f"{served.url}/incidents/{name}?model=digits")
+        body = page.locator("#queries-body")
+        expect(body).to_have_text("Read them from Kafka: they did not come; follow the link to try again")
+        assert body.get_attribute("aria-busy") is None
+        page.unroute("**/queries?*")
+        body.locator("a").click()
+        expect(page.locator("svg.plane circle").first).to_be_visible()
+    assert all("503" in one for one in complaints), complaints
 
 
 def test_note_assign_and_silence_from_the_page(scene: Fixture, serve: Fixture, visit: Open, redis: Redis) -> None:

@@ -77,7 +77,7 @@ def test_address_of_a_query_is_read_back() -> None:
 
 def act(served: Fixture, **fields: Any) -> requests.Response:
     session = requests.Session()
-    mark = re.search(r'name="csrf" value="([0-9a-f]{64})"', session.get(served.url + "/incidents", timeout=10).text)
+    mark = re.search(r'name="csrf" value="([0-9a-f]{64})"', session.get(served.url + "/incidents", timeout=30).text)
     assert mark
     data = {"csrf": mark.group(1), **fields}
     return session.post(served.url + "/incidents/bulk?state=all", data=data, timeout=30)

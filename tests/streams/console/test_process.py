@@ -47,10 +47,10 @@ def test_serves_until_sigterm(settings_file: Callable[..., Path], wait_until: Ca
                 return False
 
         wait_until(answers, 60, "the console")
-        with requests.get(f"http://127.0.0.1:{port}/events", stream=True, timeout=10) as stream:
+        with requests.get(f"http://127.0.0.1:{port}/events", stream=True, timeout=30) as stream:
             assert stream.status_code == 200
             process.send_signal(signal.SIGTERM)
-            assert process.wait(10) == 0
+            assert process.wait(30) == 0
     finally:
         process.kill()
         process.wait(10)

@@ -380,7 +380,7 @@ def test_accounting_adds_up_or_says_that_it_does_not(scene: Fixture, serve: Fixt
 
 
 def form_mark(served: Fixture, session: requests.Session, path: str) -> str:
-    found = re.search(r'name="csrf" value="([0-9a-f]{64})"', session.get(served.url + path, timeout=10).text)
+    found = re.search(r'name="csrf" value="([0-9a-f]{64})"', session.get(served.url + path, timeout=30).text)
     assert found
     return found.group(1)
 
@@ -392,7 +392,7 @@ def test_silences_are_made_and_refused_by_form(scene: Fixture, serve: Fixture, r
 
     def make(**fields: str) -> requests.Response:
         data = {"csrf": mark, "by": "ada", "hours": "4", "client": "aa*", **fields}
-        return session.post(served.url + "/silences", data=data, timeout=10)
+        return session.post(served.url + "/silences", data=data, timeout=30)
 
     page = make(comment="<b>why</b>", starts="2031-05-01T08:00")
     assert "silence of client aa*" in " ".join(page.text.split())
@@ -412,10 +412,10 @@ def test_silences_are_made_and_refused_by_form(scene: Fixture, serve: Fixture, r
         assert (answer.status_code, sentence in html.unescape(answer.text)) == (422, True), fields
     assert len(desk.silences()) == 2
     assert make(csrf="0" * 64).status_code == 403
-    ended = session.post(f"{served.url}/silences/{made.id}/end", data={"csrf": mark, "by": "bob"}, timeout=10)
+    ended = session.post(f"{served.url}/silences/{made.id}/end", data={"csrf": mark, "by": "bob"}, timeout=30)
     assert ended.status_code == 200
-    assert session.post(f"{served.url}/silences/{made.id}/end", data={"by": "eve"}, timeout=10).status_code == 403
-    unknown = session.post(f"{served.url}/silences/00000000/end", data={"csrf": mark, "by": "bob"}, timeout=10)
+    assert session.post(f"{served.url}/silences/{made.id}/end", data={"by": "eve"}, timeout=30).status_code == 403
+    unknown = session.post(f"{served.url}/silences/00000000/end", data={"csrf": mark, "by": "bob"}, timeout=30)
     assert unknown.status_code == 422
 
 
@@ -428,7 +428,7 @@ def test_repeaters_are_proposed_from_an_incident_and_approved_by_somebody_else(
     desk = IncidentService(redis, "digits")
 
     def post(path: str, **fields: str) -> requests.Response:
-        return session.post(served.url + path, data={"csrf": mark, **fields}, timeout=10)
+        return session.post(served.url + path, data={"csrf": mark, **fields}, timeout=30)
 
     where = f"/incidents/{name}/repeater"
     assert post(where, by="ada", days="30", reason=" ").status_code == 422
@@ -444,7 +444,7 @@ def test_repeaters_are_proposed_from_an_incident_and_approved_by_somebody_else(
     assert (again.status_code, "already approved by bob" in again.text) == (409, True)
     assert post("/repeaters", by="ada", days="7", client="zz", reason="x").status_code == 422
     assert "ended by carla" in post("/repeaters/11aa000000000001/revoke", by="carla").text
-    unmarked = session.post(f"{served.url}/repeaters/11aa000000000001/approve", data={"by": "eve"}, timeout=10)
+    unmarked = session.post(f"{served.url}/repeaters/11aa000000000001/approve", data={"by": "eve"}, timeout=30)
     assert unmarked.status_code == 403
 
 
@@ -455,7 +455,7 @@ def test_a_false_alarm_is_approved_on_its_page_by_somebody_else(scene: Fixture, 
 
     def act(action: str, by: str, **fields: str) -> requests.Response:
         data = {"csrf": mark, "by": by, **fields}
-        return session.post(f"{served.url}/incidents/{name}/{action}", data=data, timeout=10)
+        return session.post(f"{served.url}/incidents/{name}/{action}", data=data, timeout=30)
 
     assert "When somebody else vouches for it" in act("resolve", "ada", verdict="false").text
     refused = act("approve-verdict", "ada")
@@ -471,7 +471,7 @@ def test_under_a_named_token_nobody_is_a_second_person(
 
     def post(path: str, token: str, **body: Any) -> requests.Response:
         headers = {"Authorization": f"Bearer {token}"}
-        return requests.post(f"{served.url}/api/v1{path}", json=body, headers=headers, timeout=10)
+        return requests.post(f"{served.url}/api/v1{path}", json=body, headers=headers, timeout=30)
 
     client = "11aa000000000001"
     ends = time.time_ns() // 1000 + 3_600_000_000

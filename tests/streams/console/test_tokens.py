@@ -40,7 +40,7 @@ def csrf(page: str) -> str:
 
 def log_in(served: Fixture, token: str) -> requests.Session:
     session = requests.Session()
-    answer = session.post(served.url + "/login", data={"token": token}, timeout=10, allow_redirects=False)
+    answer = session.post(served.url + "/login", data={"token": token}, timeout=30, allow_redirects=False)
     assert answer.status_code == 303
     return session
 
@@ -117,20 +117,20 @@ def test_viewers_read_and_responders_change(scene: Fixture, serve: Fixture, file
         assert (refused.status_code, refused.headers["Content-Type"]) == (403, "application/problem+json")
         assert "A viewer reads" in refused.json()["detail"]
     session = log_in(served, viewer)
-    page = session.get(f"{served.url}/incidents/{name}", timeout=10).text
+    page = session.get(f"{served.url}/incidents/{name}", timeout=30).text
     assert '<fieldset class="bare" disabled>' in page
     form = {"csrf": csrf(page), "by": "vic"}
     for path in (f"/incidents/{name}/acknowledge", f"/incidents/{name}/silence", "/silences"):
-        assert session.post(served.url + path, data=form, timeout=10).status_code == 403
+        assert session.post(served.url + path, data=form, timeout=30).status_code == 403
     chosen = {**form, "incident": name, "action": "acknowledge"}
-    bulk = session.post(served.url + "/incidents/bulk", data=chosen, timeout=10)
+    bulk = session.post(served.url + "/incidents/bulk", data=chosen, timeout=30)
     assert bulk.status_code == 403
     assert served.get(f"/api/v1/incidents/{name}", headers=bearer(viewer)).json()["incident"]["state"] == "new"
-    session.post(served.url + "/logout", data=form, timeout=10)
-    assert session.get(served.url + "/", timeout=10, allow_redirects=False).status_code == 303
+    session.post(served.url + "/logout", data=form, timeout=30)
+    assert session.get(served.url + "/", timeout=30, allow_redirects=False).status_code == 303
 
     working = log_in(served, responder)
-    page = working.get(f"{served.url}/incidents/{name}", timeout=10).text
+    page = working.get(f"{served.url}/incidents/{name}", timeout=30).text
     assert 'name="by" value="rita"' in page, "a named token knows its holder's name"
     done = working.post(
         f"{served.url}/incidents/{name}/acknowledge", data={"csrf": csrf(page), "by": "rita"}, timeout=10
@@ -147,7 +147,7 @@ def test_a_cookie_cannot_be_raised_to_another_role(scene: Fixture, serve: Fixtur
     cookie = session.cookies["vedette_session"]
     assert ".vic.viewer." in cookie
     forged = cookie.replace(".viewer.", ".responder.")
-    answer = requests.get(served.url + "/", cookies={"vedette_session": forged}, timeout=10, allow_redirects=False)
+    answer = requests.get(served.url + "/", cookies={"vedette_session": forged}, timeout=30, allow_redirects=False)
     assert answer.status_code == 303
 
 
@@ -156,9 +156,9 @@ def test_who_is_removed_is_out_at_once(scene: Fixture, serve: Fixture, file: Pat
     made, kept = tokens.make(file, "vic", "viewer"), tokens.make(file, "rita", "responder")
     served = serve(tokens=file)
     session = log_in(served, made)
-    assert session.get(served.url + "/", timeout=10, allow_redirects=False).status_code == 200
+    assert session.get(served.url + "/", timeout=30, allow_redirects=False).status_code == 200
     tokens.remove(file, "vic")
-    assert session.get(served.url + "/", timeout=10, allow_redirects=False).status_code == 303
+    assert session.get(served.url + "/", timeout=30, allow_redirects=False).status_code == 303
     assert served.get("/api/v1/overview", headers=bearer(made)).status_code == 401
     assert served.get("/api/v1/overview", headers=bearer(kept)).status_code == 200
 
@@ -168,7 +168,7 @@ def test_open_stream_ends_with_the_token(scene: Fixture, serve: Fixture, file: P
     made = tokens.make(file, "vic", "viewer")
     served = serve(tokens=file)
     session = log_in(served, made)
-    with session.get(served.url + "/events", stream=True, timeout=10) as stream:
+    with session.get(served.url + "/events", stream=True, timeout=30) as stream:
         lines = stream.iter_lines()
         while next(lines) != b"event: overview":
             continue
@@ -251,10 +251,10 @@ def test_probes_start_under_the_name_of_the_token(scene: Fixture, serve: Fixture
     made = tokens.make(file, "rita", "responder")
     served = serve(tokens=file)
     session = log_in(served, made)
-    form = {"csrf": csrf(session.get(served.url + "/probes", timeout=10).text), "by": "ada", "attack": "transfer_pgd"}
-    answer = session.post(served.url + "/probes", data=form, timeout=10, allow_redirects=False)
+    form = {"csrf": csrf(session.get(served.url + "/probes", timeout=30).text), "by": "ada", "attack": "transfer_pgd"}
+    answer = session.post(served.url + "/probes", data=form, timeout=30, allow_redirects=False)
     assert answer.status_code == 303, answer.text
-    (asked,) = session.get(served.url + "/api/v1/probes", timeout=10).json()["requests"]
+    (asked,) = session.get(served.url + "/api/v1/probes", timeout=30).json()["requests"]
     assert asked["by"] == "rita"
 
 

@@ -85,6 +85,6 @@ def test_attackers_begin_when_told_and_end_when_told(
         wait_until(lambda: len(read_journal(journal)) == len(ATTACKERS), 60, "all attackers")
         assert process.poll() is None, log.read_text()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0, log.read_text()
+        assert process.wait(30) == 0, log.read_text()
     finally:
         children.stop([process])

@@ -51,7 +51,7 @@ def test_every_request_is_logged_once_with_client_and_id(
             assert np.allclose(model.predict(part), perceptron.predict(part), atol=1e-12)
             asked[f"{client}/{number}"] = (client, part)
     served.process.send_signal(signal.SIGTERM)
-    assert served.process.wait(10) == 0
+    assert served.process.wait(30) == 0
     records = read_all(kafka, served.topic)
     assert len(records) == len(asked)
     for record in records:

@@ -445,7 +445,7 @@ def test_the_command_asks_the_endpoint_with_marks(
             name = wait_until(lambda: redis.zrange(KEYS.incidents, 0, 0), 60.0, "the incident")[0].decode()
             wait_until(lambda: redis.hlen(KEYS.inquiries(name)) == 1, 60.0, "the answer")
             process.send_signal(signals.SIGTERM)
-            assert process.wait(20) == 0
+            assert process.wait(30) == 0
         finally:
             process.kill()
             process.wait(10)
@@ -469,7 +469,7 @@ def test_the_command_starts_and_ends_while_a_module_never_loads(
         send(raised(1))
         wait_until(lambda: redis.zcard(KEYS.incidents) == 1, 60.0, "the incident")
         process.send_signal(signals.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(30) == 0
     finally:
         process.kill()
         process.wait(10)

@@ -251,8 +251,8 @@ def test_an_hour_of_probes(hour: Hour, standby: threading.Thread, wait_until: Wa
         hour.redis.delete(HOLD)
         wait_until(lambda: hour.redis.hget(KEYS.lease("prober"), "holder") not in (None, holder), 30, "the takeover")
         took = time.monotonic() - killed
-        # A standby looks four times in the life of a lease.
-        assert took <= LEASE_SECONDS * 1.25 + 0.5, f"the standby took over after {took:.1f} s"
+        # A standby looks four times in the life of a lease; the rest is what a busy machine takes.
+        assert took <= LEASE_SECONDS * 1.25 + 5.0, f"the standby took over after {took:.1f} s"
         finished += EACH_INTERVAL + 1  # the abandoned one
         finished += EACH_INTERVAL + 1  # what the standby starts at once
         hour.settle(finished)
