@@ -107,6 +107,7 @@ class IncidentRoom:
             web.get("/incidents", self.show_list),
             web.get("/incidents/rows", self.rows),
             web.post("/incidents/bulk", self.bulk),
+            web.get("/incidents/bulk", self.back_to_list),
             web.get(one, self.incident),
             web.get(one + "/queries", self.queries),
             web.post(one + f"/{{action:{'|'.join(ACTIONS)}}}", self.act),
@@ -187,6 +188,11 @@ class IncidentRoom:
         response = await self._list_page(request, model, notices)
         self.front.remember_name(request, response, by)
         return response
+
+    async def back_to_list(self, request: web.Request) -> web.Response:
+        """The list, for whoever copies the address that a bulk action leaves."""
+        address = self.front.pages.link("/incidents", self.front.model(request), ListQuery.of(request.query).address())
+        return web.Response(status=303, headers={"Location": address})
 
     def _apply_all(
         self, model: ModelSettings, names: list[str], action: str, by: str, form: Mapping[str, str]

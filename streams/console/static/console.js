@@ -143,6 +143,10 @@ if (course) setInterval(() => renewCourse(course), COURSE_MS);
 const live = document.getElementById("live");
 if (live) follow({ stream: live.dataset.stream, poll: live.dataset.poll }, (look) => showOverview(live, look));
 
+// Of a page that answers a form the browser keeps the page's own address, so that reloading doesn't send the form again.
+const own = document.querySelector("[data-page]")?.dataset.page;
+if (own && new URL(own, location.href).pathname !== location.pathname) history.replaceState(null, "", own);
+
 // An incident under way: what has changed is put in place. The form stays while somebody fills it in, and where an open
 // detail would close; then a line offers the new page instead.
 const incident = document.getElementById("incident");

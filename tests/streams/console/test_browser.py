@@ -117,6 +117,20 @@ def test_queries_that_do_not_come_are_said_to(scene: Fixture, serve: Fixture, br
     assert all("503" in one for one in complaints), complaints
 
 
+def test_reloading_after_a_form_sends_it_no_second_time(scene: Fixture, serve: Fixture, visit: Open) -> None:
+    name = scene.attack()
+    served = serve()
+    page = visit(f"{served.url}/incidents?state=all")
+    page.locator("#by").fill("ada")
+    page.locator(f"tr[data-key='{name}'] input[type=checkbox]").check()
+    page.locator("#apply").click()
+    expect(page.locator(".notice")).to_contain_text("1 incident: acknowledged")
+    page.reload()
+    expect(page.locator("#incidents")).to_contain_text("Query-based evasion")
+    expect(page.locator(".notice")).to_have_count(0)
+    assert page.url == f"{served.url}/incidents?model=digits&state=all"
+
+
 def test_note_assign_and_silence_from_the_page(scene: Fixture, serve: Fixture, visit: Open, redis: Redis) -> None:
     name = scene.attack()
     desk = IncidentService(redis, "digits")

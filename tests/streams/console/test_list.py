@@ -120,6 +120,12 @@ def test_bulk_refuses_what_makes_no_sense(scene: Fixture, serve: Fixture, redis:
     assert IncidentService(redis, "digits").show(name).incident.state == "new"
 
 
+def test_address_that_a_bulk_action_leaves_is_the_list_again(serve: Fixture) -> None:
+    answer = serve().get("/incidents/bulk?state=all&q=guest", allow_redirects=False)
+    assert answer.status_code == 303
+    assert answer.headers["Location"] == "/incidents?model=digits&state=all&q=guest"
+
+
 def test_bulk_needs_our_mark(scene: Fixture, serve: Fixture, redis: Redis) -> None:
     name = scene.attack()
     answer = serve().post("/incidents/bulk", data={"incident": name, "action": "acknowledge", "by": "eve", "csrf": "0"})
