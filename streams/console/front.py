@@ -8,7 +8,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlencode
 
 import msgspec
 from aiohttp import web
@@ -47,6 +47,8 @@ HEADERS = {
 
 #: Where log-in may lead: a path of this console, and nothing that a browser takes for another host.
 _OURS = re.compile(r"/(?![/\\])[!-\[\]-~]{0,1999}")
+#: What forms about one incident begin with.
+_INCIDENT = re.compile(r"/incidents/[0-9a-f]{16}(?=/)")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -149,8 +151,7 @@ class Front:
                         text="too many wrong tokens; wait a minute", headers={"Retry-After": f"{MINUTE_SECONDS:.0f}"}
                     )
                 raise web.HTTPUnauthorized(text="a token is needed: Authorization: Bearer TOKEN")
-            # A form whose session has ended goes on at the page that forms of its kind lead to.
-            wanted = request.path_qs if request.method in ("GET", "HEAD") else "/" + request.path.split("/")[1]
+            wanted = request.path_qs if request.method in ("GET", "HEAD") else _page_of_form(request)
             raise web.HTTPSeeOther("/login" if wanted == "/" else f"/login?next={quote(wanted, safe='')}")
         return await handler(request)
 
@@ -255,6 +256,14 @@ async def body_of(request: web.Request) -> bytes:
         return await request.read()
     except web.RequestPayloadError:
         raise web.HTTPBadRequest(text="the body is not encoded as Content-Encoding says") from None
+
+
+def _page_of_form(request: web.Request) -> str:
+    """Where a form whose session has ended goes on: at its incident, or at the page that forms of its kind lead to."""
+    incident = _INCIDENT.match(request.path)
+    page = incident.group() if incident else "/" + request.path.split("/")[1]
+    model = request.query.get("model")
+    return page if model is None else f"{page}?{urlencode({'model': model})}"
 
 
 def name_of(request: web.Request) -> str:

@@ -182,6 +182,25 @@ if (incident) {
   });
 }
 
+// A note that is being written outlives a login that ends: this tab keeps it until it stands in the history, or until
+// somebody logs out.
+if (incident) {
+  const place = `note ${incident.dataset.page}`;
+  const written = [...incident.querySelectorAll(".history li")].map((line) => line.textContent);
+  const kept = sessionStorage.getItem(place);
+  if (kept && written.some((line) => line.includes(kept.trim()))) sessionStorage.removeItem(place);
+  else if (kept) {
+    const field = document.getElementById("note");
+    if (field && !field.value) field.value = kept;
+  }
+  incident.addEventListener("input", (event) => {
+    if (event.target.id !== "note") return;
+    if (event.target.value.trim()) sessionStorage.setItem(place, event.target.value);
+    else sessionStorage.removeItem(place);
+  });
+}
+document.querySelector("form.leave")?.addEventListener("submit", () => sessionStorage.clear());
+
 // Kafka may take a while, so the queries come after the page, which says so meanwhile.
 const queries = document.getElementById("queries");
 if (queries) {

@@ -306,6 +306,37 @@ def test_login_with_the_token(scene: Fixture, serve: Fixture, visit: Open, redis
     expect(page.locator("#token")).to_be_visible()
 
 
+def test_note_outlives_the_end_of_a_login(scene: Fixture, serve: Fixture, visit: Open, redis: Redis) -> None:
+    name = scene.attack()
+    token = "a token of more than sixteen characters"
+    served = serve(token=token)
+    page = visit(f"{served.url}/incidents/{name}?model=digits")
+
+    def log_in() -> None:
+        page.locator("#token").fill(token)
+        page.get_by_role("button", name="Log in").click()
+
+    log_in()
+    page.locator("#by").fill("ada")
+    page.locator("#note").fill("asked the\ntenant ")
+    page.context.clear_cookies()  # the login ends
+    page.locator("#add-note").click()
+    log_in()
+    expect(page.locator("#note")).to_have_value("asked the\ntenant ")
+    page.locator("#by").fill("ada")
+    page.locator("#add-note").click()
+    expect(page.locator(".history")).to_contain_text("note: asked the")
+    expect(page.locator("#note")).to_have_value("")
+    page.reload()
+    expect(page.locator("#note")).to_have_value("")
+    page.locator("#note").fill("for nobody else")
+    page.get_by_role("button", name="Log out").click()
+    expect(page.locator("#token")).to_be_visible()
+    assert page.evaluate("sessionStorage.length") == 0
+    changes = [change.what for change in IncidentService(redis, "digits").show(name).incident.history]
+    assert sum(change.startswith("note: asked the") for change in changes) == 1
+
+
 def test_check_of_accessibility_finds_faults(scene: Fixture, serve: Fixture, visit: Open, redis: Redis) -> None:
     page = visit(serve().url)
     page.evaluate(

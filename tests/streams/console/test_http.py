@@ -460,7 +460,9 @@ def test_log_in_leads_to_the_page_that_was_asked_for(scene: Fixture, serve: Fixt
     assert (found.status_code, found.url) == (200, f"{served.url}/incidents/{name}?model=digits")
     assert 'id="export"' in found.text
     note = served.post(f"/incidents/{name}/note", data={"note": "x"}, allow_redirects=False)
-    assert note.headers["Location"] == "/login?next=/incidents"
+    assert note.headers["Location"] == f"/login?next=/incidents/{name}"
+    model = served.post("/silences/x/end?model=digits", data={"by": "ada"}, allow_redirects=False)
+    assert model.headers["Location"] == "/login?next=/silences?model%3Ddigits"
     again = session.get(f"{served.url}/incidents/{name}/note", timeout=30)  # reloaded after a refused change
     assert (again.status_code, again.url) == (200, f"{served.url}/incidents/{name}?model=digits")
 
