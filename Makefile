@@ -16,18 +16,23 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test check bench bench-data bench-quick faults clean
 
-# The demo needs no development tools, so the environment is filled in two steps.
+# The demo needs no development tools, so the environment is filled in two steps, or in one by who needs all of it.
+define ENVIRONMENT
+$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "Vedette needs Python 3.11 to 3.13; set PYTHON=/path/to/python3.11")'
+$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf .venv; $(PYTHON) -m venv .venv; }
+endef
+
 .venv/run.stamp: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "Vedette needs Python 3.11 to 3.13; set PYTHON=/path/to/python3.11")'
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf .venv; $(PYTHON) -m venv .venv; }
+	@$(ENVIRONMENT)
 	@echo "installing Vedette into .venv ..."
 	@$(PIP) install --no-compile -c constraints.txt -e '.[embedded]'
 	@touch $@
 
-.venv/dev.stamp: .venv/run.stamp
-	@echo "installing development tools into .venv ..."
-	@$(PIP) install -c constraints.txt -e '.[dev,bench]'
-	@touch $@
+.venv/dev.stamp: pyproject.toml constraints.txt
+	@$(ENVIRONMENT)
+	@echo "installing Vedette and development tools into .venv ..."
+	@$(PIP) install --no-compile -c constraints.txt -e '.[dev,bench]'
+	@touch .venv/run.stamp $@
 
 # A real model, real traffic and real attacks on this machine, until Ctrl-C.
 demo: .venv/run.stamp
@@ -39,7 +44,7 @@ test faults: export OPENBLAS_NUM_THREADS = 1
 # Three at a time where nothing is measured against the clock of the machine (they wait a lot); the others two at a time.
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(OTHERS)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ALONE)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ALONE)
 
 check: .venv/dev.stamp
 	$(BIN)/ruff check .

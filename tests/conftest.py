@@ -9,6 +9,7 @@ import secrets
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -31,11 +32,18 @@ BUSY = 3
 HASTY_PASSES = 20
 
 
-@pytest.fixture(scope="module")
-def hasty() -> Iterator[None]:
-    """Fits of the module's tests learn a rough surrogate: most of a small fit's time, for what only detection needs."""
+@contextmanager
+def in_haste() -> Iterator[None]:
+    """Fits learn a rough surrogate: most of a small fit's time, for what only detection needs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(surrogate, "PASSES", HASTY_PASSES)
+        yield
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[None]:
+    """`in_haste` for the module's tests."""
+    with in_haste():
         yield
 
 

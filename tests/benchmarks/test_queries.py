@@ -24,6 +24,9 @@ ROW_DETECTORS = ("IForest", "KNN", "ECOD", "max-softmax")
 SETTINGS = Settings(queries=100, attackers=3, rivals=2, campaigns=2, specials=2, tuners=2, clients=16, weeks=3)
 
 
+pytestmark = pytest.mark.usefixtures("hasty")
+
+
 @pytest.fixture(scope="module")
 def made() -> crafted.Task:
     return crafted.task("cancer", "logistic", 3)

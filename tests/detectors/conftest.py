@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from detectors.kernels import limit_blas_threads
+from tests.conftest import in_haste
 
 limit_blas_threads()
 
@@ -41,16 +42,17 @@ def fitted(small_world: Any) -> Any:
 
     home = small_world.world()
     traffic = small_world.benign(home, np.random.default_rng(5), clients=120, weeks=10, a_week=40)
-    return fit(
-        home.reference,
-        small_world.SCHEMA,
-        traffic,
-        budget=1,
-        clients_per_week=100,
-        week_us=small_world.WEEK_US,
-        partitions=2,
-        rng=np.random.default_rng(1),
-    )
+    with in_haste():
+        return fit(
+            home.reference,
+            small_world.SCHEMA,
+            traffic,
+            budget=1,
+            clients_per_week=100,
+            week_us=small_world.WEEK_US,
+            partitions=2,
+            rng=np.random.default_rng(1),
+        )
 
 
 @pytest.fixture(scope="session")

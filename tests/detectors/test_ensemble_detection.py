@@ -18,6 +18,7 @@ from detectors.queries.intent import IntentTest
 from detectors.queries.memory import MEMBERS, Memory
 from detectors.scorer import Ensemble
 from detectors.signals import member_order, next_check
+from tests.conftest import in_haste
 
 ATTACKER = 0xABCDEF0123456789
 TRACES = 5
@@ -31,7 +32,8 @@ def fit_to(small_world: Any, traffic: Batch | None, **changes: Any) -> Any:
         "partitions": 1,
         "rng": np.random.default_rng(1),
     }
-    return fit(small_world.world().reference, small_world.SCHEMA, traffic, **{**options, **changes})
+    with in_haste():
+        return fit(small_world.world().reference, small_world.SCHEMA, traffic, **{**options, **changes})
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,7 @@ from streams.demo.prepare import history, rows_of
 from streams.embedded import free_ports
 from streams.probes.workshop import domain
 from streams.topics import DEAD_SUFFIX, ensure
+from tests.conftest import in_haste
 from tests.streams.console.conftest import browser, pictures_directory, scene, serve, visiting
 
 __all__ = ["browser", "pictures_directory", "scene", "serve"]
@@ -96,10 +97,11 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
         scores = model.predict(inputs)
         known = Reference(inputs, np.argmax(scores, axis=1).astype(np.int32), scores, truth.astype(np.int32))
         benign = history(pools.history, model, HISTORY_RATE, rng, weeks=HISTORY_WEEKS)
-        fitted, found = ensemble.fit(
-            known, digits.schema(), benign, budget=1, clients_per_week=CLIENTS_A_WEEK, week_us=WEEK_US, partitions=1,
-            rng=rng,
-        )  # fmt: skip
+        with in_haste():
+            fitted, found = ensemble.fit(
+                known, digits.schema(), benign, budget=1, clients_per_week=CLIENTS_A_WEEK, week_us=WEEK_US,
+                partitions=1, rng=rng,
+            )  # fmt: skip
     assert found.mode != "tickets", found.sentences()
     bundles.save(path, fitted, found)
     return Watched(model, pools, path)

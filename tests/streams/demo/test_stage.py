@@ -39,6 +39,9 @@ ENDS = (
     else [(MOMENTS[0], SIGNALS[2]), (MOMENTS[1], SIGNALS[3]), (MOMENTS[1], SIGNALS[1])]
 )
 
+#: Whole demos keep a machine busy: one after the other, beside other tests.
+TOGETHER = pytest.mark.xdist_group("demo")
+
 COMMAND = [sys.executable, "-m", "streams.cli", "demo"]
 
 
@@ -114,6 +117,7 @@ def said(process: subprocess.Popen[str], text: str, seconds: float = START_SECON
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@TOGETHER
 def test_a_headless_demo_on_the_servers_of_others_shows_the_main_job_and_keeps_what_is_theirs(
     tmp_path: Path, kafka: str, redis: Any, redis_url: str, wait_until: Callable[..., Any]
 ) -> None:
@@ -190,6 +194,7 @@ def test_a_signal_ends_the_demo_although_python_drops_what_its_handler_raises(nu
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
+@TOGETHER
 def test_ctrl_c_ends_a_demo_on_a_terminal(tmp_path: Path, wait_until: Callable[..., Any]) -> None:
     home = tmp_path / "home"
     master, terminal = pty.openpty()
