@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from attacks.threat import ThreatModel
 
-Access = Literal["labels", "scores", "gradients", "trees"]
+Access = Literal["labels", "scores", "gradients", "trees", "leaves"]
 """What an attack reads of a model: its answers, or the model itself."""
 
 
@@ -96,9 +96,9 @@ class Attack(Protocol):
     ----------
     name : str
         The name in the registry.
-    access : {"labels", "scores", "gradients", "trees"}
-        What it reads of the model; ``gradients`` needs a `GradientModel`, ``trees`` a `trees.TreeModel`, and both need
-        knowledge that is not black-box.
+    access : {"labels", "scores", "gradients", "trees", "leaves"}
+        What it reads of the model; ``gradients`` needs a `GradientModel`, ``trees`` a `trees.TreeModel`, ``leaves`` a
+        `trees.LeafModel`, and all three need knowledge that is not black-box.
     norms : frozenset of str
         Norms it can keep.
     needs_eps : bool

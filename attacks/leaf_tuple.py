@@ -57,7 +57,7 @@ class LeafTuple:
     starts: int = 10
     steps: int = 200
     name: ClassVar[str] = "leaf_tuple"
-    access: ClassVar[Access] = "trees"
+    access: ClassVar[Access] = "leaves"
     norms: ClassVar[frozenset[str]] = frozenset({"l1", "l2", "linf"})
     needs_eps: ClassVar[bool] = False
     targeted: ClassVar[bool] = True

@@ -35,7 +35,7 @@ def start_rows(
         raise ThreatModelError(f"{where}: eps is None; this attack needs a bound on the distance")
     if threat.goal != "any" and not attack.targeted:
         raise ThreatModelError(f"{where}: goal is class {threat.goal}; this attack can only leave a class (goal 'any')")
-    if attack.access in ("gradients", "trees") and threat.knowledge == "black-box":
+    if attack.access not in ("labels", "scores") and threat.knowledge == "black-box":
         raise ThreatModelError(
             f"{where}: knowledge is black-box; this attack needs the model's {attack.access} (transfer or white-box)"
         )

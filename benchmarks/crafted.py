@@ -197,7 +197,7 @@ def _target(made: Task, plan: Plan, rng: np.random.Generator) -> tuple[Model, Kn
         return fit_surrogate(made.train.x, made.train.labels.astype(np.int64), rng, "mlp"), "transfer", attack
     if attack.access == "gradients":
         return gradients.adapt(made.model.estimator), "white-box", attack
-    if attack.access == "trees":
+    if attack.access in ("trees", "leaves"):
         return tree_models.adapt(made.model.estimator), "white-box", attack
     return made.model, "black-box", attack
 

@@ -165,11 +165,9 @@ def judges(subject: Subject, trial: Trial) -> tuple[Entry, ...]:
 def _target(subject: Subject, entry: Entry, trial: Trial, x: NDArray[np.float64]) -> Any:
     if entry.target == "surrogate":
         return trial.surrogate
-    if entry.access == "gradients":
-        return subject.gradients
-    if entry.access == "trees":
-        return subject.trees
-    return asked(subject, x)
+    if entry.access in ("labels", "scores"):
+        return asked(subject, x)
+    return subject.in_hand(entry.access)
 
 
 def _turned(

@@ -344,12 +344,10 @@ def _craft(
     model: Any
     if entry.target == "surrogate":
         model = surrogate
-    elif entry.access == "gradients":
-        model = subject.gradients
-    elif entry.access == "trees":
-        model = subject.trees
-    else:
+    elif entry.access in ("labels", "scores"):
         model = asked(subject, x)
+    else:
+        model = subject.in_hand(entry.access)
     rng = np.random.default_rng([campaign.seed, zlib.crc32(entry.name.encode()), *place])
     try:
         return entry.attack.craft(cast("Model", model), x, y, threat, rng)

@@ -9,9 +9,7 @@ from typing import Any, Literal
 from attacks import registry
 from attacks.contract import Access, Attack
 from attacks.errors import AttackError
-from attacks.leaf_tuple import LeafTuple
 from attacks.threat import ThreatModel
-from attacks.trees import LeafModel
 from streams.errors import ConfigError
 from streams.redteam.subject import Subject
 
@@ -99,14 +97,11 @@ def _fits(kind: type[Attack], subject: Subject, threat: ThreatModel) -> tuple[Ta
         return "model", ""
     if threat.knowledge == "black-box":
         return "model", f"it reads {kind.access}, knowledge is black-box"
-    if kind.access == "trees":
-        if threat.knowledge == "white-box" and subject.trees is not None:
-            if kind is LeafTuple and not isinstance(subject.trees, LeafModel):
-                return (
-                    "model",
-                    "it reads leaves as boxes of inputs, and this model prepares its inputs before its trees",
-                )
+    if kind.access in ("trees", "leaves"):
+        if threat.knowledge == "white-box" and subject.in_hand(kind.access) is not None:
             return "model", ""
+        if threat.knowledge == "white-box" and subject.trees is not None:
+            return "model", "it reads leaves as boxes of inputs, and this model prepares its inputs before its trees"
         return "model", "it reads a tree ensemble, and this model is none that can be read"
     transfer = kind.name == "transfer_pgd"
     if threat.knowledge == "transfer" or subject.gradients is None:

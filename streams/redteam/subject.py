@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attacks import gradients, trees
-from attacks.contract import GradientModel, Model
+from attacks.contract import Access, GradientModel, Model
 from attacks.errors import ModelError
 from attacks.network import Activation, Network
-from attacks.trees import TreeModel
+from attacks.trees import LeafModel, TreeModel
 from streams.errors import ConfigError
 from streams.models import named
 from streams.models.function import FunctionModel
@@ -60,6 +60,14 @@ class Subject:
     model: Model
     gradients: GradientModel | None = None
     trees: TreeModel | None = None
+
+    def in_hand(self, access: Access) -> GradientModel | TreeModel | None:
+        """What an attack by ``gradients``, ``trees`` or ``leaves`` reads; None where this model hasn't got it."""
+        if access == "gradients":
+            return self.gradients
+        if access == "leaves" and not isinstance(self.trees, LeafModel):
+            return None
+        return self.trees
 
 
 def load(spec: str, *, trust_pickle: bool = False, client: str = CLIENT) -> Subject:

@@ -22,7 +22,7 @@ from attacks.trees import Cells, adapt
 
 BUDGET = 150
 KINDS = ("picture", "table")
-OWN_HANDS = ("gradients", "trees")
+OWN_HANDS = ("gradients", "trees", "leaves")
 
 
 def flat(width: int) -> Domain:
@@ -107,7 +107,7 @@ class WatchedTrees:
 
 
 def watched(kind: type[Attack], domain: Domain, seed: int = 5) -> Watched | WatchedTrees:
-    return WatchedTrees(domain, seed) if kind.access == "trees" else Watched(domain, seed=seed)
+    return WatchedTrees(domain, seed) if kind.access in ("trees", "leaves") else Watched(domain, seed=seed)
 
 
 EPS: dict[str, float] = {"l0": 4, "l1": 4.0, "l2": 1.5, "linf": 0.4}
