@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 # Tests that start whole deployments and kill them under load, or measure.
-ALONE := tests/faults $(addprefix tests/streams/demo/,test_server.py test_stage.py)
+ALONE := tests/faults $(addprefix tests/streams/demo/,test_server.py test_stage.py test_ending.py)
 # The others, longest first, so that nobody waits for the last one.
 FIRST := tests/streams/worker tests/streams/probes tests/fuzz
 APART := $(FIRST) tests/faults tests/streams tests/streams/demo
@@ -46,7 +46,7 @@ test faults bench-quick: export OMP_NUM_THREADS = 1
 # Three at a time where nothing is measured against the clock of the machine (they wait a lot); the others two at a time.
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(OTHERS)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ALONE)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ALONE)
 
 check: .venv/dev.stamp
 	$(BIN)/ruff check .
@@ -73,7 +73,7 @@ bench-quick: .venv/dev.stamp
 
 # Faults in full: every kill point for several rounds, mutants, and 100,000 malformed records.
 faults: .venv/dev.stamp
-	VEDETTE_FAULTS=full $(BIN)/python -m pytest tests/faults tests/fuzz tests/streams/demo/test_stage.py -v --timeout 3600
+	VEDETTE_FAULTS=full $(BIN)/python -m pytest tests/faults tests/fuzz tests/streams/demo/test_ending.py -v --timeout 3600
 
 clean:
 	rm -rf .venv build dist *.egg-info

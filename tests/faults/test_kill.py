@@ -18,8 +18,6 @@ from tests.faults.harness import MUTANT_SECONDS, PARTITIONS, Run, audited, state
 FULL = os.environ.get("VEDETTE_FAULTS") == "full"
 ROUNDS = (3, 11, 1, 23, 40) if FULL else (7,)
 
-pytestmark = pytest.mark.xdist_group("faults")  # they share a log and an undisturbed run
-
 WaitUntil = Callable[..., Any]
 
 

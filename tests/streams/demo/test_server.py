@@ -12,15 +12,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-import pytest
 from kafka import KafkaConsumer, TopicPartition
 
 from streams.demo.digits import Pools
 from streams.demo.model import Perceptron
 from streams.models.oip import OIPModel
 from streams.probes.records import partition_of
-
-pytestmark = pytest.mark.xdist_group("server")
 
 
 def read_all(kafka: str, topic: str) -> list[Any]:
