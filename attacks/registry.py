@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, get_args
 
 from attacks.boundary import Boundary
 from attacks.capgd import Capgd
 from attacks.carlini_wagner import CarliniWagner
-from attacks.contract import Attack
+from attacks.contract import Access, Attack
 from attacks.coordinate_search import CoordinateSearch
 from attacks.cube import Cube
 from attacks.deepfool import DeepFool
@@ -65,5 +65,8 @@ def kind(name: str) -> type[Attack]:
     for point in entry_points(group="vedette.attacks"):
         if point.name == name:
             found: type[Attack] = point.load()
+            access = getattr(found, "access", None)
+            if access not in get_args(Access):
+                raise AttackError(f"{name}: access is {access!r}; there are {', '.join(get_args(Access))}")
             return found
     raise AttackError(f"no attack is called {name!r}; there are {', '.join(names())}")

@@ -26,8 +26,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 #: Pause between two looks at a condition.
 POLL_SECONDS = 0.02
-#: How many times as long as a quiet machine a busy one may take.
-BUSY = 3
+#: How many times as long as a quiet machine a busy one may take, but no longer than this: a test is ended after 300 s.
+BUSY, AT_MOST_SECONDS = 3, 200.0
 #: Passes in which a rough surrogate learns.
 HASTY_PASSES = 20
 
@@ -121,10 +121,11 @@ def wait_until() -> Callable[..., Any]:
     """Look at a condition until it is true; returns its value. Fails with `what` after `seconds` of a quiet machine."""
 
     def wait(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-        until = time.monotonic() + BUSY * seconds
+        patience = max(seconds, min(BUSY * seconds, AT_MOST_SECONDS))
+        until = time.monotonic() + patience
         while not (value := condition()):
             if time.monotonic() >= until:
-                pytest.fail(f"waited {BUSY * seconds:g} s in vain for {what}")
+                pytest.fail(f"waited {patience:g} s in vain for {what}")
             time.sleep(POLL_SECONDS)
         return value
 

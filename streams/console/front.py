@@ -183,6 +183,7 @@ class Front:
             may_change=self.access.may_change(request),
             nav=known,
             me=name_of(request) or (holder.name if holder else ""),
+            holder=holder.name if holder else "",
             **values,
         )
         response = web.Response(text=text, status=status, content_type="text/html")
@@ -244,7 +245,9 @@ async def form_of(request: web.Request) -> dict[str, str]:
     if request.content_type not in ("application/x-www-form-urlencoded", "application/octet-stream"):
         raise web.HTTPUnsupportedMediaType(text="send a form as application/x-www-form-urlencoded")
     try:
-        return {name: value for name, value in (await request.post()).items() if isinstance(value, str)}
+        fields = (await request.post()).items()
+        # Browsers count a line's end as one character, and send two.
+        return {name: value.replace("\r\n", "\n") for name, value in fields if isinstance(value, str)}
     except (LookupError, ValueError, web.RequestPayloadError):
         # Its charset is none, its bytes are not of it, it has too many fields, or is not compressed as it says.
         raise web.HTTPBadRequest(text="the form cannot be read; send it in UTF-8") from None
@@ -259,7 +262,11 @@ async def body_of(request: web.Request) -> bytes:
 
 
 def _page_of_form(request: web.Request) -> str:
-    """Where a form whose session has ended goes on: at its incident, or at the page that forms of its kind lead to."""
+    """Where a form whose session has ended goes on: at its incident or list, or where forms of its kind lead to."""
+    if request.path == "/logout":
+        return "/"
+    if request.path == "/incidents/bulk":
+        return f"/incidents?{request.query_string}"
     incident = _INCIDENT.match(request.path)
     page = incident.group() if incident else "/" + request.path.split("/")[1]
     model = request.query.get("model")

@@ -282,7 +282,10 @@ class IncidentRoom:
             return await self._incident_page(request, model, name, str(error), status_of(error)[0])
         finally:
             await self.front.watches[model.name].look(fresh=True)
-        response = web.Response(status=303, headers={"Location": self.front.pages.link(f"/incidents/{name}", model)})
+        address = self.front.pages.link(f"/incidents/{name}", model)
+        if action in NOTING:
+            address += "#noted"  # the script keeps what is written until then
+        response = web.Response(status=303, headers={"Location": address})
         self.front.remember_name(request, response, by)
         return response
 
@@ -322,4 +325,6 @@ def propose_client(desk: IncidentService, incident: Incident, form: Mapping[str,
 
 
 NOTHING = "No incident fits."
+#: Actions that take the note of their form.
+NOTING = ("note", "resolve")
 DONE = {"acknowledge": "acknowledged", "resolve": "resolved", "reopen": "re-opened"}

@@ -98,9 +98,11 @@ def _fits(kind: type[Attack], subject: Subject, threat: ThreatModel) -> tuple[Ta
     if threat.knowledge == "black-box":
         return "model", f"it reads {kind.access}, knowledge is black-box"
     if kind.access in ("trees", "leaves"):
-        if threat.knowledge == "white-box" and subject.in_hand(kind.access) is not None:
+        if threat.knowledge != "white-box":
+            return "model", f"it reads {kind.access} of the model itself, knowledge is {threat.knowledge}"
+        if subject.in_hand(kind.access) is not None:
             return "model", ""
-        if threat.knowledge == "white-box" and subject.trees is not None:
+        if subject.trees is not None:
             return "model", "it reads leaves as boxes of inputs, and this model prepares its inputs before its trees"
         return "model", "it reads a tree ensemble, and this model is none that can be read"
     transfer = kind.name == "transfer_pgd"

@@ -62,12 +62,20 @@ class Subject:
     trees: TreeModel | None = None
 
     def in_hand(self, access: Access) -> GradientModel | TreeModel | None:
-        """What an attack by ``gradients``, ``trees`` or ``leaves`` reads; None where this model hasn't got it."""
+        """What an attack by ``gradients``, ``trees`` or ``leaves`` reads; None where this model hasn't got it.
+
+        Raises
+        ------
+        ValueError
+            For attacks that ask the model.
+        """
         if access == "gradients":
             return self.gradients
-        if access == "leaves" and not isinstance(self.trees, LeafModel):
-            return None
-        return self.trees
+        if access == "trees":
+            return self.trees
+        if access == "leaves":
+            return self.trees if isinstance(self.trees, LeafModel) else None
+        raise ValueError(f"{access} are asked for, not read")
 
 
 def load(spec: str, *, trust_pickle: bool = False, client: str = CLIENT) -> Subject:

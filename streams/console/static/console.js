@@ -153,20 +153,22 @@ const incident = document.getElementById("incident");
 const INCIDENT_EVERY_MS = 3000;
 if (incident) {
   const changed = document.getElementById("changed");
-  const form = incident.querySelector("[data-live=form]");
   let last = 0;
   let asking = false;
   const update = async (change) => {
     const page = await fetch(incident.dataset.page); // a refused change leaves another address in the bar
-    if (!page.ok) return;
+    if (!page.ok || page.redirected) return; // a login that has ended leads elsewhere
     const fresh = new DOMParser().parseFromString(await page.text(), "text/html");
     const state = fresh.querySelector("[data-live=form]")?.dataset.state;
     for (const part of incident.querySelectorAll("[data-live]")) {
       const other = fresh.querySelector(`[data-live=${part.dataset.live}]`);
       const busy = part.contains(document.activeElement) || part.querySelector("details[open]");
-      if (!other || (part === form && state === form.dataset.state)) continue;
+      if (!other || (part.dataset.live === "form" && state === part.dataset.state)) continue;
       if (busy) { changed.hidden = false; continue; }
+      const written = part.querySelector("#note")?.value;
       part.replaceWith(other);
+      const field = other.querySelector("#note");
+      if (written && field) field.value = written;
     }
     if (!incident.querySelector("[data-live=growth]") && fresh.querySelector("[data-live=growth]")) changed.hidden = false;
     document.title = fresh.title;
@@ -182,36 +184,39 @@ if (incident) {
   });
 }
 
-// A note that is being written outlives a login that ends: this tab keeps it until it stands in the history, or until
-// somebody logs out.
-if (incident) {
-  const place = `note ${incident.dataset.page}`;
-  const written = [...incident.querySelectorAll(".history li")].map((line) => line.textContent);
-  const kept = sessionStorage.getItem(place);
-  if (kept && written.some((line) => line.includes(kept.trim()))) sessionStorage.removeItem(place);
-  else if (kept) {
-    const field = document.getElementById("note");
-    if (field && !field.value) field.value = kept;
+// A note that is being written outlives a login that ends: this tab keeps it, for who writes it, until the page of the
+// incident comes as it does after a note was taken (#noted), or until somebody logs out here.
+const drafts = (() => { try { return window.sessionStorage; } catch { return null; } })(); // none where it is blocked
+if (incident && drafts) {
+  const place = `note ${incident.dataset.holder} ${incident.dataset.page}`;
+  if (location.hash === "#noted") {
+    drafts.removeItem(place);
+    history.replaceState(null, "", location.pathname + location.search);
   }
+  const field = document.getElementById("note");
+  if (field && !field.value && !field.matches(":disabled")) field.value = drafts.getItem(place) ?? "";
   incident.addEventListener("input", (event) => {
     if (event.target.id !== "note") return;
-    if (event.target.value.trim()) sessionStorage.setItem(place, event.target.value);
-    else sessionStorage.removeItem(place);
+    try {
+      if (event.target.value.trim()) drafts.setItem(place, event.target.value);
+      else drafts.removeItem(place);
+    } catch { /* no room: the note is then only where it is written */ }
   });
 }
-document.querySelector("form.leave")?.addEventListener("submit", () => sessionStorage.clear());
+document.querySelector("form.leave")?.addEventListener("submit", () => drafts?.clear());
 
 // Kafka may take a while, so the queries come after the page, which says so meanwhile.
 const queries = document.getElementById("queries");
 if (queries) {
   const body = document.getElementById("queries-body");
   const rest = document.createElement("span");
-  rest.textContent = ": being read …";
+  rest.setAttribute("role", "status");
   body.firstElementChild.append(rest);
+  rest.textContent = ": being read …";
   body.setAttribute("aria-busy", "true");
   fetch(queries.dataset.source, { headers: { "X-Requested-With": "fragment" } })
     .then(async (answer) => {
-      if (!answer.ok) throw new Error(`the console answered ${answer.status}`);
+      if (!answer.ok || answer.redirected) throw new Error(`the console answered ${answer.status}`);
       body.innerHTML = await answer.text();
       showTimes(queries);
     })

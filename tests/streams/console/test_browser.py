@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from redis import Redis
 
+from streams.console.tokens import make as make_token
 from streams.incidents.service import IncidentService
 from streams.store.messages import ReasonMessage
 from tests.streams.console.conftest import visiting
@@ -114,6 +115,7 @@ def test_queries_that_do_not_come_are_said_to(scene: Fixture, serve: Fixture, br
         page.unroute("**/queries?*")
         body.locator("a").click()
         expect(page.locator("svg.plane circle").first).to_be_visible()
+    assert complaints
     assert all("503" in one for one in complaints), complaints
 
 
@@ -317,24 +319,84 @@ def test_note_outlives_the_end_of_a_login(scene: Fixture, serve: Fixture, visit:
         page.get_by_role("button", name="Log in").click()
 
     log_in()
+    # What stands in the history already, and as many characters as browsers let pass: each line's end is one of them.
+    text = "opened as ticket\n" + "\n".join(["x" * 20] * 22) + "\nend "
     page.locator("#by").fill("ada")
-    page.locator("#note").fill("asked the\ntenant ")
+    page.locator("#note").fill(text)
     page.context.clear_cookies()  # the login ends
     page.locator("#add-note").click()
     log_in()
-    expect(page.locator("#note")).to_have_value("asked the\ntenant ")
+    expect(page.locator("#note")).to_have_value(text)
+    page.reload()
+    expect(page.locator("#note")).to_have_value(text)
     page.locator("#by").fill("ada")
     page.locator("#add-note").click()
-    expect(page.locator(".history")).to_contain_text("note: asked the")
+    expect(page.locator(".history")).to_contain_text("note: opened as ticket")
     expect(page.locator("#note")).to_have_value("")
+    assert page.url == f"{served.url}/incidents/{name}?model=digits"
     page.reload()
     expect(page.locator("#note")).to_have_value("")
     page.locator("#note").fill("for nobody else")
+    page.context.clear_cookies()
     page.get_by_role("button", name="Log out").click()
     expect(page.locator("#token")).to_be_visible()
     assert page.evaluate("sessionStorage.length") == 0
+    log_in()
+    expect(page.locator("#incidents")).to_be_visible()
     changes = [change.what for change in IncidentService(redis, "digits").show(name).incident.history]
-    assert sum(change.startswith("note: asked the") for change in changes) == 1
+    assert changes.count(f"note: {text.strip()}") == 1
+
+
+def test_note_is_shown_to_nobody_else(
+    scene: Fixture, serve: Fixture, visit: Open, redis: Redis, tmp_path: Path
+) -> None:
+    name = scene.attack()
+    file = tmp_path / "tokens"
+    tokens = {who: make_token(file, who, "responder") for who in ("ada", "bob")}
+    page = visit(f"{serve(tokens=file).url}/incidents/{name}?model=digits")
+
+    def log_in(who: str) -> None:
+        page.locator("#token").fill(tokens[who])
+        page.get_by_role("button", name="Log in").click()
+        expect(page.locator("#by")).to_have_value(who)
+
+    log_in("ada")
+    page.locator("#note").fill("mine")
+    page.context.clear_cookies()
+    page.reload()
+    log_in("bob")
+    expect(page.locator("#note")).to_have_value("")
+    page.context.clear_cookies()
+    page.reload()
+    log_in("ada")
+    expect(page.locator("#note")).to_have_value("mine")
+
+
+def test_page_follows_its_incident_and_keeps_what_is_written(
+    scene: Fixture, serve: Fixture, visit: Open, redis: Redis
+) -> None:
+    name = scene.attack()
+    page = visit(f"{serve().url}/incidents/{name}")
+    desk = IncidentService(redis, "digits")
+    page.locator("#note").fill("asked the tenant")
+    page.locator("h1").click()  # it has the focus no more
+    desk.acknowledge(name, "bob")
+    expect(page.locator("#acknowledge")).to_have_count(0)
+    expect(page.locator("#note")).to_have_value("asked the tenant")
+    page.evaluate("document.getElementById('note').dataset.same = 'yes'")
+    desk.note(name, "bob", "it is known")
+    expect(page.locator(".history")).to_contain_text("it is known")
+    assert page.locator("#note").get_attribute("data-same") == "yes", "the form stays where the state does"
+
+
+def test_script_works_where_the_browser_keeps_nothing(scene: Fixture, serve: Fixture, visit: Open) -> None:
+    name = scene.attack()
+    page = visit(serve().url)
+    page.add_init_script(
+        "Object.defineProperty(window, 'sessionStorage', { get() { throw new DOMException('no', 'SecurityError'); } })"
+    )
+    page.goto(page.url.split("?")[0] + f"incidents/{name}")
+    expect(page.locator("#queries svg.plane circle").first).to_be_visible()
 
 
 def test_check_of_accessibility_finds_faults(scene: Fixture, serve: Fixture, visit: Open, redis: Redis) -> None:

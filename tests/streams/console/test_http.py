@@ -463,6 +463,9 @@ def test_log_in_leads_to_the_page_that_was_asked_for(scene: Fixture, serve: Fixt
     assert note.headers["Location"] == f"/login?next=/incidents/{name}"
     model = served.post("/silences/x/end?model=digits", data={"by": "ada"}, allow_redirects=False)
     assert model.headers["Location"] == "/login?next=/silences?model%3Ddigits"
+    bulk = served.post("/incidents/bulk?state=all&q=x", data={"by": "ada"}, allow_redirects=False)
+    assert bulk.headers["Location"] == "/login?next=/incidents?state%3Dall%26q%3Dx"
+    assert served.post("/logout", allow_redirects=False).headers["Location"] == "/login"
     again = session.get(f"{served.url}/incidents/{name}/note", timeout=30)  # reloaded after a refused change
     assert (again.status_code, again.url) == (200, f"{served.url}/incidents/{name}?model=digits")
 

@@ -28,7 +28,7 @@ ENDS = (
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize(("moment", "number"), ENDS)
 def test_a_demo_that_is_ended_while_it_starts_leaves_nothing(
     tmp_path: Path, wait_until: Callable[..., Any], moment: str, number: signal.Signals

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -88,6 +90,8 @@ def test_prepared_trees_are_attacked_by_their_borders_but_not_by_boxes_of_leaves
     assert "prepares its inputs before its trees" in dict(found.left_out)["leaf_tuple"]
     whole = lineup(of(made.estimator_, "whole"), threat(5, 0.3))
     assert {"leaf_search", "leaf_tuple"} <= {entry.name for entry in whole.entries}
+    stranger = lineup(of(made.estimator_, "whole"), replace(threat(5, 0.3), knowledge="transfer"))
+    assert dict(stranger.left_out)["leaf_tuple"] == "it reads leaves of the model itself, knowledge is transfer"
 
 
 def test_a_committee_answers_with_the_mean_and_has_its_gradient() -> None:

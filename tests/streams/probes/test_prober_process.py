@@ -59,7 +59,7 @@ def test_standby_takes_over_from_a_killed_prober_and_every_probe_has_one_outcome
     assert any(fates[campaign].abandoned for campaign in left)
 
 
-def test_a_stopped_prober_leaves_at_once_and_frees_its_lease(
+def test_a_stopped_prober_leaves_its_probes_and_frees_its_lease(
     redis: Redis, redis_url: str, wait_until: WaitUntil
 ) -> None:
     child = start(redis_url, 100_000)
