@@ -32,6 +32,11 @@ def visit(browser: Browser) -> Iterator[Open]:
     assert complaints == []
 
 
+def script_has_run(page: Page) -> None:
+    """Wait until the page's script listens: what is typed or reloaded before is as without it."""
+    expect(page.locator("#pulse")).to_have_class("pulse live")
+
+
 def test_incident_appears_and_changes_without_reload(scene: Fixture, serve: Fixture, visit: Open, redis: Redis) -> None:
     scene.worker()
     scene.traffic()
@@ -127,10 +132,10 @@ def test_reloading_after_a_form_sends_it_no_second_time(scene: Fixture, serve: F
     page.locator(f"tr[data-key='{name}'] input[type=checkbox]").check()
     page.locator("#apply").click()
     expect(page.locator(".notice")).to_contain_text("1 incident: acknowledged")
+    expect(page).to_have_url(f"{served.url}/incidents?model=digits&state=all")
     page.reload()
     expect(page.locator("#incidents")).to_contain_text("Query-based evasion")
     expect(page.locator(".notice")).to_have_count(0)
-    assert page.url == f"{served.url}/incidents?model=digits&state=all"
 
 
 def test_note_assign_and_silence_from_the_page(scene: Fixture, serve: Fixture, visit: Open, redis: Redis) -> None:
@@ -317,6 +322,7 @@ def test_note_outlives_the_end_of_a_login(scene: Fixture, serve: Fixture, visit:
     def log_in() -> None:
         page.locator("#token").fill(token)
         page.get_by_role("button", name="Log in").click()
+        script_has_run(page)
 
     log_in()
     # What stands in the history already, and as many characters as browsers let pass: each line's end is one of them.
@@ -328,13 +334,14 @@ def test_note_outlives_the_end_of_a_login(scene: Fixture, serve: Fixture, visit:
     log_in()
     expect(page.locator("#note")).to_have_value(text)
     page.reload()
+    script_has_run(page)
     expect(page.locator("#note")).to_have_value(text)
     page.locator("#by").fill("ada")
     page.locator("#add-note").click()
     expect(page.locator(".history")).to_contain_text("note: opened as ticket")
-    expect(page.locator("#note")).to_have_value("")
-    assert page.url == f"{served.url}/incidents/{name}?model=digits"
+    expect(page).to_have_url(f"{served.url}/incidents/{name}?model=digits")
     page.reload()
+    script_has_run(page)
     expect(page.locator("#note")).to_have_value("")
     page.locator("#note").fill("for nobody else")
     page.context.clear_cookies()
@@ -359,6 +366,7 @@ def test_note_is_shown_to_nobody_else(
         page.locator("#token").fill(tokens[who])
         page.get_by_role("button", name="Log in").click()
         expect(page.locator("#by")).to_have_value(who)
+        script_has_run(page)
 
     log_in("ada")
     page.locator("#note").fill("mine")
@@ -377,6 +385,7 @@ def test_page_follows_its_incident_and_keeps_what_is_written(
 ) -> None:
     name = scene.attack()
     page = visit(f"{serve().url}/incidents/{name}")
+    script_has_run(page)
     desk = IncidentService(redis, "digits")
     page.locator("#note").fill("asked the tenant")
     page.locator("h1").click()  # it has the focus no more
