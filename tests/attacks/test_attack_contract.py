@@ -87,7 +87,7 @@ class WatchedTrees:
     def __init__(self, domain: Domain, seed: int = 5) -> None:
         rows = legal_rows(domain, 400, np.random.default_rng(seed))
         teacher = Watched(domain, seed=seed).inner.predict(rows)
-        forest = RandomForestClassifier(15, max_depth=7, random_state=0)
+        forest = RandomForestClassifier(9, max_depth=5, random_state=0)
         forest.fit(rows, np.concatenate([np.argmax(teacher[:-3], axis=1), np.arange(3)]))
         self.inner = adapt(forest)
         self.thresholds = self.inner.thresholds
