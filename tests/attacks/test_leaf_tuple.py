@@ -76,7 +76,7 @@ def test_it_mostly_finds_the_nearest_row_there_is(norm: Norm) -> None:
 @pytest.mark.parametrize(
     "estimator",
     [
-        RandomForestClassifier(40, random_state=0),
+        RandomForestClassifier(20, random_state=0),
         GradientBoostingClassifier(n_estimators=30, random_state=0),
         HistGradientBoostingClassifier(max_iter=30, max_bins=20, random_state=0),
     ],
