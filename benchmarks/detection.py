@@ -93,7 +93,7 @@ TREE_TUNING_STARTS = 142
 #: Tree ensembles of that table.
 TREES: tuple[Kind, ...] = ("forest", "boosting", "xgboost")
 QUICK_TREES: tuple[Kind, ...] = ("boosting",)
-#: A sample of trees is attacked by every such attack.
+#: A quick run attacks trees by one attack in so many.
 QUICK_EVERY = 3
 #: Fewest examples, over all seeds, of a cell that a worst case is taken over.
 LEAST_EXAMPLES = 20
